@@ -1,0 +1,1 @@
+"""Graders: each is one module that registers under its own name."""

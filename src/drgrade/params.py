@@ -1,0 +1,367 @@
+"""The one definition of ``params.yaml``: every key, its type, range, default and meaning.
+
+``load`` checks a file and fills in defaults; ``json_schema`` is what editors complete against
+(``workflow/schemas/params.schema.json``). Only what changes results is here: cores, devices and
+tracking servers belong to the profile and the environment.
+"""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from drgrade.errors import UserError
+
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+Seed = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Grader = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+
+
+class Block(BaseModel):
+    """A block of ``params.yaml``: unknown keys and wrong types are errors."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+class Dataset(Block):
+    """One dataset that takes part; its name is the name of a module in ``drgrade.data``."""
+
+    limit: Annotated[int, Field(ge=1)] | None = None
+    """Use only this many graded photographs (whole patients, every grade): try a large dataset small."""
+
+
+class Roles(Block):
+    """Which dataset plays which part; each must be a key of ``datasets``."""
+
+    lesions: Name = "demo"
+    """Trains the lesion detector: needs lesion masks."""
+    pretrain: Name = "demo"
+    """Its photographs are searched for lesions and used, without grades, for pretraining."""
+    grade: Name = "demo"
+    """Trains and tests the graders: needs grades."""
+
+
+class Demo(Block):
+    """The painted dataset."""
+
+    patients: Annotated[int, Field(ge=5)] = 60
+    """Patients with a graded photograph of each eye."""
+    segmentation: Annotated[int, Field(ge=4)] = 16
+    """Further photographs with exact lesion masks, in the layout of IDRiD part A."""
+    width: Annotated[int, Field(ge=256, le=4288)] = 800
+    """Mean width of a photograph in pixels; cameras differ around it."""
+    seed: Seed = 7
+    """Same seed, same bytes."""
+
+
+class Download(Block):
+    """Fetch, verify or paint the raw photographs."""
+
+    demo: Demo = Demo()
+
+
+class Index(Block):
+    """List the photographs, join their labels and split them by patient."""
+
+    scheme: Literal["official", "holdout", "kfold"] = "holdout"
+    """official: the dataset's own split, its training part divided into train and val;
+    holdout: train, val and test drawn here; kfold: every photograph is tested once, out of fold."""
+    val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.15
+    """Share of patients for validation (of the training part under ``official``; unused under ``kfold``)."""
+    test_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.25
+    """Share of patients for the test under ``holdout``."""
+    folds: Annotated[int, Field(ge=2, le=20)] = 5
+    """Number of folds under ``kfold``."""
+    folds_file: str | None = None
+    """A committed CSV (image_id, fold) to use instead of drawing folds."""
+    seed: Seed = 1
+    """Seed of the split."""
+
+
+class Crop(Block):
+    """Cut each photograph to its field of view and scale it to a square store."""
+
+    rule: Literal["disc", "o_O"] = "disc"
+    """disc: fit the field of view as a circle; o_O: the published box decision, bit for bit."""
+    size: Annotated[int, Field(ge=32, le=2048)] = 256
+    """Side of a stored crop in pixels (512 in the papers)."""
+    aspect: Literal["pad", "squash"] = "pad"
+    """pad: keep the shape of the eye, black around it; squash: stretch to the square as published."""
+    max_failed_fraction: Fraction = 0.1
+    """Stop only when more than this share of the photographs cannot be read."""
+
+
+class LesionBoxes(Block):
+    """Lesion masks to boxes to COCO, on tiles the detector can learn from."""
+
+    mode: Literal["corrected", "parity"] = "corrected"
+    """corrected: clamped boxes, minimum area, fragments merged; parity: as published."""
+    tile: Annotated[int, Field(ge=64, le=4096)] | None = 320
+    """Side of a training tile in pixels after scaling; null takes each photograph whole."""
+    overlap: Annotated[float, Field(ge=0, lt=0.9)] = 0.2
+    """Overlap of neighbouring tiles as a share of their side."""
+    scale: Annotated[float, Field(gt=0, le=2)] = 1.0
+    """Resize the photographs by this factor before tiling."""
+    min_area: Annotated[int, Field(ge=1)] = 4
+    """Smallest lesion kept, in original mask pixels (corrected mode)."""
+    merge_distance: Annotated[int, Field(ge=0)] = 2
+    """Fragments of one kind closer than this many original pixels are one lesion (corrected mode)."""
+
+
+class Detector(Block):
+    """Train the lesion detector with MMDetection."""
+
+    config: str = "rtmdet-tiny_tiles"
+    """A file in ``workflow/detectors/`` (without .py)."""
+    start: str | None = "imagenet"
+    """Start weights of the backbone: imagenet (packaged), a file, or null for a random start."""
+    epochs: Annotated[int, Field(ge=1)] = 12
+    """Passes over the training tiles."""
+    batch_size: Annotated[int, Field(ge=1)] = 8
+    """Tiles a step."""
+    lr: Annotated[float, Field(gt=0)] = 0.001
+    """Peak learning rate."""
+    background_tiles: Fraction = 0.25
+    """Share of lesion-free training tiles kept."""
+    seed: Seed = 1
+    """Seed of initialisation, order and augmentation."""
+
+
+class Lesions(Block):
+    """Run the detector over the photographs used for pretraining."""
+
+    batch_size: Annotated[int, Field(ge=1)] = 8
+    """Tiles a forward pass."""
+    min_score: Fraction = 0.05
+    """Detections below this are not kept."""
+    nms_iou: Fraction = 0.5
+    """Boxes of one kind that overlap more than this across tile seams are one."""
+    max_per_image: Annotated[int, Field(ge=1)] = 100
+    """Best-scored detections kept for a photograph."""
+
+
+class Patches(Block):
+    """Choose the detections that pretraining will look at; writes the field's pickle."""
+
+    size: Annotated[int, Field(ge=16)] = 64
+    """Side of a patch in crop pixels (128 at 512 px crops in the paper); larger boxes are dropped."""
+    min_score: Fraction = 0.3
+    """Detections must score above this (0.7 and 0.8 in the released models)."""
+    border: Annotated[int, Field(ge=0)] = 5
+    """Boxes must stay further than this from the crop's edge, in pixels at 512 px crops."""
+    lesions: list[Literal["MA", "HE", "EX", "SE"]] = ["MA", "HE", "EX", "SE"]
+    """Kinds of lesion to keep."""
+
+
+class Augment(Block):
+    """Random changes a picture goes through in training; each can be switched off with 0."""
+
+    flip: Fraction = 0.5
+    """Chance of a horizontal and, drawn apart, of a vertical flip."""
+    rotation: Annotated[float, Field(ge=0, le=180)] = 180.0
+    """Rotation in degrees, uniform in plus and minus this."""
+    scale: Annotated[list[float], Field(min_length=2, max_length=2)] = [0.87, 1.15]
+    """Range of the area that is cropped and resized, relative to the picture."""
+    ratio: Annotated[list[float], Field(min_length=2, max_length=2)] = [0.8, 1.25]
+    """Range of the crop's aspect ratio."""
+    translate: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Shift along each axis as a share of the side, uniform in plus and minus this."""
+    brightness: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Brightness factor, uniform in 1 plus and minus this."""
+    contrast: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Contrast factor, uniform in 1 plus and minus this."""
+    saturation: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Saturation factor, uniform in 1 plus and minus this."""
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Hue turn as a share of the circle, uniform in plus and minus this."""
+    grayscale: Fraction = 0.0
+    """Chance of losing all colour."""
+
+
+class LesionContrastive(Block):
+    """Lesion-based contrastive pretraining (Huang et al., MICCAI 2021)."""
+
+    encoder: str = "tf_efficientnet_lite0"
+    """Any timm backbone."""
+    start: str = "imagenet"
+    """random, imagenet, or a weights file."""
+    epochs: Annotated[int, Field(ge=1)] = 8
+    """Visits to every photograph with a lesion (1000 in the paper)."""
+    batch_size: Annotated[int, Field(ge=2)] = 32
+    """Pairs a step (768 in the paper)."""
+    lr: Annotated[float, Field(gt=0)] = 0.02
+    """Peak learning rate of SGD with Nesterov momentum, cosine to zero."""
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    """On all parameters, as published."""
+    temperature: Annotated[float, Field(gt=0)] = 0.07
+    """Of the NT-Xent loss."""
+    seed: Seed = 1
+    """Seed of everything random."""
+    augment: Augment = Augment(
+        scale=[0.8, 1.2], ratio=[0.8, 1.25], translate=0.2,
+        brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, grayscale=0.2,
+    )  # fmt: skip
+    """Published list (spec of the paper, section 7.2)."""
+
+
+class Pretrain(Block):
+    """Self-supervised pretraining, a block a method."""
+
+    lesion_contrastive: LesionContrastive = LesionContrastive()
+
+
+class Grade(Block):
+    """Fine-tune a whole network on grades; shared by all experiments."""
+
+    input_size: Annotated[int, Field(ge=32)] = 128
+    """Side of the network's input; crops are scaled to it once."""
+    epochs: Annotated[int, Field(ge=1)] = 10
+    """Passes over the training photographs."""
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    """Photographs a step."""
+    lr: Annotated[float, Field(gt=0)] = 1.5e-3
+    """Peak of the one-cycle schedule of AdamW."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Decoupled weight decay."""
+    select: Literal["best", "last"] = "best"
+    """Keep the epoch with the best validation QWK, or the last one (needs no validation set)."""
+    augment: Augment = Augment()
+
+
+class Experiment(Block):
+    """One row of the leaderboard."""
+
+    grader: Grader = "finetune"
+    """A module of ``drgrade.grading``: majority, finetune, ..."""
+    encoder: str = "tf_efficientnet_lite0"
+    """Any timm backbone; ignored by graders without one."""
+    start: str = "imagenet"
+    """random, imagenet, a method of ``pretrain``, or a weights file."""
+    label_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of the training patients whose grades are used; small fractions lie inside larger ones."""
+    seeds: Annotated[list[Seed], Field(min_length=1)] = [0]
+    """One training for each."""
+
+
+class Evaluate(Block):
+    """Measure predictions; the leaderboard."""
+
+    bootstrap: Annotated[int, Field(ge=100)] = 1000
+    """Resamples of patients for the 95 % intervals."""
+    seed: Seed = 1
+    """Seed of the resamples."""
+
+
+class Explain(Block):
+    """Heat maps over photographs, scored against lesion masks."""
+
+    method: str = "cam"
+    """A module of ``drgrade.explain``."""
+    experiment: Name = "lesion_contrastive"
+    """Whose model is explained (its first seed)."""
+    images: Annotated[int, Field(ge=1)] = 6
+    """Photographs with masks, and as many graded test photographs."""
+
+
+class Report(Block):
+    """Figures, model cards and the page that shows them."""
+
+    sheet: Annotated[int, Field(ge=4)] = 24
+    """Crops on the contact sheet."""
+
+
+class Params(Block):
+    """Everything that decides a result."""
+
+    datasets: dict[Name, Dataset] = {"demo": Dataset()}
+    """The datasets that take part."""
+    roles: Roles = Roles()
+    download: Download = Download()
+    index: Index = Index()
+    crop: Crop = Crop()
+    lesion_boxes: LesionBoxes = LesionBoxes()
+    detector: Detector = Detector()
+    lesions: Lesions = Lesions()
+    patches: Patches = Patches()
+    pretrain: Pretrain = Pretrain()
+    grade: Grade = Grade()
+    experiments: dict[Name, Experiment] = {
+        "majority": Experiment(grader="majority"),
+        "random": Experiment(start="random"),
+        "imagenet": Experiment(start="imagenet"),
+        "lesion_contrastive": Experiment(start="lesion_contrastive"),
+    }
+    """The rows of the leaderboard, by name."""
+    evaluate: Evaluate = Evaluate()
+    explain: Explain = Explain()
+    report: Report = Report()
+
+    @model_validator(mode="after")
+    def _possible(self) -> Self:
+        for role, dataset in self.roles.model_dump().items():
+            if dataset not in self.datasets:
+                raise ValueError(
+                    f"roles.{role}: {dataset!r} is not one of datasets "
+                    f"({', '.join(self.datasets)}); add it there"
+                )
+        if self.explain.experiment not in self.experiments:
+            raise ValueError(
+                f"explain.experiment: {self.explain.experiment!r} is not one of experiments "
+                f"({', '.join(self.experiments)})"
+            )
+        if self.index.scheme == "kfold" and self.grade.select == "best" and self.index.folds < 3:
+            raise ValueError(
+                "grade.select: 'best' needs a validation fold beside the test fold; "
+                "set index.folds to 3 or more, or grade.select to last"
+            )
+        if self.index.scheme == "holdout" and self.index.val_fraction + self.index.test_fraction >= 1:
+            raise ValueError("index.val_fraction: leaves no training patients; lower it or index.test_fraction")
+        if self.patches.size > self.crop.size:
+            raise ValueError("patches.size: larger than crop.size; a patch is cut from a crop")
+        return self
+
+
+def _one_line(error: ValidationError, source: str) -> str:
+    problem = error.errors()[0]
+    key = ".".join(str(part) for part in problem["loc"])
+    text = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        text = "no such key; the schema in workflow/schemas lists them"
+    elif key:
+        text = f"{text[0].lower()}{text[1:]}, not {problem['input']!r}"
+    return f"{source}: {key}: {text}" if key else f"{source}: {text}"
+
+
+def check(values: Any, source: str) -> Params:
+    """Hold values to the model.
+
+    Raises:
+        UserError: one line with the key's path: an unknown key, a wrong type, an impossible combination.
+    """
+    try:
+        return Params.model_validate(values)
+    except ValidationError as error:
+        raise UserError(_one_line(error, source)) from None
+
+
+def load(path: Path) -> Params:
+    """Read and check a params file.
+
+    Raises:
+        UserError: the file is missing, is not YAML, or breaks the model.
+    """
+    try:
+        values = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    return check(values or {}, str(path))
+
+
+def json_schema() -> str:
+    """JSON Schema of ``params.yaml``, as committed in ``workflow/schemas``."""
+    return json.dumps(Params.model_json_schema(), indent=2, sort_keys=True) + "\n"

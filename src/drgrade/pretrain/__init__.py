@@ -1,0 +1,1 @@
+"""Self-supervised pretraining: each method is one module that registers under its own name."""
