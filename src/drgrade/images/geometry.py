@@ -1,0 +1,103 @@
+"""Where a crop lies in its photograph: the one object that moves points and boxes between the two.
+
+Coordinates are pixel edges: 0 is the left edge of the first pixel, the width is the right edge of the last,
+so the pixel in column ``i`` covers ``[i, i + 1)`` and has its centre at ``i + 0.5``.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class CropGeometry:
+    """A box of the photograph that fills a square crop.
+
+    Attributes:
+        x0: left edge of the box in original pixels, inclusive.
+        y0: top edge, inclusive.
+        x1: right edge, exclusive.
+        y1: bottom edge, exclusive. The box may reach outside the photograph, where the crop is black.
+        size: side of the crop in pixels.
+
+    Example:
+        >>> CropGeometry(100, 0, 300, 200, size=50).to_crop([[200, 100]]).tolist()
+        [[25.0, 25.0]]
+    """
+
+    x0: int
+    y0: int
+    x1: int
+    y1: int
+    size: int
+
+    def __post_init__(self) -> None:
+        if self.x1 <= self.x0 or self.y1 <= self.y0:
+            raise ValueError(f"crop box {self.box} is empty")
+        if self.size < 1:
+            raise ValueError(f"crop size {self.size} is not positive")
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any] | Any, size: int) -> Self:
+        """The geometry a row of ``crops.parquet`` (a mapping or Series with x0, y0, x1, y1) describes."""
+        return cls(int(row["x0"]), int(row["y0"]), int(row["x1"]), int(row["y1"]), size)
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """The box as (x0, y0, x1, y1)."""
+        return self.x0, self.y0, self.x1, self.y1
+
+    @property
+    def scale_x(self) -> float:
+        """Crop pixels for each original pixel, across."""
+        return self.size / (self.x1 - self.x0)
+
+    @property
+    def scale_y(self) -> float:
+        """Crop pixels for each original pixel, down."""
+        return self.size / (self.y1 - self.y0)
+
+    @property
+    def scale(self) -> float:
+        """Crop pixels for each original pixel; the geometric mean where the crop is stretched."""
+        if self.x1 - self.x0 == self.y1 - self.y0:
+            return self.scale_x
+        return float(np.sqrt(self.scale_x * self.scale_y))
+
+    def to_crop(self, points: npt.ArrayLike) -> Floats:
+        """Points (n, 2) as (x, y), from original to crop pixels. Points outside the crop are not clamped."""
+        return (_rows(points, 2) - self._origin) * self.size / self._side
+
+    def to_original(self, points: npt.ArrayLike) -> Floats:
+        """Points (n, 2) as (x, y), from crop to original pixels."""
+        return _rows(points, 2) * self._side / self.size + self._origin
+
+    def boxes_to_crop(self, boxes: npt.ArrayLike) -> Floats:
+        """Boxes (n, 4) as (x1, y1, x2, y2), from original to crop pixels."""
+        return self.to_crop(_rows(boxes, 4).reshape(-1, 2)).reshape(-1, 4)
+
+    def boxes_to_original(self, boxes: npt.ArrayLike) -> Floats:
+        """Boxes (n, 4) as (x1, y1, x2, y2), from crop to original pixels."""
+        return self.to_original(_rows(boxes, 4).reshape(-1, 2)).reshape(-1, 4)
+
+    @property
+    def _origin(self) -> Floats:
+        return np.array([self.x0, self.y0], dtype=np.float64)
+
+    @property
+    def _side(self) -> Floats:
+        return np.array([self.x1 - self.x0, self.y1 - self.y0], dtype=np.float64)
+
+
+def _rows(values: npt.ArrayLike, columns: int) -> Floats:
+    array = np.asarray(values, dtype=np.float64)
+    if array.size == 0:
+        return array.reshape(0, columns)
+    if array.ndim != 2 or array.shape[1] != columns:
+        raise ValueError(f"expected shape (n, {columns}), got {array.shape}")
+    return array
