@@ -1,0 +1,235 @@
+"""Where the eye is in a photograph: the published box decision, and a fit of the field of view.
+
+Boxes are (x0, y0, x1, y1) in pixels of the picture given, half-open. ``disc`` boxes are squares that may
+reach outside the picture; ``o_O`` boxes lie inside and are rarely square.
+"""
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+Box = tuple[int, int, int, int]
+Picture = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float64]
+
+WORKING_SIDE = 384
+"""The circle is looked for in a copy of the picture with about this longer side."""
+LEVELS = (0.25, 0.12, 0.06, 0.4)
+"""Where the edge may lie between background (0) and typical eye (1), tried in turn: low for dim rims."""
+TOLERANCE = 1.5
+"""Edge points this close to a circle support it, in working pixels."""
+MIN_SUPPORT = 0.6
+"""A circle is credible when this share of its visible outline is an edge, dark outside."""
+CLEAR_SUPPORT = 0.95
+"""No further level is tried once a circle has this."""
+
+
+def find_box(picture: Picture, rule: str) -> tuple[Box, str]:
+    """The box of the field of view, and the name of the rule that found it.
+
+    Args:
+        picture: uint8 RGB (H, W, 3).
+        rule: ``disc`` or ``o_O``.
+
+    Returns:
+        The box, and the rule, with ``:fallback_o_O`` or ``:fallback_square`` behind it when the rule found
+        nothing credible and something simpler took its place.
+
+    Raises:
+        ValueError: no such rule.
+    """
+    if rule == "disc":
+        circle = fit_disc(picture)
+        if circle is not None:
+            return _square_around(circle), "disc"
+    elif rule != "o_O":
+        raise ValueError(f"no crop rule {rule!r}; there are disc and o_O")
+    box = foreground_box(picture)
+    if box is not None:
+        return box, "o_O" if rule == "o_O" else "disc:fallback_o_O"
+    height, width = picture.shape[:2]
+    return centre_square(width, height), f"{rule}:fallback_square"
+
+
+def foreground_box(picture: Picture) -> Box | None:
+    """Tight box of what is brighter than both side strips, or None: the decision of o_O, bit for bit.
+
+    Kaggle DR 2015 second place, taken over by lesion-based contrastive learning. None when the picture is
+    no wider than 1.2 times its height, when nothing stands out, or when the box is small.
+
+    Args:
+        picture: uint8 RGB (H, W, 3), decoded at full resolution.
+    """
+    height, width = picture.shape[:2]
+    if not width > 1.2 * height or width < 32:  # narrower ones have no left strip
+        return None
+    blurred = _blur(picture)
+    left = blurred[:, : width // 32]
+    right = blurred[:, width - -(-width // 32) :]  # one column wider than the left strip, as published
+    background = np.maximum(left.max(axis=(0, 1)), right.max(axis=(0, 1)))
+    above = cv2.subtract(blurred, background.astype(float) + 10)  # saturates: 0 is not foreground
+    columns = np.flatnonzero(cv2.reduce(above, 0, cv2.REDUCE_MAX).any(axis=(0, 2)))
+    rows = np.flatnonzero(cv2.reduce(above, 1, cv2.REDUCE_MAX).any(axis=(1, 2)))
+    if not len(columns):
+        return None
+    x0, y0, x1, y1 = int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+    if x1 - x0 < 0.8 * height or y1 - y0 < 0.8 * height:
+        return None
+    return x0, y0, x1, y1
+
+
+def _blur(picture: Picture) -> Picture:
+    """Pillow's ``ImageFilter.BLUR``, five times faster: mean of a 5x5 window's rim, the frame unchanged."""
+    rim = np.full((5, 5), 1 / 16)
+    rim[1:4, 1:4] = 0
+    blurred = cv2.filter2D(picture, -1, rim, delta=1 / 64)  # delta: halves round up, as in Pillow
+    for frame in (np.s_[:2], np.s_[-2:], np.s_[:, :2], np.s_[:, -2:]):
+        blurred[frame] = picture[frame]
+    return blurred.astype(np.uint8, copy=False)
+
+
+def centre_square(width: int, height: int) -> Box:
+    """The square in the middle as o_O takes it: a pixel too wide for odd margins, all of a portrait."""
+    margin = (width - height) // 2
+    return max(margin, 0), 0, min(width - margin, width), height
+
+
+class Circle(NamedTuple):
+    """A circle in pixel-edge coordinates."""
+
+    x: float
+    y: float
+    radius: float
+
+
+def fit_disc(picture: Picture) -> Circle | None:
+    """The circle around the field of view, or None when there is no credible one.
+
+    Works on a small copy. The outline of what is brighter than the corners is found at several levels;
+    a circle is fitted to each by consensus, so cut-off tops, notches, labels and dark quadrants are outvoted,
+    and scored by the share of its visible outline that is an edge with dark outside.
+
+    Args:
+        picture: uint8 RGB (H, W, 3), at any resolution.
+    """
+    height, width = picture.shape[:2]
+    shrink = max(1.0, max(height, width) / WORKING_SIDE)
+    small = (max(round(width / shrink), 1), max(round(height / shrink), 1))
+    red, green, blue = cv2.split(cv2.resize(picture, small, interpolation=cv2.INTER_AREA))
+    grey = cv2.medianBlur(cv2.max(cv2.max(red, green), blue), 3).astype(np.float64)
+    background, eye = _levels(grey)
+    if eye - background < 6:
+        return None
+    best, best_support = None, MIN_SUPPORT
+    for level in LEVELS:
+        points = _outline(grey > background + max(level * (eye - background), 3))
+        circle = _consensus(points, grey.shape)
+        if circle is None:
+            continue
+        support = _support(grey, circle, background, eye)
+        if support > best_support:
+            best, best_support = circle, support
+        if best_support > CLEAR_SUPPORT:
+            break
+    if best is None:
+        return None
+    zoom = (width / small[0] + height / small[1]) / 2
+    return Circle(best.x * width / small[0], best.y * height / small[1], best.radius * zoom)
+
+
+def _levels(grey: Floats) -> tuple[float, float]:
+    """Typical grey of the background (darker corners) and of the eye (middle of the picture)."""
+    height, width = grey.shape
+    side = max(2, min(height, width) // 24)
+    corners = [grey[:side, :side], grey[:side, -side:], grey[-side:, :side], grey[-side:, -side:]]
+    middle = grey[height // 4 : height - height // 4, width // 4 : width - width // 4]
+    return float(np.sort([np.median(corner) for corner in corners])[1]), float(np.median(middle))
+
+
+def _outline(mask: npt.NDArray[np.bool_]) -> Floats:
+    """Outermost edges of the largest region, row by row and column by column, away from the frame: (n, 2)."""
+    count, labels, areas, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
+    if count < 2:
+        return np.empty((0, 2))
+    region = labels == 1 + int(np.argmax(areas[1:, cv2.CC_STAT_AREA]))
+    points = []
+    for across, turned in ((True, region), (False, region.T)):
+        lines = np.flatnonzero(turned.any(axis=1))
+        length = turned.shape[1]
+        first = turned[lines].argmax(axis=1)
+        last = length - turned[lines][:, ::-1].argmax(axis=1)
+        for edge in (first, last):
+            inside = (edge > 1) & (edge < length - 1)
+            pair = [edge[inside], lines[inside] + 0.5]
+            points.append(np.stack(pair if across else pair[::-1], axis=1))
+    return np.concatenate(points).astype(np.float64)
+
+
+def _consensus(points: Floats, shape: tuple[int, ...]) -> Circle | None:
+    """Circle that most points lie on: fixed random triples, then least squares on the supporters."""
+    if len(points) < 30:
+        return None
+    triples = np.random.default_rng(0).integers(0, len(points), (200, 3))
+    circles = _through(points[triples[:, 0]], points[triples[:, 1]], points[triples[:, 2]])
+    shorter, longer = min(shape), max(shape)
+    radius = circles[:, 2]
+    circles = circles[(radius > 0.25 * shorter) & (radius < 0.75 * longer)]
+    if not len(circles):
+        return None
+    distance = np.hypot(points[:, :1] - circles[:, 0], points[:, 1:] - circles[:, 1]) - circles[:, 2]
+    circle = circles[np.argmax((np.abs(distance) < TOLERANCE).sum(axis=0))]
+    for _ in range(3):
+        away = np.abs(np.hypot(points[:, 0] - circle[0], points[:, 1] - circle[1]) - circle[2])
+        near = points[away < TOLERANCE]
+        if len(near) < 30:
+            return None
+        circle = _least_squares(near)
+    return Circle(*(float(value) for value in circle))
+
+
+def _through(a: Floats, b: Floats, c: Floats) -> Floats:
+    """Circles (n, 3) as x, y, radius through three points (n, 2) each; collinear triples are left out."""
+    b, c = b - a, c - a
+    cross = 2 * (b[:, 0] * c[:, 1] - b[:, 1] * c[:, 0])
+    proper = np.abs(cross) > 1e-6
+    a, b, c, cross = a[proper], b[proper], c[proper], cross[proper]
+    bb, cc = (b**2).sum(axis=1), (c**2).sum(axis=1)
+    x = (c[:, 1] * bb - b[:, 1] * cc) / cross
+    y = (b[:, 0] * cc - c[:, 0] * bb) / cross
+    return np.stack([a[:, 0] + x, a[:, 1] + y, np.hypot(x, y)], axis=1)
+
+
+def _least_squares(points: Floats) -> Floats:
+    """Algebraic circle fit (Kasa): linear in the centre and in radius squared minus centre squared."""
+    system = np.column_stack([2 * points, np.ones(len(points))])
+    x, y, rest = np.linalg.lstsq(system, (points**2).sum(axis=1), rcond=None)[0]
+    return np.array([x, y, np.sqrt(max(rest + x * x + y * y, 0.0))])
+
+
+def _support(grey: Floats, circle: Circle, background: float, eye: float) -> float:
+    """Share of the circle's visible outline with an edge on it; 0 when too little of it is visible."""
+    angles = np.linspace(0, 2 * np.pi, 360, endpoint=False)
+    height, width = grey.shape
+
+    def ring(radius: float) -> tuple[Floats, npt.NDArray[np.bool_]]:
+        x = np.floor(circle.x + radius * np.cos(angles)).astype(int)
+        y = np.floor(circle.y + radius * np.sin(angles)).astype(int)
+        visible = (x >= 0) & (x < width) & (y >= 0) & (y < height)
+        return grey[y.clip(0, height - 1), x.clip(0, width - 1)], visible
+
+    inside, _ = ring(circle.radius - 3)
+    outside, visible = ring(circle.radius + 3)
+    if visible.mean() < 0.2:
+        return 0.0
+    contrast = eye - background
+    edge = (inside - outside > 0.05 * contrast) & (outside < background + 0.5 * contrast)
+    return float(edge[visible].mean())
+
+
+def _square_around(circle: Circle) -> Box:
+    """Smallest whole-pixel square that holds the circle, centred on it to half a pixel."""
+    side = max(int(np.ceil(2 * circle.radius)), 2)
+    x0, y0 = round(circle.x - side / 2), round(circle.y - side / 2)
+    return x0, y0, x0 + side, y0 + side
