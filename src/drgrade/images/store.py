@@ -52,11 +52,12 @@ class Crops:
         self.size = int(self.pictures.shape[1])
         cropped = schema.read_table(table, schema.CROPS).query("status == 'ok'")
         self.rows = dict(zip(cropped["image_id"], cropped["row"].astype(int), strict=True))
-        if self.rows and max(self.rows.values()) >= len(self.pictures):
+        last = max(self.rows.values(), default=-1)
+        if last >= len(self.pictures):
             raise UserError(
-                f"{table}: names row {max(self.rows.values())}, but {store} has {len(self.pictures)}"
+                f"{table}: names row {last}, but {store} has {len(self.pictures)}; make both again"
             )
-        self._boxes = {row.image_id: (row.x0, row.y0, row.x1, row.y1) for row in cropped.itertuples()}
+        self._boxes = cropped.set_index("image_id")[["x0", "y0", "x1", "y1"]]
 
     def __len__(self) -> int:
         """Number of crops."""
