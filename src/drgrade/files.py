@@ -1,0 +1,37 @@
+"""Files that appear whole or not at all, and their digests."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A temporary name beside ``path``, renamed to it when the block ends well.
+
+    >>> with whole(Path("table.csv")) as partial:
+    ...     partial.write_text("a,b")
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial{path.suffix}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(values: Mapping[str, Any], path: Path) -> None:
+    """Write JSON with sorted keys."""
+    with whole(path) as partial:
+        partial.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
