@@ -1,0 +1,290 @@
+"""MLflow: one parent run for each state of ``params.yaml``, one child run for each training job.
+
+A run is never worth less for it: without a server, or when one dies, a warning is logged and the
+work goes on. The default store is ``mlflow.db`` beside ``params.yaml``; ``MLFLOW_TRACKING_URI`` moves
+it, ``DRGRADE_TRACKING=off`` switches tracking off. See ``uv run mlflow ui``.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Any, Self
+
+log = logging.getLogger(__name__)
+
+PARENT = "DRGRADE_PARENT"
+"""Environment variable with the resolved params as JSON, set by the Snakefile for every job."""
+EXPERIMENT = "drgrade"
+LOCK = Path(".cache/drgrade/mlflow.lock")
+LONGEST_VALUE = 500  # characters MLflow keeps of a parameter
+
+
+def params_key(params: Mapping[str, Any]) -> str:
+    """The pipeline state that a parent run stands for: a digest of the resolved params."""
+    return hashlib.sha256(json.dumps(params, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """``{'a': {'b': 1}}`` to ``{'a.b': '1'}``, as MLflow shows parameters."""
+    flat: dict[str, str] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = str(value)[:LONGEST_VALUE]
+    return flat
+
+
+def _guarded(method: Callable[..., None]) -> Callable[..., None]:
+    """Tracking must not stop a run: the first failure is a warning, the rest are skipped."""
+
+    @wraps(method)
+    def call(self: "Run", *args: Any, **kwargs: Any) -> None:
+        if self.client is None:
+            return
+        try:
+            method(self, *args, **kwargs)
+        except Exception as error:  # a tracking server can fail in any way it likes
+            log.warning("MLflow: %s; this job goes on untracked", str(error).splitlines()[0])
+            self.client = None
+
+    return call
+
+
+class Run:
+    """One MLflow run. Every method is safe to call whether or not tracking works."""
+
+    def __init__(self, client: Any = None, run_id: str = "", experiment_id: str = "") -> None:
+        self.client = client
+        self.run_id = run_id
+        self.experiment_id = experiment_id
+
+    @_guarded
+    def params(self, values: Mapping[str, Any]) -> None:
+        """Log parameters, nested ones under dotted names."""
+        from mlflow.entities import Param
+
+        entries = [Param(key, value) for key, value in flatten(values).items()]
+        for start in range(0, len(entries), 100):
+            self.client.log_batch(self.run_id, params=entries[start : start + 100])
+
+    @_guarded
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        """Log metrics of one epoch (``step``)."""
+        from mlflow.entities import Metric
+        from mlflow.utils.time import get_current_time_millis
+
+        now = get_current_time_millis()
+        self.client.log_batch(
+            self.run_id, [Metric(key, float(value), now, step) for key, value in values.items()]
+        )
+
+    @_guarded
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Set tags."""
+        for key, value in values.items():
+            self.client.set_tag(self.run_id, key, value)
+
+    @_guarded
+    def dataset(self, name: str, path: Path, context: str = "training") -> None:
+        """Record a table or store that went in, with the digest of its content."""
+        from mlflow.data.filesystem_dataset_source import FileSystemDatasetSource
+        from mlflow.data.meta_dataset import MetaDataset
+        from mlflow.data.sources import LocalArtifactDatasetSource
+        from mlflow.entities import DatasetInput, InputTag
+
+        source: FileSystemDatasetSource = LocalArtifactDatasetSource(str(path))
+        digest = hashlib.file_digest(path.open("rb"), "sha256").hexdigest()[:12]
+        entity = MetaDataset(source, name=name, digest=digest)._to_mlflow_entity()
+        self.client.log_inputs(
+            self.run_id, [DatasetInput(entity, [InputTag("mlflow.data.context", context)])]
+        )
+
+    @_guarded
+    def artifact(self, path: Path, folder: str | None = None) -> None:
+        """Store a file or a whole folder."""
+        if path.is_dir():
+            self.client.log_artifacts(self.run_id, str(path), folder)
+        else:
+            self.client.log_artifact(self.run_id, str(path), folder)
+
+    def figure(self, path: Path) -> None:
+        """Store a picture."""
+        self.artifact(path, "figures")
+
+    @contextmanager
+    def child(self, name: str, params: Mapping[str, Any]) -> Iterator[Self]:
+        """A run under this one, for one seed or fold."""
+        run = type(self)()
+        if self.client is not None:
+            run = _start(self.client, self.experiment_id, name, self.run_id, type(self))
+            run.params(params)
+        yield from _ended(run)
+
+
+class NullRun(Run):
+    """Tracks nothing."""
+
+
+@contextmanager
+def track(stage: str, name: str, params: Mapping[str, Any]) -> Iterator[Run]:
+    """A child run for one job, under the parent of the current params.
+
+    Args:
+        stage: the verb, kept as the tag ``stage``.
+        name: shown in the list of runs.
+        params: the job's block of params, logged flattened.
+    """
+    run = Run()
+    if os.environ.get("DRGRADE_TRACKING") != "off":
+        try:
+            client, experiment_id, parent = _open()
+            run = _start(client, experiment_id, name, parent, Run)
+            run.params(params)
+            run.tags({"stage": stage, "git": _revision()})
+        except Exception as error:  # no server, full disk, no rights: all the same to a training
+            log.warning("MLflow: %s; this job goes on untracked", str(error).splitlines()[0])
+    with _system_metrics(run):
+        yield from _ended(run)
+
+
+def publish(results: Mapping[str, float], best: str | None, models: Mapping[str, Path]) -> None:
+    """Write each experiment's final QWK on the parent run and register the best model.
+
+    Args:
+        results: test QWK by experiment.
+        best: the experiment with the highest *validation* QWK, or None when nothing was held out.
+        models: manifest of trained models (``models.json``) by experiment.
+    """
+    try:
+        client, experiment_id, parent = _open()
+        if parent:
+            run = Run(client, parent, experiment_id)
+            run.metrics({f"qwk_{name}": value for name, value in results.items()})
+        if best in models:
+            _register(client, experiment_id, best, models[best])
+    except Exception as error:
+        log.warning("MLflow: %s; the results are not published there", str(error).splitlines()[0])
+
+
+def _register(client: Any, experiment_id: str, best: str, manifest: Path) -> None:
+    """Point the alias ``best`` of the registered model ``drgrade`` at the run that trained it."""
+    from mlflow.exceptions import MlflowException
+
+    digest = hashlib.sha256(manifest.read_bytes()).hexdigest()[:12]
+    runs = client.search_runs([experiment_id], f"tags.models = '{digest}'", max_results=1)
+    if not runs:
+        return
+    with _lock():
+        try:
+            client.create_registered_model("drgrade", description="Research use only, not a diagnosis.")
+        except MlflowException:
+            log.debug("the registered model is there already")
+        run = runs[0].info
+        version = client.create_model_version(
+            "drgrade", f"{run.artifact_uri}/models", run.run_id, {"experiment": best}
+        )
+        client.set_registered_model_alias("drgrade", "best", version.version)
+
+
+def models_digest(manifest: Path) -> str:
+    """The tag that ties a run to the models it trained."""
+    return hashlib.sha256(manifest.read_bytes()).hexdigest()[:12]
+
+
+def tracking_uri() -> str:
+    """Where runs go: ``MLFLOW_TRACKING_URI``, else SQLite in the working directory (absolute path)."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').absolute()}"
+
+
+def _lock() -> Any:
+    from filelock import FileLock
+
+    LOCK.parent.mkdir(parents=True, exist_ok=True)
+    return FileLock(LOCK)
+
+
+def _open() -> tuple[Any, str, str | None]:
+    """Client, experiment and parent run; the store is created once, under a lock (a fresh SQLite
+    database that eight jobs migrate at the same time loses seven of them).
+    """
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    from mlflow import MlflowClient
+
+    with _lock():
+        client = MlflowClient(tracking_uri())
+        experiment = client.get_experiment_by_name(EXPERIMENT)
+        if experiment:
+            experiment_id = experiment.experiment_id
+        else:
+            local = tracking_uri().startswith("sqlite:")
+            location = Path("mlruns").absolute().as_uri() if local else None
+            experiment_id = client.create_experiment(EXPERIMENT, location)
+        return client, experiment_id, _parent(client, experiment_id)
+
+
+def _parent(client: Any, experiment_id: str) -> str | None:
+    text = os.environ.get(PARENT)
+    if not text:
+        return None
+    params = json.loads(text)
+    key = params_key(params)
+    found = client.search_runs([experiment_id], f"tags.params_key = '{key}'", max_results=1)
+    if found:
+        return found[0].info.run_id
+    run = _start(client, experiment_id, f"pipeline {key}", None, Run)
+    run.params(params)
+    run.tags({"params_key": key, "git": _revision(), "stage": "pipeline"})
+    client.set_terminated(run.run_id)
+    return run.run_id
+
+
+def _start(client: Any, experiment_id: str, name: str, parent: str | None, kind: type[Any]) -> Any:
+    tags = {"mlflow.runName": name} | ({"mlflow.parentRunId": parent} if parent else {})
+    return kind(client, client.create_run(experiment_id, tags=tags).info.run_id, experiment_id)
+
+
+def _ended(run: Any) -> Iterator[Any]:
+    """Hand the run out, then close it with the status its work earned."""
+    status = "FAILED"
+    try:
+        yield run
+        status = "FINISHED"
+    finally:
+        if run.client is not None:
+            try:
+                run.client.set_terminated(run.run_id, status)
+            except Exception as error:
+                log.warning("MLflow: %s", str(error).splitlines()[0])
+
+
+@contextmanager
+def _system_metrics(run: Run) -> Iterator[None]:
+    """CPU, memory and GPU use beside the run's own metrics."""
+    if run.client is None:
+        yield
+        return
+    import mlflow
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    mlflow.set_tracking_uri(tracking_uri())
+    logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)
+    monitor = SystemMetricsMonitor(run.run_id)
+    monitor.start()
+    try:
+        yield
+    finally:
+        monitor.finish()
+
+
+def _revision() -> str:
+    result = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return result.stdout.strip() or "unknown"

@@ -1,0 +1,104 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from drgrade import tracking
+
+JOB = """
+import sys
+from pathlib import Path
+from drgrade import tracking
+with tracking.track("grade", sys.argv[1], {"lr": 1}) as run:
+    run.metrics({"loss": 1.0}, 0)
+    run.metrics({"loss": 0.5}, 1)
+    run.dataset("table", Path("table.json"))
+    with run.child("seed0", {"seed": 0}) as child:
+        child.metrics({"val_qwk": 0.1}, 0)
+print("done")
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv(tracking.PARENT, json.dumps({"grade": {"lr": 1.0}}))
+    Path("table.json").write_text("{}")
+    return tmp_path
+
+
+def all_runs():
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking.tracking_uri())
+    experiment = client.get_experiment_by_name(tracking.EXPERIMENT)
+    return client, client.search_runs([experiment.experiment_id])
+
+
+def test_eight_jobs_at_once_on_a_fresh_store_lose_nothing(folder):
+    jobs = [
+        subprocess.Popen([sys.executable, "-c", JOB, f"job{n}"], stdout=subprocess.PIPE) for n in range(8)
+    ]
+    assert [job.communicate(timeout=240)[0] for job in jobs] == [b"done\n"] * 8
+    client, runs = all_runs()
+    names = sorted(run.info.run_name for run in runs if run.info.run_name.startswith("job"))
+    assert names == [f"job{n}" for n in range(8)]
+    parents = [run for run in runs if "params_key" in run.data.tags]
+    assert len(parents) == 1
+    assert parents[0].data.params == {"grade.lr": "1.0"}
+    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parents[0].info.run_id]
+    assert len(children) == 8
+    for run in children:
+        assert run.info.status == "FINISHED"
+        assert [point.value for point in client.get_metric_history(run.info.run_id, "loss")] == [1.0, 0.5]
+        assert run.inputs.dataset_inputs[0].dataset.digest == "44136fa355b3"  # sha256 of {}
+
+
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "sqlite:////dev/null/mlflow.db"])
+def test_a_dead_server_does_not_stop_a_run(folder, uri):
+    job = subprocess.run(
+        [sys.executable, "-c", JOB, "job"], capture_output=True, text=True, timeout=120,
+        env=os.environ | {"MLFLOW_TRACKING_URI": uri},
+    )  # fmt: skip
+    assert job.stdout == "done\n", job.stderr
+    assert "goes on untracked" in job.stderr
+
+
+def test_a_failed_job_is_a_failed_run(folder):
+    with pytest.raises(ZeroDivisionError), tracking.track("grade", "broken", {}):
+        raise ZeroDivisionError
+    _, runs = all_runs()
+    assert {run.info.run_name: run.info.status for run in runs}["broken"] == "FAILED"
+
+
+def test_final_results_stand_on_the_parent_and_the_best_model_is_registered(folder):
+    manifest = Path("models.json")
+    manifest.write_text('{"models": []}')
+    with tracking.track("grade", "good", {}) as run:
+        run.artifact(manifest, "models")
+        run.tags({"models": tracking.models_digest(manifest)})
+    tracking.publish({"good": 0.8, "bad": 0.1}, "good", {"good": manifest})
+    client, runs = all_runs()
+    parent = next(run for run in runs if "params_key" in run.data.tags)
+    assert parent.data.metrics == {"qwk_good": 0.8, "qwk_bad": 0.1}
+    version = client.get_model_version_by_alias("drgrade", "best")
+    assert version.tags["experiment"] == "good"
+
+
+def test_tracking_can_be_switched_off(folder, monkeypatch):
+    monkeypatch.setenv("DRGRADE_TRACKING", "off")
+    with tracking.track("grade", "quiet", {}) as run:
+        run.metrics({"loss": 1.0})
+    assert not Path("mlflow.db").exists()
+
+
+def test_flatten():
+    assert tracking.flatten({"a": {"b": 1, "c": {"d": [2]}}, "e": None}) == {
+        "a.b": "1",
+        "a.c.d": "[2]",
+        "e": "None",
+    }
