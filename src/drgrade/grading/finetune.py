@@ -1,0 +1,193 @@
+"""Fine-tune a whole network to regress the grade with a mean-squared-error head.
+
+The recipe of Huang et al. (arXiv 2110.14160): MSE on the grade, midpoints as thresholds, chosen on
+validation QWK. Deviations: AdamW with a one-cycle schedule for SGD, any timm encoder.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Self
+
+import cv2
+import numpy as np
+import torch
+from torch import nn
+
+from drgrade.encoders import create_encoder, normalisation, read_tensors
+from drgrade.evaluate.metrics import qwk, to_grades
+from drgrade.files import write_json
+from drgrade.grading.base import GRADERS, Grader, Photographs, Training, interpolated
+from drgrade.images.augment import augment, normalise
+from drgrade.seeding import derive, seed_everything
+from drgrade.training import Batches, Module, device, fit, loader, pictures, save_tensors
+
+
+class Regressor(nn.Module):
+    """Encoder, pooled features and one linear unit.
+
+    Input: normalised pictures (B, 3, H, W). Output: scores (B,), unbounded, about 0-4.
+    """
+
+    def __init__(self, encoder: str, start: str) -> None:
+        super().__init__()
+        self.encoder = create_encoder(encoder, start)
+        self.head = nn.Linear(self.encoder.num_features, 1)
+        nn.init.normal_(self.head.weight, std=0.01)
+        nn.init.constant_(self.head.bias, 1.0)
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        """Scores (B,)."""
+        return self.head(self.encoder(batch)).squeeze(1)
+
+
+class FineTune(Module):
+    """One training: batches from memory, augmented on the device, validated every epoch."""
+
+    def __init__(self, network: Regressor, encoder: str, params: dict[str, Any], training: Training) -> None:
+        super().__init__()
+        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.mean, self.std = normalisation(encoder)
+        self.settings = params
+        self.seed = training.seed
+        self.select_best = params["select"] == "best" and len(training.val) > 0
+        self.images = sized(training.train, params["input_size"])
+        self.grades = torch.from_numpy(training.train.grades).float()
+        self.val_images = sized(training.val, params["input_size"])
+        self.val_grades = training.val.grades
+        self.best_qwk = -2.0
+        self.best_weights: dict[str, torch.Tensor] = {}
+
+    def train_dataloader(self) -> Any:
+        """Batches of this epoch."""
+        return loader(Batches(len(self.images), self.settings["batch_size"], self.seed, self.current_epoch))
+
+    def training_step(self, rows: np.ndarray, _: int) -> torch.Tensor:
+        """Mean squared error between scores and grades."""
+        seeds = [derive(self.seed, "augment", self.current_epoch, int(row)) for row in rows]
+        batch = augment(
+            pictures(self.images, rows), self.settings["augment"], seeds, self.settings["input_size"]
+        )
+        batch = normalise(batch, self.mean, self.std).contiguous(memory_format=torch.channels_last)
+        scores = self.network(batch)
+        loss = nn.functional.mse_loss(scores.float(), self.grades[rows].to(scores.device))
+        self.losses.append(loss.detach())
+        return loss
+
+    def validate(self) -> dict[str, float]:
+        """Validation QWK; keeps the weights of the best epoch."""
+        if not len(self.val_images):
+            return {}
+        scores = infer(self.network, self.val_images, np.arange(len(self.val_images)), self.mean, self.std)
+        value = qwk(self.val_grades, to_grades(scores))
+        if self.select_best and value > self.best_qwk:
+            self.best_qwk = value
+            self.best_weights = {key: tensor.clone() for key, tensor in self.network.state_dict().items()}
+        self.network.train()
+        return {"val_qwk": value, "val_mse": float(np.mean((scores - self.val_grades) ** 2))}
+
+    def configure_optimizers(self) -> Any:
+        """AdamW under a one-cycle schedule, stepped every batch."""
+        optimizer = torch.optim.AdamW(
+            self.network.parameters(), lr=self.settings["lr"], weight_decay=self.settings["weight_decay"]
+        )
+        steps = len(Batches(len(self.images), self.settings["batch_size"], self.seed, 0))
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, self.settings["lr"], total_steps=steps * self.settings["epochs"]
+        )
+        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The best epoch so far survives a kill."""
+        checkpoint["best"] = {"qwk": self.best_qwk, "weights": self.best_weights}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up the best epoch so far."""
+        self.best_qwk = checkpoint["best"]["qwk"]
+        self.best_weights = checkpoint["best"]["weights"]
+
+
+@GRADERS.register("finetune")
+class Finetune(Grader):
+    """The grader: trains a :class:`Regressor`, predicts probabilities around its score."""
+
+    network: Regressor
+
+    def fit(self, training: Training) -> None:
+        """Train all layers from the start weights."""
+        seed_everything(training.seed, "head")
+        self.network = Regressor(self.encoder, training.start)
+        module = FineTune(self.network, self.encoder, self.settings, training)
+        fit(
+            module,
+            name=training.name,
+            epochs=self.settings["epochs"],
+            seed=training.seed,
+            key=(training.key, self.encoder, training.start, self.settings),
+            run=training.run,
+        )
+        if module.best_weights:
+            self.network.load_state_dict(module.best_weights)
+
+    def predict(self, images: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """Probabilities (n, 5); the score is their expectation."""
+        mean, std = normalisation(self.encoder)
+        size = self.settings["input_size"]
+        batches = [rows[start : start + 256] for start in range(0, len(rows), 256)]
+        scores = [
+            infer(self.network, resize(images, part, size), np.arange(len(part)), mean, std)
+            for part in batches
+        ]
+        return interpolated(np.concatenate(scores) if scores else np.empty(0))
+
+    def save(self, folder: Path) -> None:
+        """``model.safetensors`` and ``model.json``."""
+        save_tensors(self.network, folder / "model.safetensors")
+        mean, std = normalisation(self.encoder)
+        about = {
+            "grader": "finetune",
+            "encoder": self.encoder,
+            "mean": mean,
+            "std": std,
+            "settings": self.settings,
+            "output": "expected grade, 0-4",
+            "use": "research only, not a diagnosis",
+        }
+        write_json(about, folder / "model.json")
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read both files; every tensor must fit."""
+        about = json.loads((folder / "model.json").read_text())
+        grader = cls(about["encoder"], about["settings"])
+        grader.network = Regressor(about["encoder"], "random")
+        grader.network.load_state_dict(read_tensors(folder / "model.safetensors"))
+        return grader
+
+
+def resize(images: np.ndarray, rows: np.ndarray, size: int) -> np.ndarray:
+    """``images[rows]`` scaled to (n, size, size, 3) by area averaging."""
+    if images.shape[1] == size:
+        return images[rows]
+    how = cv2.INTER_AREA if size < images.shape[1] else cv2.INTER_CUBIC
+    scaled = np.empty((len(rows), size, size, 3), np.uint8)
+    for place, row in enumerate(rows):
+        scaled[place] = cv2.resize(images[row], (size, size), interpolation=how)
+    return scaled
+
+
+def sized(photographs: Photographs, size: int) -> np.ndarray:
+    """All of ``photographs`` at the network's input size, scaled once instead of every epoch."""
+    return resize(photographs.images, photographs.rows, size)
+
+
+@torch.inference_mode()
+def infer(
+    network: nn.Module, images: np.ndarray, rows: np.ndarray, mean: list[float], std: list[float]
+) -> np.ndarray:
+    """Scores (n,) of ``images[rows]`` (uint8, at input size), in evaluation mode."""
+    network.to(device()).eval()
+    scores = [np.empty(0)]
+    for start in range(0, len(rows), 32):
+        batch = normalise(pictures(images, rows[start : start + 32]).float() / 255, mean, std)
+        scores.append(network(batch.contiguous(memory_format=torch.channels_last)).double().cpu().numpy())
+    return np.concatenate(scores)

@@ -1,0 +1,166 @@
+"""The stage ``grade``: every seed and fold of one experiment, in one process."""
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from drgrade.data.splits import label_subset
+from drgrade.errors import UserError
+from drgrade.evaluate.metrics import to_grades
+from drgrade.files import sha256, write_json
+from drgrade.grading.base import GRADERS, Grader, Photographs, Training
+from drgrade.images.store import open_store
+from drgrade.params import Crop, Experiment, Grade
+from drgrade.schema import CROPS, GRADES, INDEX, PREDICTIONS, read_table, write_table
+from drgrade.tracking import models_digest, track
+
+log = logging.getLogger(__name__)
+
+
+def grade(
+    name: str,
+    experiment: Experiment,
+    params: Grade,
+    crop: Crop,
+    *,
+    index: Path,
+    crops: Path,
+    store: Path,
+    weights: Path | None,
+    predictions: Path,
+    manifest: Path,
+    models: Path,
+) -> None:
+    """Train and test one experiment.
+
+    Args:
+        name: of the experiment.
+        experiment: its row of ``params.yaml``.
+        params: the ``grade`` block.
+        crop: the ``crop`` block, kept with each model so that it can grade new photographs.
+        index: ``index.parquet``.
+        crops: ``crops.parquet``.
+        store: ``crops.npy``.
+        weights: folder with ``encoder.safetensors`` (or ``encoder_fold<k>.safetensors``) when
+            ``experiment.start`` names a pretraining method.
+        predictions: table to write: validation and test rows of every seed.
+        manifest: ``models.json`` to write: every model's seed, fold and digest.
+        models: folder to write: a sub-folder for each model.
+
+    Raises:
+        UserError: there is nothing to train on, or the start weights are missing.
+    """
+    table = graded(index, crops)
+    images = open_store(store)
+    shutil.rmtree(models, ignore_errors=True)
+    rows, listed = [], []
+    with track("grade", name, {"experiment": experiment.model_dump(), "grade": params.model_dump()}) as run:
+        run.dataset("crops", crops)
+        for seed, fold, parts in trainings(table, experiment, params.select):
+            label = f"seed{seed}" + ("" if fold is None else f"_fold{fold}")
+            start = start_weights(experiment.start, weights, fold)
+            with run.child(
+                f"{name} {label}", {"seed": seed, "fold": fold, "train": len(parts["train"])}
+            ) as child:
+                grader: Grader = GRADERS.get(experiment.grader)(experiment.encoder, params.model_dump())
+                grader.fit(
+                    Training(
+                        train=Photographs(images, parts["train"]),
+                        val=Photographs(images, parts["val"]),
+                        start=start,
+                        seed=seed,
+                        name=f"{name} {label}",
+                        key="/".join(sha256(path) for path in (index, crops, Path(start)) if path.is_file()),
+                        run=child,
+                    )
+                )
+                grader.save(models / label)
+                remember(models / label / "model.json", crop)
+            rows += [predict(grader, images, parts[part], part, name, seed) for part in ("val", "test")]
+            listed.append({"seed": seed, "fold": fold, "files": digests(models / label, models)})
+        write_table(pd.concat(rows), predictions, PREDICTIONS)
+        write_json({"experiment": name, "grader": experiment.grader, "models": listed}, manifest)
+        run.artifact(models, "models")
+        run.artifact(predictions)
+        run.tags({"models": models_digest(manifest)})
+
+
+def trainings(
+    table: pd.DataFrame, experiment: Experiment, select: str
+) -> Iterator[tuple[int, int | None, dict[str, pd.DataFrame]]]:
+    """Every training of an experiment: seed, fold (or None) and the rows of its splits."""
+    for seed in experiment.seeds:
+        for fold, parts in splits(table, select):
+            train = labelled(parts["train"], experiment.label_fraction, seed)
+            if train.empty:
+                raise UserError("no graded training photographs; look at status and reason in index.parquet")
+            yield seed, fold, parts | {"train": train}
+
+
+def remember(path: Path, crop: Crop) -> None:
+    """Add the crop to a model's description."""
+    write_json(json.loads(path.read_text()) | {"crop": crop.model_dump()}, path)
+
+
+def graded(index: Path, crops: Path) -> pd.DataFrame:
+    """Index rows that have a grade and a crop, with their ``row`` in the store."""
+    table = read_table(index, INDEX)
+    cut = read_table(crops, CROPS)
+    table = table[(table["subset"] == "grading") & (table["status"] == "ok") & table["grade"].notna()]
+    cut = cut[cut["status"] == "ok"]
+    return table.merge(cut[["image_id", "row"]], on="image_id", validate="one_to_one")
+
+
+def splits(table: pd.DataFrame, select: str) -> Iterator[tuple[int | None, dict[str, pd.DataFrame]]]:
+    """The trainings of one seed: one with a hold-out split, one a fold with cross-validation.
+
+    In fold k the photographs of fold k are the test. With ``select: best`` those of fold k + 1
+    validate; with ``last`` nothing needs them and they train.
+    """
+    if table["fold"].isna().all():
+        yield None, {part: table[table["split"] == part] for part in ("train", "val", "test")}
+        return
+    folds = sorted(table["fold"].dropna().unique())
+    for place, fold in enumerate(folds):
+        val = folds[(place + 1) % len(folds)] if select == "best" else None
+        held_out = table["fold"].eq(val).fillna(False) if val is not None else np.zeros(len(table), bool)
+        test = table["fold"].eq(fold).fillna(False)
+        yield int(fold), {"train": table[~test & ~held_out], "val": table[held_out], "test": table[test]}
+
+
+def labelled(train: pd.DataFrame, fraction: float, seed: int) -> pd.DataFrame:
+    """The share of the training photographs whose grades may be used."""
+    return train if fraction == 1 else train[train["image_id"].isin(label_subset(train, fraction, seed))]
+
+
+def start_weights(start: str, weights: Path | None, fold: int | None) -> str:
+    """What the encoder starts from: a word, the user's file, or this fold's pretrained encoder."""
+    if weights is None:
+        return start
+    own = weights / f"encoder_fold{fold}.safetensors"
+    path = own if fold is not None and own.exists() else weights / "encoder.safetensors"
+    if not path.exists():
+        raise UserError(f"{path}: no such file; run the stage pretrain for {start!r} first")
+    return str(path)
+
+
+def predict(
+    grader: Grader, images: np.ndarray, table: pd.DataFrame, split: str, name: str, seed: int
+) -> pd.DataFrame:
+    """The prediction table of one split."""
+    probabilities = grader.predict(images, table["row"].to_numpy(np.int64))
+    score = probabilities @ np.array(GRADES)
+    filled: dict[str, Any] = {f"p{grade}": probabilities[:, grade] for grade in GRADES}
+    filled |= {"split": split, "score": score, "predicted": to_grades(score), "experiment": name, "seed": seed}
+    return table[["image_id", "patient_id", "eye", "grade"]].assign(**filled)
+
+
+def digests(folder: Path, base: Path) -> dict[str, str]:
+    """SHA-256 of every file of one model, by its path below the models' folder."""
+    return {str(path.relative_to(base)): sha256(path) for path in sorted(folder.iterdir())}
