@@ -1,0 +1,45 @@
+"""What a pretraining method is, and what it is given.
+
+A method is one module of this package with one class, registered under the module's name; its block
+of ``params.yaml`` stands under ``pretrain.<name>``.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from drgrade.plugins import Registry
+
+METHODS = Registry("drgrade.pretrain")
+
+
+@dataclass(frozen=True)
+class Material:
+    """What there is to learn from, without grades.
+
+    Attributes:
+        images: uint8 RGB crops (N, S, S, 3).
+        rows: row in ``images`` of each photograph that has patches, int64 (n,).
+        boxes: lesion boxes in crop pixels, one float array (k, 4) for each photograph, k >= 1.
+        patch: side of a patch in crop pixels.
+    """
+
+    images: np.ndarray
+    rows: np.ndarray
+    boxes: list[np.ndarray]
+    patch: int
+
+
+class Method(ABC):
+    """Learns an encoder without grades."""
+
+    def __init__(self, params: dict[str, Any]) -> None:
+        """Args: params: the method's block; it names the timm ``encoder``."""
+        self.settings = params
+
+    @abstractmethod
+    def fit(self, material: Material, *, name: str, key: str, run: Any) -> torch.nn.Module:
+        """The trained encoder, a timm model without its classifier."""
