@@ -1,0 +1,323 @@
+"""The command line: one verb for each stage of the pipeline, and a few for people.
+
+Snakemake's rules call these verbs; every one also runs by itself. A verb gets the values it needs as
+``--params`` (its block of ``params.yaml`` as JSON; defaults where left out) and nothing else.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from drgrade.errors import UserError
+
+Arguments = argparse.Namespace
+
+
+def _block(text: str, name: str) -> Any:
+    """A block of params given as JSON, checked by its model: ``crop`` by ``params.Crop``, and so on."""
+    from drgrade import params
+
+    return params.check_block(getattr(params, "".join(word.title() for word in name.split("_"))), text, name)
+
+
+def download(args: Arguments) -> None:
+    """Fetch, verify or paint the raw photographs of a dataset."""
+    from drgrade.data.download import download
+
+    download(args.dataset, _block(args.params, "download"), args.manifest)
+
+
+def index(args: Arguments) -> None:
+    """List the photographs of a dataset, join their labels, split them by patient."""
+    from drgrade.data.index import build_index
+
+    build_index(args.dataset, _block(args.params, "index"), args.limit, args.manifest, args.out)
+
+
+def crop(args: Arguments) -> None:
+    """Cut photographs to their field of view, into one memory-mapped store."""
+    from drgrade.images.crop import crop_dataset
+
+    crop_dataset(args.dataset, args.index, _block(args.params, "crop"), args.store, args.table, args.workers)
+
+
+def lesion_boxes(args: Arguments) -> None:
+    """Turn lesion masks into boxes on tiles, in COCO format."""
+    from drgrade.lesions.coco import make_lesion_boxes
+
+    make_lesion_boxes(args.dataset, args.index, args.crops, _block(args.params, "lesion_boxes"), args.out)
+
+
+def detector(args: Arguments) -> None:
+    """Train the lesion detector with MMDetection."""
+    from drgrade.lesions.detector import train_detector
+    from drgrade.tracking import track
+
+    params = _block(args.params, "detector")
+    with track("detector", params.config, params.model_dump()) as run:
+        run.dataset("boxes", args.boxes / "train.json")
+        train_detector(args.boxes, params, args.out, run)
+        run.artifact(args.out, "detector")
+
+
+def lesions(args: Arguments) -> None:
+    """Find lesions in the photographs."""
+    from drgrade.lesions.predict import detect_lesions
+
+    boxes = _block(args.boxes_params, "lesion_boxes")
+    detect_lesions(
+        args.dataset, args.index, args.crops, args.detector, boxes, _block(args.params, "lesions"), args.out
+    )
+
+
+def patches(args: Arguments) -> None:
+    """Choose the detections to learn from; write the patch pickle."""
+    from drgrade.lesions.patches import make_patches
+
+    make_patches(
+        args.index,
+        args.crops,
+        args.size,
+        args.lesions,
+        _block(args.params, "patches"),
+        args.out,
+        args.statistics,
+    )
+
+
+def pretrain(args: Arguments) -> None:
+    """Pretrain an encoder without grades."""
+    from drgrade.pretrain.stage import pretrain
+
+    pretrain(
+        args.method,
+        _block(args.params, args.method).model_dump(),
+        patch=args.patch,
+        by_fold=args.by_fold,
+        index=args.index,
+        crops=args.crops,
+        store=args.store,
+        patches=args.patches,
+        manifest=args.manifest,
+        weights=args.weights,
+    )
+
+
+def grade(args: Arguments) -> None:
+    """Train and test one experiment, all its seeds and folds."""
+    from drgrade.grading.stage import grade
+
+    experiment = _block(args.experiment_params, "experiment")
+    grade(
+        args.experiment,
+        experiment,
+        _block(args.params, "grade"),
+        _block(args.crop_params, "crop"),
+        index=args.index,
+        crops=args.crops,
+        store=args.store,
+        weights=args.weights,
+        predictions=args.predictions,
+        manifest=args.manifest,
+        models=args.models,
+    )
+
+
+def evaluate(args: Arguments) -> None:
+    """Measure the predictions of all experiments; write the leaderboard."""
+    from drgrade.evaluate.leaderboard import evaluate, final_results
+    from drgrade.tracking import publish
+
+    evaluate(args.predictions, _block(args.params, "evaluate"), args.out)
+    results, best = final_results(args.predictions)
+    publish(results, best, {path.parent.name: path.with_name("models.json") for path in args.predictions})
+
+
+def explain(args: Arguments) -> None:
+    """Draw heat maps over photographs and score them against lesion masks."""
+    from drgrade.explain.stage import explain
+
+    explain(
+        _block(args.params, "explain"),
+        lesions_dataset=args.lesions_dataset,
+        lesions_index=args.lesions_index,
+        lesions_crops=args.lesions_crops,
+        lesions_store=args.lesions_store,
+        dataset=args.dataset,
+        index=args.index,
+        crops=args.crops,
+        store=args.store,
+        models=args.models,
+        out=args.out,
+    )
+
+
+def report(args: Arguments) -> None:
+    """Draw the figures, model cards and the self-contained page."""
+    from drgrade.report.stage import make_report
+
+    make_report(
+        index=args.index,
+        crops_table=args.crops,
+        store=args.store,
+        lesions=args.lesions,
+        patches_statistics=args.statistics,
+        detector_metrics=args.detector_metrics,
+        leaderboard=args.leaderboard,
+        metrics=args.metrics,
+        heat_maps=args.heat_maps,
+        params=json.loads(args.all_params),
+        out=args.out,
+    )
+
+
+def predict(args: Arguments) -> None:
+    """Grade new photographs with a trained model; writes a CSV."""
+    from drgrade.predict import predict_files
+
+    predict_files(args.photographs, args.model, args.out)
+
+
+def check(args: Arguments) -> None:
+    """Check a params file and say what the run would need."""
+    from drgrade.params import load
+
+    load(args.file)
+    print(f"{args.file}: ok")
+
+
+def schema(args: Arguments) -> None:
+    """Print the JSON Schema of params.yaml."""
+    from drgrade.params import json_schema
+
+    sys.stdout.write(json_schema())
+
+
+def sync(args: Arguments) -> None:
+    """Take over outputs that DVC restored: Snakemake records them as current."""
+    import subprocess
+
+    status = subprocess.run(["dvc", "status", "-q"], check=False)
+    if status.returncode:
+        raise UserError(
+            "dvc status: results differ from dvc.lock; run `uv run dvc checkout` (or `dvc repro`) first"
+        )
+    if subprocess.run(["snakemake", "--touch", "--forceall", "--quiet", "all"], check=False).returncode:
+        raise UserError("snakemake --touch failed; its message stands above")
+
+
+def doctor(args: Arguments) -> None:
+    """Print versions, devices, op backend, and which data and weights are here."""
+    from drgrade.doctor import report
+
+    print(report())
+
+
+def _paths(parser: argparse.ArgumentParser, *names: str, optional: bool = False) -> None:
+    for name in names:
+        parser.add_argument(f"--{name.replace('_', '-')}", type=Path, required=not optional, metavar="PATH")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="drgrade", description="Grade diabetic retinopathy, reproducibly. Research use, not a diagnosis."
+    )
+    verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
+
+    def verb(call: Callable[[Arguments], None], name: str | None = None, params: bool = True) -> Any:
+        sub = verbs.add_parser(name or call.__name__, help=call.__doc__, description=call.__doc__)
+        sub.set_defaults(call=call)
+        if params:
+            sub.add_argument("--params", default="{}", metavar="JSON", help="the verb's block of params.yaml")
+        return sub
+
+    sub = verb(download)
+    sub.add_argument("--dataset", required=True)
+    _paths(sub, "manifest")
+    sub = verb(index)
+    sub.add_argument("--dataset", required=True)
+    sub.add_argument("--limit", type=_limit, default=None, help="use only so many graded photographs")
+    _paths(sub, "manifest", "out")
+    sub = verb(crop)
+    sub.add_argument("--dataset", required=True)
+    sub.add_argument("--workers", type=int, default=os.cpu_count())
+    _paths(sub, "index", "store", "table")
+    sub = verb(lesion_boxes)
+    sub.add_argument("--dataset", required=True)
+    _paths(sub, "index", "crops", "out")
+    _paths(verb(detector), "boxes", "out")
+    sub = verb(lesions)
+    sub.add_argument("--dataset", required=True)
+    sub.add_argument("--boxes-params", default="{}", metavar="JSON", help="the block lesion_boxes (tiling)")
+    _paths(sub, "index", "crops", "detector", "out")
+    sub = verb(patches)
+    sub.add_argument("--size", type=int, required=True, help="side of a crop in pixels")
+    _paths(sub, "index", "crops", "lesions", "out", "statistics")
+    sub = verb(pretrain)
+    sub.add_argument("--method", required=True)
+    sub.add_argument("--patch", type=int, required=True, help="side of a patch in crop pixels")
+    sub.add_argument("--by-fold", action="store_true", help="one encoder a fold, blind to that fold")
+    _paths(sub, "index", "crops", "store", "patches", "manifest", "weights")
+    sub = verb(grade)
+    sub.add_argument("--experiment", required=True)
+    sub.add_argument("--experiment-params", default="{}", metavar="JSON", help="its row of params.yaml")
+    sub.add_argument(
+        "--crop-params", default="{}", metavar="JSON", help="the block crop, kept with the model"
+    )
+    _paths(sub, "index", "crops", "store", "predictions", "manifest", "models")
+    _paths(sub, "weights", optional=True)
+    sub = verb(evaluate)
+    sub.add_argument("--predictions", type=Path, nargs="+", required=True, metavar="PATH")
+    _paths(sub, "out")
+    sub = verb(explain)
+    sub.add_argument("--dataset", required=True)
+    sub.add_argument("--lesions-dataset", required=True)
+    _paths(sub, "lesions_index", "lesions_crops", "lesions_store", "index", "crops", "store", "models", "out")
+    sub = verb(report, params=False)
+    sub.add_argument("--all-params", required=True, metavar="JSON")
+    _paths(
+        sub,
+        "index",
+        "crops",
+        "store",
+        "lesions",
+        "statistics",
+        "detector_metrics",
+        "leaderboard",
+        "metrics",
+        "heat_maps",
+    )
+    _paths(sub, "out")
+    sub = verb(predict, params=False)
+    sub.add_argument("photographs", type=Path, nargs="+")
+    _paths(sub, "model", "out")
+    verb(check, params=False).add_argument("file", type=Path, nargs="?", default=Path("params.yaml"))
+    verb(schema, params=False)
+    verb(sync, params=False)
+    verb(doctor, params=False)
+    return parser
+
+
+def _limit(text: str) -> int | None:
+    return None if text in ("", "None", "null") else int(text)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a verb. Returns 0, or 2 after printing one line about bad input."""
+    args = _parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    try:
+        args.call(args)
+    except UserError as error:
+        print(f"drgrade: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,57 @@
+"""What a run will cost, said before it starts."""
+
+from pathlib import Path
+
+from drgrade.params import Params
+
+LARGE = 2000
+"""Photographs from which on the estimate is printed."""
+PUBLISHED = {"eyepacs": (88_702, 90.0), "idrid": (597, 1.1), "aptos": (5_590, 10.0)}
+"""Photographs and GB of raw files of whole datasets, as their publishers state them."""
+CROP_SECONDS = 0.15  # a 12-megapixel photograph on one core, benchmarks/crop.py
+CPU_RATE = 9.0  # photographs a second, forward and backward, EfficientNet-Lite0 at 288 px on 2 cores
+
+
+def count(params: Params, dataset: str) -> int:
+    """Photographs that will be used: the limit, else what the manifest lists, else what is published."""
+    limit = params.datasets[dataset].limit
+    manifest = Path(f"results/{dataset}/download/manifest.tsv")
+    if manifest.exists():
+        names = (line.split("\t")[0].lower() for line in manifest.read_text().splitlines())
+        known = sum(name.endswith((".jpg", ".jpeg", ".png")) for name in names)
+    elif dataset == "demo":
+        known = 2 * params.download.demo.patients + params.download.demo.segmentation
+    else:
+        known = PUBLISHED.get(dataset, (0, 0.0))[0]
+    return min(limit, known) if limit and known else limit or known
+
+
+def trainings(params: Params) -> int:
+    """Networks that will be fine-tuned: experiments by seeds by folds."""
+    folds = params.index.folds if params.index.scheme == "kfold" else 1
+    return sum(len(row.seeds) * folds for row in params.experiments.values() if row.grader != "majority")
+
+
+def estimate(params: Params, cores: int) -> list[str]:
+    """Lines to print before a large run; none for a small one."""
+    counts = {name: count(params, name) for name in params.datasets}
+    lines = []
+    for name, photographs in counts.items():
+        if photographs < LARGE:
+            continue
+        store = photographs * params.crop.size**2 * 3 / 1e9
+        hours = photographs * CROP_SECONDS / cores / 3600
+        raw = PUBLISHED.get(name, (0, 0.0))[1]
+        lines.append(
+            f"{name}: {photographs} photographs; disk: {store:.1f} GB of crops beside {raw:.0f} GB "
+            f"of raw files; cropping about {hours:.1f} h on {cores} cores"
+        )
+    graded = counts[params.roles.grade]
+    passes = graded * params.grade.epochs * trainings(params)
+    hours = passes * (params.grade.input_size / 288) ** 2 / CPU_RATE / 3600
+    if lines or hours > 1:
+        lines.append(
+            f"grade: {trainings(params)} trainings, {passes} photograph passes: about {hours:.1f} h "
+            f"without a GPU (a small encoder; count on 50 times less with one)"
+        )
+    return lines
