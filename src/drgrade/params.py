@@ -7,7 +7,7 @@ tracking servers belong to the profile and the environment.
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -318,10 +318,15 @@ class Params(Block):
                 "set index.folds to 3 or more, or grade.select to last"
             )
         if self.index.scheme == "holdout" and self.index.val_fraction + self.index.test_fraction >= 1:
-            raise ValueError("index.val_fraction: leaves no training patients; lower it or index.test_fraction")
+            raise ValueError(
+                "index.val_fraction: leaves no training patients; lower it or index.test_fraction"
+            )
         if self.patches.size > self.crop.size:
             raise ValueError("patches.size: larger than crop.size; a patch is cut from a crop")
         return self
+
+
+Model = TypeVar("Model", bound=Block)
 
 
 def _one_line(error: ValidationError, source: str) -> str:
@@ -343,6 +348,18 @@ def check(values: Any, source: str) -> Params:
     """
     try:
         return Params.model_validate(values)
+    except ValidationError as error:
+        raise UserError(_one_line(error, source)) from None
+
+
+def check_block(block: type[Model], text: str, source: str) -> Model:
+    """One block, given as JSON on a verb's command line.
+
+    Raises:
+        UserError: not JSON, or not such a block.
+    """
+    try:
+        return block.model_validate_json(text)
     except ValidationError as error:
         raise UserError(_one_line(error, source)) from None
 

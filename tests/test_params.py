@@ -1,0 +1,72 @@
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from drgrade.errors import UserError
+from drgrade.params import Params, check, check_block, json_schema, load
+from drgrade.params import Grade as GradeBlock
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    "path", [ROOT / "params.yaml", *sorted((ROOT / "params").glob("*.yaml"))], ids=lambda p: p.name
+)
+def test_committed_files_are_valid_and_complete(path):
+    written = yaml.safe_load(path.read_text())
+    assert json.loads(load(path).model_dump_json()) == written
+
+
+def test_committed_schema_is_the_models():
+    assert (ROOT / "workflow/schemas/params.schema.json").read_text() == json_schema()
+
+
+def test_every_key_is_described():
+    definitions = json.loads(json_schema())["$defs"]
+    undescribed = [
+        f"{name}.{key}"
+        for name, block in definitions.items()
+        for key, field in block["properties"].items()
+        if "description" not in field and "$ref" not in field
+    ]
+    assert undescribed == []
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"grade": {"lrr": 1.0}}, "params.yaml: grade.lrr: no such key"),
+        ({"grade": {"lr": "5"}}, "params.yaml: grade.lr: input should be a valid number, not '5'"),
+        ({"grade": {"epochs": 0}}, "params.yaml: grade.epochs: input should be greater than or equal to 1"),
+        ({"index": {"scheme": "fold"}}, "params.yaml: index.scheme: input should be 'official'"),
+        ({"roles": {"grade": "eyepacs"}}, "roles.grade: 'eyepacs' is not one of datasets (demo)"),
+        ({"explain": {"experiment": "gone"}}, "explain.experiment: 'gone' is not one of experiments"),
+        ({"patches": {"size": 512}}, "patches.size: larger than crop.size"),
+        ({"experiments": {"a": {"seeds": []}}}, "experiments.a.seeds"),
+        ({"experiments": {"Big Name": {}}}, "experiments.Big Name"),
+        ({"index": {"val_fraction": 0.5, "test_fraction": 0.5}}, "index.val_fraction: leaves no training"),
+    ],
+)
+def test_a_wrong_value_is_one_line_with_its_path(values, message):
+    with pytest.raises(UserError) as caught:
+        check(values, "params.yaml")
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_files_that_are_not_params(tmp_path):
+    (tmp_path / "a.yaml").write_text("grade: [")
+    with pytest.raises(UserError, match=r"a\.yaml: not YAML"):
+        load(tmp_path / "a.yaml")
+    with pytest.raises(UserError, match=r"b\.yaml: no such file"):
+        load(tmp_path / "b.yaml")
+    (tmp_path / "c.yaml").write_text("")
+    assert load(tmp_path / "c.yaml") == Params()
+
+
+def test_a_block_comes_as_json():
+    assert check_block(GradeBlock, '{"epochs": 3}', "grade").epochs == 3
+    with pytest.raises(UserError, match="grade: Invalid JSON"):
+        check_block(GradeBlock, "{", "grade")

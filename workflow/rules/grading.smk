@@ -1,0 +1,59 @@
+"""Pretrain encoders, train the experiments."""
+
+
+rule pretrain:
+    input:
+        sources("pretrain"),
+        index=at(PRETRAIN, "index/index.parquet"),
+        crops=at(PRETRAIN, "crop/crops.parquet"),
+        store=at(PRETRAIN, "crop/crops.npy"),
+        patches=rules.patches.output.patches,
+    output:
+        manifest=at(PRETRAIN, "pretrain/{method}/encoder.json"),
+        weights=directory(at(PRETRAIN, "pretrain/{method}/weights")),
+    log:
+        f"logs/{PRETRAIN}/pretrain_{{method}}.log",
+    threads: workflow.cores
+    resources:
+        gpu=1,
+    params:
+        block=lambda wildcards: block("pretrain", wildcards.method),
+        patch=PARAMS.patches.size,
+        # a test photograph must not have been seen, not even without its grade
+        by_fold="--by-fold" if PRETRAIN == GRADE and PARAMS.index.scheme == "kfold" else "",
+    message:
+        "Pretrain an encoder: {wildcards.method}"
+    shell:
+        "drgrade pretrain --method {wildcards.method} --params {params.block:q} --patch {params.patch}"
+        " {params.by_fold} --index {input.index} --crops {input.crops} --store {input.store}"
+        " --patches {input.patches} --manifest {output.manifest} --weights {output.weights} > {log} 2>&1"
+
+
+rule grade:
+    input:
+        sources("grade"),
+        start_weights,
+        index=at(GRADE, "index/index.parquet"),
+        crops=at(GRADE, "crop/crops.parquet"),
+        store=at(GRADE, "crop/crops.npy"),
+    output:
+        predictions=at(GRADE, "grade/{experiment}/predictions.parquet"),
+        manifest=at(GRADE, "grade/{experiment}/models.json"),
+        models=directory(at(GRADE, "grade/{experiment}/models")),
+    log:
+        f"logs/{GRADE}/grade_{{experiment}}.log",
+    threads: workflow.cores
+    resources:
+        gpu=1,
+    params:
+        block=block("grade"),
+        experiment=lambda wildcards: block("experiments", wildcards.experiment),
+        crop=block("crop"),
+        weights=weights_option,
+    message:
+        "Train and test the experiment {wildcards.experiment}"
+    shell:
+        "drgrade grade --experiment {wildcards.experiment} --experiment-params {params.experiment:q}"
+        " --params {params.block:q} --crop-params {params.crop:q} {params.weights} --index {input.index} --crops {input.crops}"
+        " --store {input.store} --predictions {output.predictions} --manifest {output.manifest}"
+        " --models {output.models} > {log} 2>&1"

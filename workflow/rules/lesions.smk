@@ -1,0 +1,98 @@
+"""Lesion masks to a detector, its findings, and the patches around them."""
+
+
+rule lesion_boxes:
+    input:
+        sources("lesion_boxes"),
+        index=at(LESIONS, "index/index.parquet"),
+        crops=at(LESIONS, "crop/crops.parquet"),
+    output:
+        train=at(LESIONS, "lesion_boxes/train.json"),
+        val=at(LESIONS, "lesion_boxes/val.json"),
+        images=directory(at(LESIONS, "lesion_boxes/images")),
+    log:
+        f"logs/{LESIONS}/lesion_boxes.log",
+    params:
+        block=block("lesion_boxes"),
+        folder=subpath(output.train, parent=True),
+        dataset=LESIONS,
+    message:
+        "Turn lesion masks into boxes"
+    shell:
+        "drgrade lesion_boxes --dataset {params.dataset} --params {params.block:q}"
+        " --index {input.index} --crops {input.crops} --out {params.folder} > {log} 2>&1"
+
+
+rule detector:
+    input:
+        sources("detector"),
+        f"workflow/detectors/{PARAMS.detector.config}.py",
+        train=rules.lesion_boxes.output.train,
+        val=rules.lesion_boxes.output.val,
+        images=ancient(rules.lesion_boxes.output.images),
+    output:
+        model=at(LESIONS, "detector/model.pth"),
+        config=at(LESIONS, "detector/config.py"),
+        metrics=at(LESIONS, "detector/metrics.json"),
+    log:
+        f"logs/{LESIONS}/detector.log",
+    threads: workflow.cores
+    resources:
+        gpu=1,
+    params:
+        block=block("detector"),
+        boxes=subpath(input.train, parent=True),
+        folder=subpath(output.model, parent=True),
+    message:
+        "Train the lesion detector"
+    shell:
+        "drgrade detector --params {params.block:q} --boxes {params.boxes} --out {params.folder} > {log} 2>&1"
+
+
+rule lesions:
+    input:
+        sources("lesions"),
+        index=at(PRETRAIN, "index/index.parquet"),
+        crops=at(PRETRAIN, "crop/crops.parquet"),
+        model=rules.detector.output.model,
+        config=rules.detector.output.config,
+    output:
+        lesions=at(PRETRAIN, "lesions/lesions.parquet"),
+    log:
+        f"logs/{PRETRAIN}/lesions.log",
+    threads: workflow.cores
+    resources:
+        gpu=1,
+    params:
+        block=block("lesions"),
+        tiling=block("lesion_boxes"),
+        detector=subpath(input.model, parent=True),
+        dataset=PRETRAIN,
+    message:
+        "Find lesions in the photographs"
+    shell:
+        "drgrade lesions --dataset {params.dataset} --params {params.block:q} --boxes-params {params.tiling:q}"
+        " --index {input.index} --crops {input.crops} --detector {params.detector}"
+        " --out {output.lesions} > {log} 2>&1"
+
+
+rule patches:
+    input:
+        sources("patches"),
+        index=at(PRETRAIN, "index/index.parquet"),
+        crops=at(PRETRAIN, "crop/crops.parquet"),
+        lesions=rules.lesions.output.lesions,
+    output:
+        patches=at(PRETRAIN, "patches/patches.pkl"),
+        statistics=at(PRETRAIN, "patches/statistics.json"),
+    log:
+        f"logs/{PRETRAIN}/patches.log",
+    params:
+        block=block("patches"),
+        size=PARAMS.crop.size,
+    message:
+        "Choose the lesions to learn from"
+    shell:
+        "drgrade patches --params {params.block:q} --size {params.size} --index {input.index}"
+        " --crops {input.crops} --lesions {input.lesions} --out {output.patches}"
+        " --statistics {output.statistics} > {log} 2>&1"

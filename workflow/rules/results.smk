@@ -1,0 +1,119 @@
+"""Measure, explain, report."""
+
+
+rule evaluate:
+    input:
+        sources("evaluate"),
+        predictions=expand(rules.grade.output.predictions, experiment=EXPERIMENTS),
+        models=expand(rules.grade.output.manifest, experiment=EXPERIMENTS),
+    output:
+        metrics=at(GRADE, "evaluate/metrics.json"),
+        confusion=at(GRADE, "evaluate/confusion.csv"),
+        leaderboard=report(
+            at(GRADE, "evaluate/leaderboard.csv"),
+            caption="../report/leaderboard.rst",
+            category="1 Leaderboard",
+        ),
+        chart=report(
+            at(GRADE, "evaluate/figures/leaderboard.png"),
+            caption="../report/leaderboard.rst",
+            category="1 Leaderboard",
+        ),
+        matrices=report(
+            at(GRADE, "evaluate/figures/confusion.png"),
+            caption="../report/confusion.rst",
+            category="1 Leaderboard",
+        ),
+    log:
+        f"logs/{GRADE}/evaluate.log",
+    params:
+        block=block("evaluate"),
+        folder=subpath(output.metrics, parent=True),
+    message:
+        "Measure all experiments"
+    shell:
+        "drgrade evaluate --params {params.block:q} --predictions {input.predictions}"
+        " --out {params.folder} > {log} 2>&1"
+
+
+rule explain:
+    input:
+        sources("explain"),
+        lesions_index=at(LESIONS, "index/index.parquet"),
+        lesions_crops=at(LESIONS, "crop/crops.parquet"),
+        lesions_store=at(LESIONS, "crop/crops.npy"),
+        index=at(GRADE, "index/index.parquet"),
+        crops=at(GRADE, "crop/crops.parquet"),
+        store=at(GRADE, "crop/crops.npy"),
+        manifest=at(GRADE, f"grade/{PARAMS.explain.experiment}/models.json"),
+        models=ancient(at(GRADE, f"grade/{PARAMS.explain.experiment}/models")),
+    output:
+        scores=at(GRADE, "explain/scores.json"),
+        maps=directory(at(GRADE, "explain/maps")),
+        sheet=report(
+            at(GRADE, "explain/heat_maps.png"),
+            caption="../report/heat_maps.rst",
+            category="3 What the model looks at",
+        ),
+    log:
+        f"logs/{GRADE}/explain.log",
+    threads: workflow.cores
+    resources:
+        gpu=1,
+    params:
+        block=block("explain"),
+        folder=subpath(output.scores, parent=True),
+        dataset=GRADE,
+        lesions_dataset=LESIONS,
+    message:
+        "Draw heat maps"
+    shell:
+        "drgrade explain --params {params.block:q} --dataset {params.dataset}"
+        " --lesions-dataset {params.lesions_dataset} --lesions-index {input.lesions_index}"
+        " --lesions-crops {input.lesions_crops} --lesions-store {input.lesions_store} --index {input.index}"
+        " --crops {input.crops} --store {input.store} --models {input.models}"
+        " --out {params.folder} > {log} 2>&1"
+
+
+rule report:
+    input:
+        sources("report"),
+        index=at(PRETRAIN, "index/index.parquet"),
+        crops=at(PRETRAIN, "crop/crops.parquet"),
+        store=at(PRETRAIN, "crop/crops.npy"),
+        lesions=rules.lesions.output.lesions,
+        statistics=rules.patches.output.statistics,
+        detector=rules.detector.output.metrics,
+        leaderboard=rules.evaluate.output.leaderboard,
+        metrics=rules.evaluate.output.metrics,
+        heat_maps=rules.explain.output.sheet,
+    output:
+        page=at(GRADE, "report/report.html"),
+        counts=report(
+            at(GRADE, "report/input.csv"),
+            caption="../report/input.rst",
+            category="2 What went in",
+        ),
+        crop_sheet=report(
+            at(GRADE, "report/crop_sheet.png"),
+            caption="../report/crop_sheet.rst",
+            category="2 What went in",
+        ),
+        lesion_sheet=report(
+            at(GRADE, "report/lesion_sheet.png"),
+            caption="../report/lesion_sheet.rst",
+            category="2 What went in",
+        ),
+        cards=directory(at(GRADE, "report/model_cards")),
+    log:
+        f"logs/{GRADE}/report.log",
+    params:
+        all_params=json.dumps(RESOLVED, sort_keys=True),
+        folder=subpath(output.page, parent=True),
+    message:
+        "Write the report"
+    shell:
+        "drgrade report --all-params {params.all_params:q} --index {input.index} --crops {input.crops}"
+        " --store {input.store} --lesions {input.lesions} --statistics {input.statistics}"
+        " --detector-metrics {input.detector} --leaderboard {input.leaderboard} --metrics {input.metrics}"
+        " --heat-maps {input.heat_maps} --out {params.folder} > {log} 2>&1"
