@@ -1,0 +1,186 @@
+"""Random changes to a batch of pictures, on its device: one affine warp and one colour matrix for each.
+
+Composing the steps first means every pixel is interpolated once and clamped once. Each sample's draws come
+only from its own seed, so what a picture goes through does not depend on the batch it is in.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Floats = npt.NDArray[np.float64]
+
+LUMA = np.array([0.299, 0.587, 0.114])
+"""Weights of red, green and blue in grey (ITU-R 601)."""
+TO_YIQ = np.array([LUMA, [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
+FROM_YIQ = np.linalg.inv(TO_YIQ)
+DRAWS = 14
+"""Numbers drawn for a sample, always all of them: switching one change off leaves the others as they were."""
+
+
+def augment(
+    batch: Tensor,
+    params: Mapping[str, Any],
+    seeds: Sequence[int],
+    out_size: int,
+    offsets: Tensor | None = None,
+) -> Tensor:
+    """Flip, crop and resize, rotate, shift and recolour each picture by chance.
+
+    The order is that of lesion-based contrastive learning: colour, then geometry, black where the picture
+    ends. Areas over 1 shrink the picture into black rather than being rejected, a deliberate deviation: the
+    published random crop rejects them and so never zooms out.
+
+    Args:
+        batch: (B, 3, S, S) RGB, uint8 or float in 0-1, on any device.
+        params: the keys of ``drgrade.params.Augment``.
+        seeds: one for each sample; equal seeds give equal changes.
+        out_size: side of the result in pixels.
+        offsets: (B, 2) x and y, in input pixels: where the middle of the view lies from the picture's middle.
+
+    Returns:
+        (B, 3, out_size, out_size) float32 in 0-1.
+
+    Raises:
+        ValueError: pictures are not square, or seeds and pictures differ in number.
+
+    """
+    if batch.shape[2] != batch.shape[3] or len(seeds) != len(batch):
+        raise ValueError(f"expected {len(seeds)} square pictures, one a seed, got {tuple(batch.shape)}")
+    side = batch.shape[-1]
+    batch = in_unit_range(batch)
+    if side > 1.5 * out_size:  # bilinear sampling would skip pixels: average them first
+        batch = resize(batch, math.ceil(1.25 * out_size))
+    draws = draw(params, seeds)
+    if any(params[key] for key in ("brightness", "contrast", "saturation", "hue", "grayscale")):
+        batch = recolour(batch, *colour_matrices(draws, mean_grey(batch)))
+    moves = affine_matrices(draws)
+    if offsets is not None:
+        moves[:, :, 2] += 2 * offsets.detach().cpu().numpy() / side
+    elif _keeps_geometry(params):
+        return resize(batch, out_size)
+    return warp(batch, moves, out_size)
+
+
+def draw(params: Mapping[str, Any], seeds: Sequence[int]) -> dict[str, Floats]:
+    """What happens to each sample, arrays of length B keyed by the change (angles in radians)."""
+    uniform = np.stack([np.random.default_rng(seed).random(DRAWS) for seed in seeds]).T
+    both_ways = 2 * uniform - 1
+    low, high = params["scale"]
+    area = low + (high - low) * uniform[3]
+    narrow, wide = np.log(params["ratio"])
+    ratio = np.exp(narrow + (wide - narrow) * uniform[4])
+    return {
+        "flip_x": uniform[0] < params["flip"],
+        "flip_y": uniform[1] < params["flip"],
+        "angle": np.deg2rad(params["rotation"] * both_ways[2]),
+        "width": np.sqrt(area * ratio),
+        "height": np.sqrt(area / ratio),
+        "place_x": both_ways[5],
+        "place_y": both_ways[6],
+        "shift_x": params["translate"] * both_ways[7],
+        "shift_y": params["translate"] * both_ways[8],
+        "brightness": 1 + params["brightness"] * both_ways[9],
+        "contrast": 1 + params["contrast"] * both_ways[10],
+        "saturation": 1 + params["saturation"] * both_ways[11],
+        "hue": 2 * np.pi * params["hue"] * both_ways[12],
+        "grayscale": uniform[13] < params["grayscale"],
+    }
+
+
+def affine_matrices(draws: Mapping[str, Floats]) -> Floats:
+    """Where each point of the result is taken from: (B, 2, 3), coordinates from -1 to 1 across the picture.
+
+    The picture is flipped, a box of it stretched to the view, that turned clockwise by ``angle`` and shifted
+    by a share of the side; the matrices are the inverse of all that.
+    """
+    cosine, sine = np.cos(draws["angle"]), np.sin(draws["angle"])
+    turn_back = np.array([[cosine, sine], [-sine, cosine]]).transpose(2, 0, 1)  # (B, 2, 2)
+    stretch = np.stack([draws["width"], draws["height"]], axis=1)  # (B, 2), shares of the picture
+    place = np.stack([draws["place_x"], draws["place_y"]], axis=1) * (1 - stretch)
+    shift = 2 * np.stack([draws["shift_x"], draws["shift_y"]], axis=1)
+    mirror = 1 - 2.0 * np.stack([draws["flip_x"], draws["flip_y"]], axis=1)
+    linear = stretch[:, :, None] * turn_back
+    constant = place - (linear @ shift[:, :, None])[:, :, 0]
+    return mirror[:, :, None] * np.concatenate([linear, constant[:, :, None]], axis=2)
+
+
+def warp(batch: Tensor, moves: Floats, out_size: int) -> Tensor:
+    """Sample each picture at its affine matrix, bilinear, black outside: (B, 3, out_size, out_size)."""
+    theta = torch.as_tensor(moves, dtype=torch.float32, device=batch.device)[..., None, None]
+    centres = (torch.arange(out_size, dtype=torch.float32, device=batch.device) + 0.5) * (2 / out_size) - 1
+    # plain products, not a matrix product, whose last bits would depend on the size of the batch
+    grid = theta[:, :, 0] * centres + theta[:, :, 1] * centres[:, None] + theta[:, :, 2]  # (B, 2, out, out)
+    return F.grid_sample(
+        batch, grid.permute(0, 2, 3, 1), mode="bilinear", padding_mode="zeros", align_corners=False
+    )
+
+
+def mean_grey(batch: Tensor) -> Floats:
+    """Mean grey level of each picture of a batch (B, 3, H, W), the pivot of contrast: (B,)."""
+    return batch.mean(dim=(2, 3)).double().cpu().numpy() @ LUMA
+
+
+def colour_matrices(draws: Mapping[str, Floats], grey: Floats) -> tuple[Floats, Floats]:
+    """Brightness, contrast, saturation, hue and loss of colour, in this order, as one map each.
+
+    Args:
+        draws: of :func:`draw`.
+        grey: mean grey level of each picture before any change, (B,).
+
+    Returns:
+        Matrices (B, 3, 3) and constants (B, 3): new colour = matrix @ colour + constant.
+
+    """
+    cosine, sine = np.cos(draws["hue"]), np.sin(draws["hue"])
+    one, zero = np.ones_like(cosine), np.zeros_like(cosine)
+    turn = np.array([[one, zero, zero], [zero, cosine, -sine], [zero, sine, cosine]]).transpose(2, 0, 1)
+    hue = FROM_YIQ @ turn @ TO_YIQ  # a rotation of the colour plane: grey stays as it is
+    to_grey = np.tile(LUMA, (3, 1))
+    keep = np.where(draws["grayscale"], 0.0, 1.0)[:, None, None]
+    saturation = draws["saturation"][:, None, None]
+    colours = keep * np.eye(3) + (1 - keep) * to_grey
+    colours = colours @ hue @ (saturation * np.eye(3) + (1 - saturation) * to_grey)
+    gain = draws["brightness"] * draws["contrast"]
+    constant = (1 - draws["contrast"]) * draws["brightness"] * grey  # grey, so later steps leave it alone
+    return gain[:, None, None] * colours, np.repeat(constant[:, None], 3, axis=1)
+
+
+def recolour(batch: Tensor, matrices: Floats, constants: Floats) -> Tensor:
+    """Apply a colour map to each picture (B, 3, H, W) and clamp to 0-1."""
+    count, _, height, width = batch.shape
+    matrix = torch.as_tensor(matrices, dtype=torch.float32, device=batch.device)
+    constant = torch.as_tensor(constants, dtype=torch.float32, device=batch.device)[..., None]
+    colours = torch.baddbmm(constant, matrix, batch.reshape(count, 3, height * width))
+    return colours.clamp_(0, 1).view(count, 3, height, width)
+
+
+def in_unit_range(batch: Tensor) -> Tensor:
+    """Pictures as float32 in 0-1; uint8 is divided by 255, float taken as it is."""
+    return batch.float() / 255 if batch.dtype == torch.uint8 else batch.float()
+
+
+def resize(batch: Tensor, size: int) -> Tensor:
+    """Pictures (B, 3, S, S) at another size, float32 in 0-1, averaging over pixels when shrinking."""
+    batch = in_unit_range(batch)
+    if batch.shape[-1] == size:
+        return batch
+    return F.interpolate(batch, size=(size, size), mode="bilinear", antialias=True).clamp_(0, 1)
+
+
+def normalise(batch: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Pictures (B, 3, H, W) in 0-1 to zero mean and unit deviation by the encoder's channel statistics."""
+    shape = (1, 3, 1, 1)
+    return (batch - batch.new_tensor(mean).view(shape)) / batch.new_tensor(std).view(shape)
+
+
+def _keeps_geometry(params: Mapping[str, Any]) -> bool:
+    """Whether no draw can move a pixel; the sampler's rounding is then spared."""
+    moves = params["flip"] or params["rotation"] or params["translate"]
+    return not moves and list(params["scale"]) == [1, 1] and list(params["ratio"]) == [1, 1]
