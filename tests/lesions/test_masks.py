@@ -1,0 +1,110 @@
+import itertools
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from PIL import Image
+
+from drgrade.errors import UserError
+from drgrade.lesions.masks import mask_boxes, read_mask
+
+
+def mask_of(*boxes: tuple[int, int, int, int], shape: tuple[int, int] = (40, 50)) -> np.ndarray:
+    mask = np.zeros(shape, bool)
+    for x, y, width, height in boxes:
+        mask[y : y + height, x : x + width] = True
+    return mask
+
+
+def test_parity_grows_by_a_pixel_and_leaves_the_picture() -> None:
+    """Oracle of the specification, section 4.1: (0, 0, 3x2) -> -1, -1, 3, 2; a speck becomes 2 x 2."""
+    mask = mask_of((0, 0, 3, 2), (20, 10, 1, 1), (45, 35, 5, 5))
+    assert mask_boxes(mask, "parity").tolist() == [[-1, -1, 3, 2], [19, 9, 21, 11], [44, 34, 50, 40]]
+
+
+def test_parity_ignores_holes_and_what_lies_in_them() -> None:
+    mask = mask_of((5, 5, 20, 20)) & ~mask_of((8, 8, 14, 14)) | mask_of((12, 12, 3, 3))
+    assert mask_boxes(mask, "parity").tolist() == [[4, 4, 25, 25]]
+
+
+def test_parity_keeps_fragments_and_specks_whatever_the_other_settings() -> None:
+    mask = mask_of((5, 5, 2, 2), (8, 5, 2, 2))
+    assert len(mask_boxes(mask, "parity", min_area=100, merge_distance=9)) == 2
+
+
+def brute_components(mask: np.ndarray, min_area: int, merge_distance: int) -> list[list[int]]:
+    """Union of mask pixels no further apart than the distance on both axes."""
+    pixels = np.argwhere(mask).tolist()
+    group = list(range(len(pixels)))
+    near = max(merge_distance, 1)
+    for (i, a), (j, b) in itertools.combinations(enumerate(pixels), 2):
+        if max(abs(a[0] - b[0]), abs(a[1] - b[1])) <= near and group[i] != group[j]:
+            group = [group[i] if g == group[j] else g for g in group]
+    boxes = []
+    for label in set(group):
+        ys, xs = zip(*[pixel for pixel, g in zip(pixels, group, strict=True) if g == label], strict=True)
+        if len(ys) >= min_area:
+            boxes.append([min(xs), min(ys), max(xs) + 1, max(ys) + 1])
+    return sorted(boxes, key=lambda box: (box[1], box[0], box[2], box[3]))
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    mask=arrays(
+        bool,
+        st.tuples(st.integers(1, 12), st.integers(1, 12)),
+        elements=st.integers(0, 9).map(lambda v: v < 2),
+    ),
+    min_area=st.integers(1, 4),
+    merge_distance=st.integers(0, 4),
+)
+def test_corrected_equals_brute_force(mask: np.ndarray, min_area: int, merge_distance: int) -> None:
+    found = mask_boxes(mask, "corrected", min_area, merge_distance)
+    assert found.tolist() == brute_components(mask, min_area, merge_distance)
+
+
+@pytest.mark.parametrize("mode", ["corrected", "parity"])
+def test_an_empty_mask_has_no_boxes(mode: str) -> None:
+    assert mask_boxes(np.zeros((5, 6), bool), mode, 1, 2).shape == (0, 4)  # type: ignore[arg-type]
+
+
+def test_every_encoding_of_a_mask_reads_alike(tmp_path: Path) -> None:
+    mask = mask_of((3, 4, 5, 6))
+    palette = Image.fromarray(mask.astype(np.uint8), "P")
+    palette.putpalette([0, 0, 0, 255, 0, 0])
+    palette.save(tmp_path / "palette.tif", bits=1)
+    Image.fromarray(mask).save(tmp_path / "one_bit.tif")
+    red = np.zeros((*mask.shape, 3), np.uint8)
+    red[mask] = [255, 0, 0]
+    Image.fromarray(red).save(tmp_path / "colour.png")
+    Image.fromarray(mask.astype(np.uint8) * 255).save(tmp_path / "grey.png")
+    for path in sorted(tmp_path.iterdir()):
+        np.testing.assert_array_equal(read_mask(path), mask, err_msg=path.name)
+
+
+def test_luminance_of_one_is_background(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 1, 2]], np.uint8)).save(tmp_path / "mask.png")
+    assert read_mask(tmp_path / "mask.png").tolist() == [[False, False, True]]
+
+
+@pytest.mark.parametrize("content", [b"", b"not a picture"])
+def test_a_broken_mask_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "mask.tif").write_bytes(content)
+    with pytest.raises(UserError, match=r"mask\.tif: not a readable lesion mask"):
+        read_mask(tmp_path / "mask.tif")
+
+
+def test_real_masks() -> None:
+    """IDRiD's masks are 1-bit palette TIFFs of 4288 x 2848 with from a few to hundreds of lesions."""
+    root = Path(os.environ.get("DRGRADE_IDRID_ROOT", "/nowhere")) / "A. Segmentation"
+    if not root.is_dir():
+        pytest.skip("DRGRADE_IDRID_ROOT holds no IDRiD part A")
+    mask = read_mask(next(root.glob("2*/a*/1*/IDRiD_01_MA.tif")))
+    assert mask.shape == (2848, 4288)
+    published, corrected = mask_boxes(mask, "parity"), mask_boxes(mask, "corrected", 4, 2)
+    assert 0 < len(corrected) <= len(published)
+    assert 0 < mask.mean() < 0.01
