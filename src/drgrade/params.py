@@ -109,6 +109,8 @@ class LesionBoxes(Block):
     """Smallest lesion kept, in original mask pixels (corrected mode)."""
     merge_distance: Annotated[int, Field(ge=0)] = 2
     """Fragments of one kind closer than this many original pixels are one lesion (corrected mode)."""
+    min_side: Annotated[int, Field(ge=1)] = 8
+    """Smaller boxes grow to this side in tile pixels: no detector places a box of 3 pixels well."""
 
 
 class Detector(Block):

@@ -1,0 +1,154 @@
+"""Lesion masks to COCO: tiles of the photographs with masks, and the lesions' boxes on them."""
+
+import logging
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from drgrade.data.registry import DATASETS, raw_root
+from drgrade.errors import UserError
+from drgrade.files import write_json
+from drgrade.images.crop import ReadError, read_photograph
+from drgrade.lesions.masks import mask_boxes, read_mask
+from drgrade.lesions.tiles import Tile, Tiling
+from drgrade.params import LesionBoxes
+from drgrade.schema import CROPS, INDEX, LESIONS, read_table
+
+log = logging.getLogger(__name__)
+
+CATEGORIES: list[dict[str, Any]] = [
+    {"id": number, "name": lesion} for number, lesion in enumerate(LESIONS, start=1)
+]
+VISIBLE = 0.4
+"""Least share of a lesion's box that must lie in a tile for the tile to count it."""
+QUALITY = [
+    cv2.IMWRITE_JPEG_QUALITY,
+    95,
+    cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
+    cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
+]
+
+
+@dataclass
+class Coco:
+    """A COCO file in the making.
+
+    Identifiers count from 1: COCO evaluation takes a match with annotation 0 for no match.
+    """
+
+    images: list[dict[str, Any]] = field(default_factory=list)
+    annotations: list[dict[str, Any]] = field(default_factory=list)
+
+    def add(self, file_name: str, tile: Tile, boxes: dict[str, np.ndarray]) -> None:
+        """Add a tile; ``boxes`` maps a lesion to (n, 4) boxes in tile pixels."""
+        height, width = tile.pixels.shape[:2]
+        image_id = len(self.images) + 1
+        self.images.append({"id": image_id, "file_name": file_name, "width": width, "height": height})
+        for category in CATEGORIES:
+            for x1, y1, x2, y2 in boxes.get(category["name"], np.empty((0, 4))).round(3).tolist():
+                bbox = [x1, y1, round(x2 - x1, 3), round(y2 - y1, 3)]
+                self.annotations.append(
+                    {
+                        "id": len(self.annotations) + 1,
+                        "image_id": image_id,
+                        "category_id": category["id"],
+                        "bbox": bbox,
+                        "area": round(bbox[2] * bbox[3], 3),
+                        "iscrowd": 0,
+                    }
+                )
+
+    def write(self, path: Path) -> None:
+        """Write the file."""
+        write_json({"images": self.images, "annotations": self.annotations, "categories": CATEGORIES}, path)
+
+
+def visible_boxes(boxes: np.ndarray, tile: Tile, min_side: int) -> np.ndarray:
+    """Boxes (n, 4) in original pixels as a tile shows them.
+
+    Sides below ``min_side`` tile pixels grow to it around the box's centre; boxes are clipped to the tile;
+    those with less than 40 % of their area inside are dropped.
+    """
+    moved = tile.boxes_to_tile(boxes)
+    grow = np.maximum(min_side - (moved[:, 2:] - moved[:, :2]), 0) / 2
+    moved = np.concatenate([moved[:, :2] - grow, moved[:, 2:] + grow], axis=1)
+    height, width = tile.pixels.shape[:2]
+    clipped = np.clip(moved, 0, [width, height, width, height])
+    inside = np.prod(clipped[:, 2:] - clipped[:, :2], axis=1) / np.prod(moved[:, 2:] - moved[:, :2], axis=1)
+    return clipped[inside >= VISIBLE]
+
+
+def photographs(
+    dataset: str, index: Path, crops: Path, subsets: tuple[str, ...]
+) -> Iterator[tuple[pd.Series, np.ndarray, tuple[int, int, int, int]]]:
+    """Index row, pixels (H, W, 3) uint8 RGB and crop box of each usable photograph, by image_id.
+
+    Usable means: of one of the ``subsets``, with status ok in the index and in ``crops.parquet``.
+    A photograph that cannot be read is logged and passed over; ``crops.parquet`` carries its reason.
+    """
+    table = read_table(index, INDEX)
+    table = table[table["subset"].isin(subsets) & (table["status"] == "ok")]
+    boxes = read_table(crops, CROPS)
+    boxes = boxes.loc[boxes["status"] == "ok", ["image_id", "x0", "y0", "x1", "y1"]]
+    root = raw_root(dataset)
+    for _, row in table.merge(boxes, on="image_id").sort_values("image_id").iterrows():
+        try:
+            image = read_photograph(root / row["path"])
+        except ReadError as error:
+            log.warning("%s: skipped, %s", row["image_id"], error)
+            continue
+        yield row, image, (int(row["x0"]), int(row["y0"]), int(row["x1"]), int(row["y1"]))
+
+
+def make_lesion_boxes(dataset: str, index: Path, crops: Path, params: LesionBoxes, out: Path) -> None:
+    """Cut the photographs with lesion masks into tiles and write COCO files for the detector.
+
+    Writes ``out/train.json``, ``out/val.json`` (categories 1-4 = MA, HE, EX, SE) and their tiles,
+    ``out/images/<image_id>__x<left>_y<top>.jpg``, named by the offset in the scaled crop box. Tiles
+    without a lesion are kept as background; tiles outside the field of view are not written.
+
+    Raises:
+        UserError: no photograph with masks in the training or in the validation split, or a mask that
+            is unreadable or of another size than its photograph.
+    """
+    source = DATASETS.get(dataset)()
+    tiling = Tiling(params.tile, params.overlap, params.scale)
+    shutil.rmtree(out / "images", ignore_errors=True)
+    (out / "images").mkdir(parents=True)
+    files = {"train": Coco(), "val": Coco()}
+    for row, image, box in photographs(dataset, index, crops, ("segmentation",)):
+        if row["split"] not in files:
+            continue
+        masks = source.masks(raw_root(dataset), row["image_id"])
+        lesions = {lesion: _lesions(path, image.shape, params) for lesion, path in sorted(masks.items())}
+        for tile in tiling.cut(image, box):
+            if tile.outside:
+                continue
+            name = f"{row['image_id']}__x{tile.offset[0]}_y{tile.offset[1]}.jpg"
+            seen = {lesion: visible_boxes(boxes, tile, params.min_side) for lesion, boxes in lesions.items()}
+            files[row["split"]].add(name, tile, seen)
+            cv2.imwrite(str(out / "images" / name), tile.pixels[..., ::-1], QUALITY)
+    for split, coco in files.items():
+        if not coco.images:
+            raise UserError(
+                f"{index}: no usable photograph with lesion masks in split {split}; "
+                f"see its status and reason columns, or give {dataset!r} more such photographs"
+            )
+        coco.write(out / f"{split}.json")
+        log.info("%s: %d tiles, %d lesions", split, len(coco.images), len(coco.annotations))
+
+
+def _lesions(path: Path, shape: tuple[int, ...], params: LesionBoxes) -> np.ndarray:
+    mask = read_mask(path)
+    if mask.shape != shape[:2]:
+        raise UserError(
+            f"{path}: {mask.shape[1]} x {mask.shape[0]} pixels, but its photograph has "
+            f"{shape[1]} x {shape[0]}; use the pair as published"
+        )
+    return mask_boxes(mask, params.mode, params.min_area, params.merge_distance)
