@@ -1,0 +1,33 @@
+"""What an explainer is: a module of this package with one class, registered under the module's name.
+
+>>> @EXPLAINERS.register("cam")
+... class GradCam: ...
+"""
+
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from drgrade.plugins import Registry
+
+EXPLAINERS = Registry("drgrade.explain")
+
+Heat = npt.NDArray[np.float32]
+"""A heat map or a batch of them, 0-1; 1 spoke most for a higher grade."""
+
+
+class Explainer(Protocol):
+    """Says where a network looked."""
+
+    def heat(self, model: nn.Module, batch: torch.Tensor) -> Heat:
+        """Heat maps (B, H, W) of normalised pictures (B, 3, H, W).
+
+        Args:
+            model: returns scores (B,) or (B, 1), or logits of the grades (B, 5).
+            batch: on the model's device.
+
+        """
+        ...

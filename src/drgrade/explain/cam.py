@@ -1,0 +1,72 @@
+"""Grad-CAM (Selvaraju et al., ICCV 2017) of the expected grade, by the package ``grad-cam``."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from drgrade.errors import UserError
+from drgrade.explain.base import EXPLAINERS, Heat
+
+BATCH = 8
+"""Pictures explained at once: bounds memory."""
+
+
+@EXPLAINERS.register("cam")
+class GradCam:
+    """Channels of the last feature map, weighted by their mean effect on the expected grade."""
+
+    def heat(self, model: nn.Module, batch: Tensor) -> Heat:
+        """Heat maps (B, H, W) of normalised pictures (B, 3, H, W), each scaled to 0-1; all 0 where nothing
+        speaks for a higher grade. Puts the model in evaluation mode.
+
+        Raises:
+            UserError: the network does not end in a feature map (transformers).
+
+        """
+        from pytorch_grad_cam import GradCAM
+
+        layer = last_feature_map(model, batch[:1])
+        heats = []
+        with GradCAM(model=model, target_layers=[layer]) as cam, torch.enable_grad():
+            for part in batch.split(BATCH):
+                pictures = part.detach().requires_grad_()  # gradients flow through frozen networks too
+                heats.append(cam(input_tensor=pictures, targets=[expected_grade] * len(part)))
+        return np.concatenate(heats).astype(np.float32)
+
+
+def expected_grade(output: Tensor) -> Tensor:
+    """Scalar to explain from one sample's output: the score itself, or the mean grade under softmax."""
+    if output.numel() == 1:
+        return output.reshape(())
+    grades = torch.arange(output.numel(), dtype=output.dtype, device=output.device)
+    return (output.softmax(dim=0) * grades).sum()
+
+
+@torch.no_grad()
+def last_feature_map(model: nn.Module, batch: Tensor) -> nn.Module:
+    """The module that finishes last among those that return a spatial map (B, C, h, w) larger than 1x1.
+
+    Containers count: the end of a stage is met once in a pass, an activation inside it may be shared.
+
+    Raises:
+        UserError: there is none, or tokens come after it.
+
+    """
+    seen: list[tuple[nn.Module, bool]] = []
+
+    def note(module: nn.Module, _: object, output: object) -> None:
+        if isinstance(output, Tensor) and output.ndim >= 3 and output[0, 0].numel() > 1:
+            seen.append((module, output.ndim == 4))
+
+    handles = [module.register_forward_hook(note) for module in model.modules()]
+    try:
+        model.eval()(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not seen or not seen[-1][1]:
+        raise UserError(
+            f"explain.method: cam needs a convolutional network; {type(model).__name__} does not end in a "
+            "feature map"
+        )
+    return seen[-1][0]

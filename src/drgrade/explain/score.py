@@ -1,0 +1,96 @@
+"""How well a heat map finds lesions, beside what the shape of the eye and chance would find.
+
+All scores look at pixels inside the field of view only, so black borders earn nothing.
+"""
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from drgrade.images.geometry import CropGeometry
+
+Mask = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float32]
+
+TOLERANCE = 0.02
+"""A point this near to a lesion hits it, as a share of the field's diameter (Zhang et al., IJCV 2018: 15
+pixels of pictures some 500 wide)."""
+
+
+def to_original(heat: Floats, geometry: CropGeometry, width: int, height: int) -> Floats:
+    """A heat map over a crop, in the pixels of its photograph.
+
+    Args:
+        heat: (h, w) over the whole crop, at any resolution.
+        geometry: where the crop lies in the photograph.
+        width: of the photograph.
+        height: of the photograph.
+
+    Returns:
+        float32 (height, width), bilinear; 0 outside the crop.
+
+    """
+    x0, y0, x1, y1 = geometry.box
+    spread = cv2.resize(heat.astype(np.float32), (x1 - x0, y1 - y0), interpolation=cv2.INTER_LINEAR)
+    original = np.zeros((height, width), np.float32)
+    inside = spread[max(-y0, 0) : max(height - y0, 0), max(-x0, 0) : max(width - x0, 0)]
+    top, left = max(y0, 0), max(x0, 0)
+    original[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
+    return original
+
+
+def scores(heat: Floats, lesion: Mask, fov: Mask, tolerance: float = TOLERANCE) -> dict[str, float]:
+    """Pixel AUC and pointing game of a heat map, of a map that only knows the eye's outline, and of chance.
+
+    Args:
+        heat: (H, W) in original pixels.
+        lesion: (H, W), true on lesions of any kind.
+        fov: (H, W), true on the field of view; holes in it are filled.
+        tolerance: see ``TOLERANCE``.
+
+    Returns:
+        ``auc``: chance that a lesion pixel is hotter than another pixel, ties half. ``pointing``: 1 when the
+        hottest pixel lies on a lesion (of several, the share that does). ``prior_auc``, ``prior_pointing``:
+        the same for the distance from the edge of the field. ``random_auc``, ``random_pointing``: their
+        expectation for a random map. Empty when no pixel of the field, or each one, is a lesion.
+
+    """
+    fov = _filled(fov)
+    inside = lesion[fov]
+    if not inside.any() or inside.all():
+        return {}
+    diameter = 2 * np.sqrt(fov.sum() / np.pi)
+    distance = cv2.distanceTransform(1 - lesion.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    near = distance[fov] <= tolerance * diameter
+    depth = cv2.distanceTransform(np.pad(fov, 1).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    prior = depth[1:-1, 1:-1][fov].astype(np.float32)
+    return {
+        "auc": _auc(heat[fov], inside),
+        "pointing": _pointing(heat[fov], near),
+        "prior_auc": _auc(prior, inside),
+        "prior_pointing": _pointing(prior, near),
+        "random_auc": 0.5,
+        "random_pointing": float(near.mean()),
+    }
+
+
+def _auc(values: Floats, positive: Mask) -> float:
+    """Area under the ROC curve, exact: mean rank of the positives among the sorted negatives."""
+    negatives, positives = np.sort(values[~positive]), values[positive]
+    below = np.searchsorted(negatives, positives, "left").mean()
+    up_to = np.searchsorted(negatives, positives, "right").mean()
+    return float((below + up_to) / (2 * len(negatives)))
+
+
+def _pointing(values: Floats, hit: Mask) -> float:
+    return float(hit[values == values.max()].mean())
+
+
+def _filled(fov: Mask) -> Mask:
+    """The largest region of a mask without its holes (dark vessels and lesions belong to the eye)."""
+    outlines, _ = cv2.findContours(fov.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    filled = np.zeros(fov.shape, np.uint8)
+    if outlines:
+        largest = max(outlines, key=cv2.contourArea)
+        cv2.drawContours(filled, [largest], -1, 1, cv2.FILLED)
+    return filled.astype(bool)
