@@ -1,0 +1,85 @@
+"""IDRiD, the Indian Diabetic Retinopathy Image Dataset, in its official layout.
+
+Part A has lesion masks, part B grades. File names repeat between the parts and between their training and
+testing sets, so an image is called by all three: ``A_train_IDRiD_01``, ``B_test_IDRiD_001``. Patients are not
+named.
+"""
+
+from pathlib import Path
+
+import pandas as pd
+
+from drgrade.data.labels import photographs, read_labels
+from drgrade.data.registry import DATASETS, READ_COLUMNS, Card, require
+from drgrade.params import Download
+
+PART_A, PART_B = "A. Segmentation", "B. Disease Grading"
+IMAGES, MASKS, LABELS = "1. Original Images", "2. All Segmentation Groundtruths", "2. Groundtruths"
+SETS = {"train": "a. Training Set", "test": "b. Testing Set"}
+LABEL_FILES = {
+    "train": "a. IDRiD_Disease Grading_Training Labels.csv",
+    "test": "b. IDRiD_Disease Grading_Testing Labels.csv",
+}
+LABEL_COLUMNS = ("Image name", "Retinopathy grade", "Risk of macular edema")
+MASK_FOLDERS = {
+    "MA": "1. Microaneurysms",
+    "HE": "2. Haemorrhages",
+    "EX": "3. Hard Exudates",
+    "SE": "4. Soft Exudates",
+}
+
+
+def _row(
+    part: str, split: str, name: str, path: str | None, grade: int | None
+) -> tuple[str | int | None, ...]:
+    image_id = f"{part}_{split}_{name}"
+    return image_id, path, image_id, None, grade, "grading" if part == "B" else "segmentation", split
+
+
+@DATASETS.register("idrid")
+class IDRiD:
+    """Photographs of 4288 x 2848 pixels: 81 with lesion masks (part A), 516 graded (part B)."""
+
+    card = Card(
+        name="idrid",
+        title="IDRiD",
+        version="2018",
+        licence="CC-BY-4.0",
+        source="https://ieee-dataport.org/open-access/indian-diabetic-retinopathy-image-dataset-idrid",
+        access="form",
+        citation="Porwal et al., Data 3(3):25, 2018",
+        instructions=(
+            "log in at {source}, fetch 'A. Segmentation.zip' and 'B. Disease Grading.zip'"
+            " and unpack both into {root}, "
+            "or name the folder that holds 'A. Segmentation' and 'B. Disease Grading' in DRGRADE_IDRID_ROOT"
+        ),
+    )
+
+    def download(self, root: Path, params: Download) -> None:
+        """Check that the user has put the files there; a part may be incomplete."""
+        require(self.card, root, PART_A, PART_B)
+
+    def read(self, root: Path) -> pd.DataFrame:
+        """Rows of part A (no grade) and part B; see :class:`Dataset`."""
+        rows = []
+        for split, folder in SETS.items():
+            for name, path in photographs(root / PART_A / IMAGES / folder).items():
+                rows.append(_row("A", split, name, path.relative_to(root).as_posix(), None))
+        for split, folder in SETS.items():
+            images = photographs(root / PART_B / IMAGES / folder)
+            paths = {name: path.relative_to(root).as_posix() for name, path in images.items()}
+            file = root / PART_B / LABELS / LABEL_FILES[split]
+            for label in read_labels(file, *LABEL_COLUMNS[:2]) if paths or file.exists() else ():
+                rows.append(_row("B", split, label.image, paths.pop(label.image, None), label.grade))
+            rows += [_row("B", split, name, path, None) for name, path in paths.items()]
+        return pd.DataFrame(rows, columns=list(READ_COLUMNS))
+
+    def masks(self, root: Path, image_id: str) -> dict[str, Path]:
+        """Mask files of a photograph of part A; none for other photographs."""
+        part, _, rest = image_id.partition("_")
+        split, _, name = rest.partition("_")
+        if part != "A" or split not in SETS:
+            return {}
+        folder = root / PART_A / MASKS / SETS[split]
+        paths = {code: folder / kind / f"{name}_{code}.tif" for code, kind in MASK_FOLDERS.items()}
+        return {code: path for code, path in paths.items() if path.exists()}
