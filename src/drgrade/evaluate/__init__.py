@@ -1,0 +1,1 @@
+"""Metrics, intervals and the leaderboard: from prediction tables only."""

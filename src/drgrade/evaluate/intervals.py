@@ -1,0 +1,84 @@
+"""Bootstrap over patients: how far a metric would move with other patients of the same kind.
+
+Both eyes of a patient are alike, so patients are resampled, not photographs. A resample is a weight for
+each patient; the weighted sum of the patients' confusion matrices is the resample's confusion matrix, so
+a thousand resamples are one matrix product. The interval speaks of the test patients: the spread over
+training seeds is reported beside it, not in it.
+"""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from drgrade.evaluate.metrics import N_GRADES, kappa
+from drgrade.seeding import numpy_rng
+
+Floats = NDArray[np.float64]
+_CHUNK = 50  # resamples at a time: bounds memory at 21,000 patients to about 10 MB
+
+
+def qwk_of(matrices: ArrayLike) -> Floats:
+    """Quadratic weighted kappa of confusion matrices (..., 5, 5)."""
+    return kappa(matrices, "quadratic")
+
+
+def patient_weights(patients: int, resamples: int, seed: int) -> Iterator[Floats]:
+    """How often each patient is drawn, with replacement, in each resample.
+
+    Yields:
+        (r, patients) with r of at most 50 and ``resamples`` in all; every row sums to ``patients``.
+        The draws depend on the three arguments only, so that two experiments meet the same resamples.
+    """
+    rng = numpy_rng(seed, "bootstrap")
+    for start in range(0, resamples, _CHUNK):
+        rows = min(_CHUNK, resamples - start)
+        drawn = rng.integers(patients, size=(rows, patients)) + patients * np.arange(rows)[:, None]
+        counts = np.bincount(drawn.ravel(), minlength=rows * patients)
+        yield counts.reshape(rows, patients).astype(np.float64)
+
+
+def bootstrap(
+    y: ArrayLike,
+    predicted: ArrayLike,
+    patients: ArrayLike,
+    resamples: int,
+    seed: int,
+    metric: Callable[[ArrayLike], Floats] = qwk_of,
+) -> Floats:
+    """The metric, averaged over training seeds, on each resample of the patients.
+
+    Args:
+        y: (N,) true grades 0-4.
+        predicted: (S, N) predicted grades 0-4, a row for each training seed.
+        patients: (N,) patient of each photograph.
+        resamples: number of resamples R.
+        seed: seed of the draws; the same seed and patients give the same draws in any call.
+        metric: takes confusion matrices (..., 5, 5), gives (...).
+
+    Returns:
+        (R,) values. Their 2.5th and 97.5th percentiles are the 95 % interval (:func:`interval`); the
+        differences of two experiments' values are paired.
+    """
+    y, predicted = np.asarray(y, dtype=np.int64), np.asarray(predicted, dtype=np.int64)
+    names, patient = np.unique(np.asarray(patients), return_inverse=True)
+    seeds = len(predicted)
+    # One confusion matrix for each patient and training seed, as a row of seeds x 25 cells.
+    cell = np.arange(seeds)[:, None] * N_GRADES**2 + y * N_GRADES + predicted
+    width = seeds * N_GRADES**2
+    counts = np.bincount((patient * width + cell).ravel(), minlength=len(names) * width)
+    by_patient = counts.reshape(len(names), width).astype(np.float64)
+    matrices = np.concatenate(
+        [weights @ by_patient for weights in patient_weights(len(names), resamples, seed)]
+    ).reshape(resamples, seeds, N_GRADES, N_GRADES)
+    return metric(matrices).mean(1)
+
+
+def interval(values: ArrayLike) -> tuple[float, float]:
+    """The central 95 % of bootstrap values, by percentiles; resamples without a value (NaN) are left out."""
+    known = np.asarray(values, dtype=np.float64)
+    known = known[~np.isnan(known)]
+    if not known.size:
+        return float("nan"), float("nan")
+    low, high = np.percentile(known, [2.5, 97.5])
+    return float(low), float(high)

@@ -1,0 +1,167 @@
+"""The stage ``evaluate``: all experiments side by side, from their prediction tables alone.
+
+Only rows of the split ``test`` are measured; under cross-validation those are the out-of-fold rows.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from drgrade.evaluate.intervals import bootstrap, interval
+from drgrade.evaluate.metrics import confusion, qwk, recall, summary
+from drgrade.evaluate.predictions import Measured, read_experiment, same_photographs
+from drgrade.files import whole, write_json
+from drgrade.params import Evaluate
+from drgrade.report.plots import confusion_chart, leaderboard_chart
+from drgrade.schema import GRADES, PREDICTIONS, read_table
+
+log = logging.getLogger(__name__)
+
+BASELINE = "majority"
+DIGITS = 6
+PER_SEED = ("qwk", "accuracy", "macro_f1", "mae", "referable_auc")
+"""Metrics that ``metrics.json`` gives for each training seed; the others as means over seeds only."""
+COLUMNS = (
+    "experiment", "qwk", "qwk_low", "qwk_high", "qwk_sd", "seeds", "n", "patients", "accuracy",
+    "balanced_accuracy", "macro_f1", "mae", "referable_auc", "referable_sensitivity", "referable_specificity",
+    "vs_majority", "vs_majority_low", "vs_majority_high", "vs_best", "vs_best_low", "vs_best_high",
+)  # fmt: skip
+"""Columns of ``leaderboard.csv``."""
+
+
+def evaluate(predictions: Sequence[Path], params: Evaluate, out: Path) -> None:
+    """Measure experiments on the photographs they were all tested on.
+
+    Writes ``metrics.json`` (by experiment: means over seeds, interval, per grade, per seed),
+    ``leaderboard.csv`` (best QWK first), ``confusion.csv`` (first seed: experiment, actual, predicted),
+    ``figures/leaderboard.png`` and ``figures/confusion.png``.
+
+    Args:
+        predictions: one ``predictions.parquet`` an experiment, all its seeds in it.
+        params: resamples of the bootstrap and their seed.
+        out: folder to write to.
+
+    Raises:
+        UserError: a table is damaged, or the experiments were not tested on the same photographs.
+    """
+    experiments = [read_experiment(path) for path in predictions]
+    same_photographs(experiments)
+    draws = {experiment.name: resampled(experiment, params) for experiment in experiments}
+    metrics = {experiment.name: measure(experiment, draws[experiment.name]) for experiment in experiments}
+    table = leaderboard(metrics, draws)
+    write_json(rounded(metrics), out / "metrics.json")
+    write_csv(table, out / "leaderboard.csv")
+    ranked = sorted(experiments, key=lambda experiment: list(table["experiment"]).index(experiment.name))
+    write_csv(pd.concat([first_seed(experiment) for experiment in ranked]), out / "confusion.csv")
+    leaderboard_chart(table, {one.name: seed_values(one) for one in ranked}, out / "figures/leaderboard.png")
+    matrices = {f"{one.name}, seed {one.seeds[0]}": confusion(one.grades, one.predicted[0]) for one in ranked}
+    confusion_chart(matrices, out / "figures/confusion.png")
+    for row in table.itertuples():
+        log.info("%s: QWK %.3f (%.3f to %.3f)", row.experiment, row.qwk, row.qwk_low, row.qwk_high)
+
+
+def final_results(predictions: Sequence[Path]) -> tuple[dict[str, float], str | None]:
+    """What a tracking server shows of each experiment, and which model is the one to use.
+
+    Returns:
+        Mean-over-seeds test QWK by experiment; and the experiment with the highest mean *validation* QWK
+        (the test must not choose), the first listed on a tie, or None when nothing was held out.
+    """
+    results, held_out = {}, {}
+    for path in predictions:
+        experiment = read_experiment(path)
+        results[experiment.name] = float(np.mean(seed_values(experiment)))
+        table = read_table(path, PREDICTIONS)
+        val = table[(table["split"] == "val") & table["grade"].notna() & table["predicted"].notna()]
+        if len(val):
+            held_out[experiment.name] = np.mean(
+                [qwk(rows["grade"], rows["predicted"]) for _, rows in val.groupby("seed")]
+            )
+    return results, max(held_out, key=lambda name: held_out[name]) if held_out else None
+
+
+def seed_values(experiment: Measured) -> list[float]:
+    """Test QWK of each seed."""
+    return [qwk(experiment.grades, predicted) for predicted in experiment.predicted]
+
+
+def resampled(experiment: Measured, params: Evaluate) -> np.ndarray:
+    """Mean-over-seeds QWK on each resample of the patients (R,)."""
+    return bootstrap(
+        experiment.grades, experiment.predicted, experiment.patients, params.bootstrap, params.seed
+    )
+
+
+def measure(experiment: Measured, draws: np.ndarray) -> dict[str, Any]:
+    """Everything ``metrics.json`` says of one experiment."""
+    seeds = [
+        summary(experiment.grades, predicted, score)
+        for predicted, score in zip(experiment.predicted, experiment.score, strict=True)
+    ]
+    low, high = interval(draws)
+    matrices = np.stack([confusion(experiment.grades, predicted) for predicted in experiment.predicted])
+    counts, recalls = matrices[0].sum(axis=1), recall(matrices).mean(axis=0)
+    return {
+        **{name: float(np.mean([values[name] for values in seeds])) for name in seeds[0]},
+        "qwk_low": low,
+        "qwk_high": high,
+        "qwk_sd": float(np.std([values["qwk"] for values in seeds], ddof=1)) if len(seeds) > 1 else np.nan,
+        "n": len(experiment.photographs),
+        "patients": int(experiment.photographs["patient_id"].nunique()),
+        "grades": {
+            str(grade): {"n": int(counts[grade]), "recall": float(recalls[grade])} for grade in GRADES
+        },
+        "seeds": {
+            str(seed): {name: values[name] for name in PER_SEED}
+            for seed, values in zip(experiment.seeds, seeds, strict=True)
+        },
+    }
+
+
+def leaderboard(metrics: Mapping[str, dict[str, Any]], draws: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """One row for each experiment, best QWK first, with COLUMNS.
+
+    Differences are paired: both experiments on the same resamples. Without an experiment ``majority`` the
+    columns ``vs_majority`` are empty.
+    """
+    best = min(metrics, key=lambda name: (-metrics[name]["qwk"], name))
+    rows = []
+    for name, values in metrics.items():
+        row = {"experiment": name, **values, "seeds": len(values["seeds"])}
+        for column, other in (("vs_majority", BASELINE), ("vs_best", best)):
+            if other in metrics and other != name:
+                row[column] = values["qwk"] - metrics[other]["qwk"]
+                row[f"{column}_low"], row[f"{column}_high"] = interval(draws[name] - draws[other])
+        rows.append(row)
+    table = pd.DataFrame(rows).reindex(columns=list(COLUMNS))
+    return table.sort_values(["qwk", "experiment"], ascending=[False, True], ignore_index=True).round(DIGITS)
+
+
+def first_seed(experiment: Measured) -> pd.DataFrame:
+    """Actual and predicted grade of each photograph, of the first seed."""
+    return pd.DataFrame(
+        {"experiment": experiment.name, "actual": experiment.grades, "predicted": experiment.predicted[0]}
+    )
+
+
+def rounded(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested numbers to 6 digits; NaN, which JSON does not know, becomes null."""
+    plain: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            plain[key] = rounded(value)
+        elif isinstance(value, float):
+            plain[key] = None if np.isnan(value) else round(value, DIGITS)
+        else:
+            plain[key] = value
+    return plain
+
+
+def write_csv(table: pd.DataFrame, path: Path) -> None:
+    """Write a CSV; whole or not at all."""
+    with whole(path) as partial:
+        table.to_csv(partial, index=False, lineterminator="\n")

@@ -1,0 +1,118 @@
+"""The one figure style, and the charts of the leaderboard. Same numbers, same bytes."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from drgrade.files import whole
+from drgrade.schema import GRADES
+
+INK, MUTED, BAR, SEED = "#1b2430", "#5b6572", "#9db8d6", "#c2410c"
+LESION_COLOURS = {"MA": "#00e5ff", "HE": "#ffffff", "EX": "#ffe119", "SE": "#ff5cf0"}
+"""Bright against the orange of a fundus, and apart from each other for colour-blind readers."""
+STYLE: Any = {
+    "font.family": "DejaVu Sans",  # ships with matplotlib: the same glyphs everywhere
+    "font.size": 10,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "xtick.color": MUTED,
+    "ytick.color": INK,
+    "figure.dpi": 110,
+    "savefig.facecolor": "white",
+}
+
+
+@contextmanager
+def figure(path: Path, width: float, height: float) -> Iterator[Figure]:
+    """A figure of so many inches in the project's style, written to ``path`` as PNG when the block ends."""
+    with matplotlib.rc_context(STYLE), whole(path) as partial:
+        drawn = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(drawn)
+        yield drawn
+        drawn.savefig(partial, metadata={"Software": None})
+
+
+def leaderboard_chart(table: pd.DataFrame, seeds: Mapping[str, Sequence[float]], path: Path) -> None:
+    """Bars of QWK with their 95 % intervals and a dot for each training seed.
+
+    Args:
+        table: experiment, qwk, qwk_low, qwk_high; best first.
+        seeds: QWK of each training seed, by experiment.
+        path: PNG to write.
+    """
+    rows = np.arange(len(table))
+    value = table["qwk"].to_numpy(float)
+    low, high = table["qwk_low"].to_numpy(float), table["qwk_high"].to_numpy(float)
+    with figure(path, 7.5, 1.1 + 0.5 * len(table)) as drawn:
+        axes = drawn.subplots()
+        axes.barh(rows, value, height=0.62, color=BAR)
+        axes.hlines(rows, low, high, color=INK, linewidth=1.4, label="95 % interval (patients)")
+        dots = [(seed, row) for row, name in enumerate(table["experiment"]) for seed in seeds[name]]
+        axes.scatter(
+            [dot[0] for dot in dots],
+            [dot[1] for dot in dots],
+            s=16,
+            color=SEED,
+            zorder=3,
+            label="training seed",
+        )
+        axes.axvline(0, color=MUTED, linewidth=0.8)
+        for row, label in enumerate(value):
+            # clear of the interval and the dots, on the right
+            edge = np.nanmax([value[row], high[row], *seeds[table["experiment"][row]], 0])
+            axes.annotate(f"{label:.3f}", (edge, row), (5, 0), textcoords="offset points", va="center")
+        axes.set_yticks(rows, table["experiment"])
+        axes.invert_yaxis()
+        left = min(0.0, float(np.nanmin([*value, *low, *(dot[0] for dot in dots)])))
+        axes.set_xlim(left * 1.05, 1.08)
+        axes.set_xlabel("quadratic weighted kappa on the test photographs (0: chance, 1: perfect)")
+        axes.legend(
+            frameon=False,
+            fontsize=8,
+            loc="lower center",
+            ncols=2,
+            bbox_to_anchor=(0.5, 1.0),
+            borderaxespad=0.2,
+        )
+
+
+def confusion_chart(matrices: Mapping[str, np.ndarray], path: Path, columns: int = 4) -> None:
+    """Confusion matrices side by side: shade is the share of the true grade, the number a count.
+
+    Args:
+        matrices: (5, 5) counts by title, rows are the truth.
+        path: PNG to write.
+        columns: matrices in a line.
+    """
+    columns = min(columns, len(matrices))
+    lines = -(-len(matrices) // columns)
+    with figure(path, 2.7 * columns + 0.3, 2.9 * lines) as drawn:
+        axes = drawn.subplots(lines, columns, squeeze=False)
+        for place in axes.flat[len(matrices) :]:
+            place.set_axis_off()
+        for place, (title, matrix) in zip(axes.flat, matrices.items(), strict=False):
+            share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+            place.imshow(share, cmap="Blues", vmin=0, vmax=1)
+            for (actual, predicted), count in np.ndenumerate(matrix):
+                ink = "white" if share[actual, predicted] > 0.5 else INK
+                place.text(
+                    predicted, actual, str(int(count)), ha="center", va="center", fontsize=8, color=ink
+                )
+            place.set_title(title, fontsize=9)
+            place.set_xticks(GRADES)
+            place.set_yticks(GRADES)
+            place.spines[:].set_visible(False)
+            place.tick_params(length=0)
+        drawn.supxlabel("predicted grade", fontsize=10)
+        drawn.supylabel("actual grade", fontsize=10)

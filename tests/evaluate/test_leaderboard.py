@@ -1,0 +1,219 @@
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import cohen_kappa_score, f1_score, roc_auc_score
+
+from drgrade.errors import UserError
+from drgrade.evaluate.leaderboard import COLUMNS, evaluate, final_results
+from drgrade.params import Evaluate
+from drgrade.schema import PREDICTIONS, write_table
+
+PARAMS = Evaluate(bootstrap=200, seed=3)
+PATIENTS = 30
+
+
+def predictions(name, noise, seeds=(0,), split="test", rng_seed=0):
+    """Both eyes of the same patients in every experiment; the more noise, the worse the grades."""
+    truth = np.repeat(np.random.default_rng(11).integers(0, 5, PATIENTS), 2)
+    tables = []
+    for seed in seeds:
+        rng = np.random.default_rng([rng_seed, seed])
+        score = np.clip(truth + noise * rng.normal(size=len(truth)), 0, 4)
+        grades = np.clip(np.floor(score + 0.5), 0, 4)
+        table = pd.DataFrame(
+            {
+                "image_id": [f"{patient}_{eye}" for patient in range(PATIENTS) for eye in ("left", "right")],
+                "patient_id": np.repeat(np.arange(PATIENTS), 2).astype(str),
+                "eye": ["left", "right"] * PATIENTS,
+                "split": split,
+                "grade": truth,
+                "score": score,
+                "predicted": grades,
+                "experiment": name,
+                "seed": seed,
+            }
+        )
+        for grade in range(5):
+            table[f"p{grade}"] = (grades == grade).astype(float)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def written(folder, *tables):
+    paths = []
+    for table in tables:
+        paths.append(folder / str(table["experiment"].iloc[0]) / "predictions.parquet")
+        write_table(table, paths[-1], PREDICTIONS)
+    return paths
+
+
+def majority():
+    table = predictions("majority", 0)
+    table["predicted"], table["score"] = 0, 0.0
+    return table
+
+
+@pytest.fixture
+def three(tmp_path):
+    good = predictions("good", 0.6, seeds=(0, 1, 2))
+    # shuffled rows and validation rows must not matter
+    good = pd.concat([good.sample(frac=1, random_state=1), predictions("good", 3, split="val")])
+    return written(tmp_path / "grade", majority(), predictions("poor", 1.8), good)
+
+
+def test_leaderboard_against_scikit_learn(three, tmp_path):
+    evaluate(three, PARAMS, tmp_path / "out")
+    table = pd.read_csv(tmp_path / "out/leaderboard.csv").set_index("experiment")
+    assert list(table.index) == ["good", "poor", "majority"]
+    assert ("experiment", *table.columns) == COLUMNS
+    test = predictions("good", 0.6, seeds=(0, 1, 2))
+    by_seed = [rows for _, rows in test.groupby("seed")]
+    kappas = [cohen_kappa_score(rows["grade"], rows["predicted"], weights="quadratic") for rows in by_seed]
+    row = table.loc["good"]
+    assert row["qwk"] == pytest.approx(np.mean(kappas), abs=1e-6)
+    assert row["qwk_sd"] == pytest.approx(np.std(kappas, ddof=1), abs=1e-6)
+    assert row["macro_f1"] == pytest.approx(
+        np.mean([f1_score(rows["grade"], rows["predicted"], average="macro") for rows in by_seed]), abs=1e-6
+    )
+    assert row["referable_auc"] == pytest.approx(
+        np.mean([roc_auc_score(rows["grade"] >= 2, rows["score"]) for rows in by_seed]), abs=1e-6
+    )
+    assert row["qwk_low"] < row["qwk"] < row["qwk_high"]
+    assert (row["seeds"], row["n"], row["patients"]) == (3, 60, 30)
+    assert math.isnan(table.loc["poor", "qwk_sd"])
+
+
+def test_differences_are_paired_and_signed(three, tmp_path):
+    evaluate(three, PARAMS, tmp_path / "out")
+    table = pd.read_csv(tmp_path / "out/leaderboard.csv").set_index("experiment")
+    assert table.loc["majority", "qwk"] == 0
+    assert table.loc["good", "vs_majority"] == table.loc["good", "qwk"]
+    # a constant prediction has QWK 0 on every resample, so the interval is the experiment's own
+    assert table.loc["good", "vs_majority_low"] == table.loc["good", "qwk_low"]
+    assert table.loc["poor", "vs_best"] == pytest.approx(table.loc["poor", "qwk"] - table.loc["good", "qwk"])
+    assert table.loc["poor", "vs_best_high"] < 0
+    assert math.isnan(table.loc["good", "vs_best"])
+    assert math.isnan(table.loc["majority", "vs_majority"])
+
+
+def test_without_the_baseline_its_columns_are_empty(tmp_path):
+    paths = written(tmp_path, predictions("poor", 1.8), predictions("good", 0.6))
+    evaluate(paths, PARAMS, tmp_path / "out")
+    table = pd.read_csv(tmp_path / "out/leaderboard.csv")
+    assert len(table) == 2
+    assert table["vs_majority"].isna().all()
+
+
+def test_metrics_are_plain_numbers_in_sorted_json(three, tmp_path):
+    evaluate(three, PARAMS, tmp_path / "out")
+    text = (tmp_path / "out/metrics.json").read_text()
+    values = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert text == json.dumps(values, indent=2, sort_keys=True) + "\n"
+    assert set(values) == {"good", "poor", "majority"}
+    assert set(values["good"]["seeds"]) == {"0", "1", "2"}
+    assert values["poor"]["qwk_sd"] is None
+    assert values["good"]["qwk"] == pytest.approx(
+        np.mean([seed["qwk"] for seed in values["good"]["seeds"].values()]), abs=2e-6
+    )
+    truth = predictions("good", 0.6)["grade"]
+    for grade in range(5):
+        assert values["good"]["grades"][str(grade)]["n"] == (truth == grade).sum()
+
+
+def test_confusion_is_that_of_the_first_seed(three, tmp_path):
+    evaluate(three, PARAMS, tmp_path / "out")
+    table = pd.read_csv(tmp_path / "out/confusion.csv")
+    assert list(table.columns) == ["experiment", "actual", "predicted"]
+    good = table[table["experiment"] == "good"]
+    first = predictions("good", 0.6).sort_values("image_id")
+    assert good["actual"].tolist() == first["grade"].tolist()
+    assert good["predicted"].tolist() == first["predicted"].astype(int).tolist()
+
+
+def test_same_predictions_same_bytes(three, tmp_path):
+    for name in ("one", "two"):
+        evaluate(three, PARAMS, tmp_path / name)
+    files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.*"))
+    assert [str(path) for path in files] == [
+        "confusion.csv",
+        "figures/confusion.png",
+        "figures/leaderboard.png",
+        "leaderboard.csv",
+        "metrics.json",
+    ]
+    for path in files:
+        assert (tmp_path / "one" / path).read_bytes() == (tmp_path / "two" / path).read_bytes(), path
+    assert b"atplotlib" not in (tmp_path / "one/figures/leaderboard.png").read_bytes()
+
+
+def _without_one(table):
+    return table[table["image_id"] != "7_left"]
+
+
+def _other_grade(table):
+    return table.assign(grade=table["grade"].mask(table["image_id"] == "7_left", 4 - table["grade"][14]))
+
+
+@pytest.mark.parametrize("change", [_without_one, _other_grade])
+def test_experiments_tested_differently_are_refused(change, tmp_path):
+    table = predictions("other", 1)
+    assert table["grade"][14] != 2
+    paths = written(tmp_path, predictions("one", 1), change(table))
+    with pytest.raises(UserError, match=r"one: .*7_left"):
+        evaluate(paths, PARAMS, tmp_path / "out")
+    assert not (tmp_path / "out/metrics.json").exists()
+
+
+def test_seeds_tested_differently_are_refused(tmp_path):
+    table = predictions("one", 1, seeds=(0, 1))
+    table = table[~((table["seed"] == 1) & (table["image_id"] == "7_left"))]
+    with pytest.raises(UserError, match=r"seed 0: tested on 1 photographs that seed 1 lacks \(7_left"):
+        evaluate(written(tmp_path, table), PARAMS, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("score", np.nan, "7_left: score is not a number"),
+        ("score", np.inf, "7_left: score is not a number"),
+        ("grade", None, "7_left: grade is <NA>"),
+        ("predicted", 5, "7_left: predicted is 5"),
+        ("patient_id", None, "7_left: no patient_id"),
+        ("image_id", "7_right", "7_right: tested twice"),
+        ("experiment", "two", "one a table"),
+    ],
+)
+def test_impossible_rows_are_named(column, value, message, tmp_path):
+    table = predictions("one", 1).astype({"grade": "Int8", "predicted": "Int8"})
+    table.loc[table["image_id"] == "7_left", column] = value
+    with pytest.raises(UserError, match=message):
+        evaluate(written(tmp_path, table), PARAMS, tmp_path / "out")
+
+
+def test_no_test_rows_and_two_tables_of_one_name(tmp_path):
+    with pytest.raises(UserError, match="no rows of the split test"):
+        evaluate(written(tmp_path / "a", predictions("one", 1, split="val")), PARAMS, tmp_path / "out")
+    twice = written(tmp_path / "a", predictions("one", 1)) + written(tmp_path / "b", predictions("one", 1))
+    with pytest.raises(UserError, match="one: two prediction tables"):
+        evaluate(twice, PARAMS, tmp_path / "out")
+
+
+def test_the_best_model_is_chosen_on_validation(tmp_path):
+    # the better one on the test is the worse one on validation
+    a = pd.concat([predictions("a", 0.3), predictions("a", 2.5, split="val")])
+    b = pd.concat([predictions("b", 1.5), predictions("b", 0.3, split="val")])
+    paths = written(tmp_path, a, b)
+    results, best = final_results(paths)
+    assert best == "b"
+    assert results["a"] > results["b"]
+    test = predictions("a", 0.3)
+    assert results["a"] == pytest.approx(
+        cohen_kappa_score(test["grade"], test["predicted"], weights="quadratic"), abs=1e-9
+    )
+
+
+def test_nothing_held_out_no_best(tmp_path):
+    assert final_results(written(tmp_path, predictions("a", 0.3)))[1] is None
