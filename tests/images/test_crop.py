@@ -151,6 +151,29 @@ class TestReadErrors:
         assert "not an image" in self.reason(tmp_path / "text.jpg")
         assert self.reason(tmp_path / "none.jpg") == "no such file or directory"
 
+    @pytest.mark.parametrize("shape", [(50, 3000), (3000, 50), (9000, 8000)])
+    def test_shapes_that_no_camera_makes(self, tmp_path, shape):
+        path = save(tmp_path / "strip.png", np.zeros(shape, np.uint8))
+        with pytest.raises(ReadError, match="no photograph of an eye"):
+            read_photograph(path)
+
+    @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow, on damaged TIFF tags
+    def test_damaged_bytes_are_an_error_or_a_picture(self, tmp_path):
+        rng = np.random.default_rng(0)
+        path = tmp_path / "damaged"
+        for suffix in ("JPEG", "PNG", "TIFF", "BMP") * 25:
+            file = io.BytesIO()
+            Image.fromarray(eye(180, 120, 50)).save(file, suffix)
+            data = bytearray(file.getvalue())
+            for place in rng.integers(0, min(len(data), 300), 3):
+                data[place] = rng.integers(0, 256)
+            path.write_bytes(data)
+            try:
+                crop, _, _ = crop_photograph(path, Crop(size=32))
+            except ReadError:
+                continue
+            assert crop.shape == (32, 32, 3)
+
     def test_float_pixels(self, tmp_path):
         path = save(tmp_path / "float.tif", np.ones((8, 8), np.float32))
         assert "float" in self.reason(path)

@@ -30,6 +30,9 @@ __all__ = ["ReadError", "crop_dataset", "crop_photograph", "cut", "find_box", "r
 log = logging.getLogger(__name__)
 
 ORIENTATION = 0x0112  # EXIF tag
+MOST_PIXELS = 64_000_000
+LONGEST = 4
+"""Larger or longer (longer by shorter side) pictures are not of an eye; damaged headers make such claims."""
 SMALLEST_EYE = 0.8
 """A photograph's eye is expected to be at least this share of its shorter side; else it is decoded again."""
 
@@ -45,7 +48,7 @@ def read_photograph(path: Path) -> Picture:
         uint8 RGB (H, W, 3) at full resolution.
 
     Raises:
-        ReadError: no such file, empty, not an image, or cut short.
+        ReadError: no such file, empty, not an image, cut short, or of a size or shape no camera makes.
     """
     return _read(path, None)[0]
 
@@ -63,6 +66,9 @@ def _read(path: Path, side: float | None) -> tuple[Picture, int]:
             if image.format in ("JPEG", "MPO") and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
                 raise ReadError("truncated JPEG")  # libjpeg fills a zeroed tail with grey and says nothing
             factor = _reduce(image, side)
+            width, height = image.size
+            if width * height > MOST_PIXELS or max(width, height) > LONGEST * min(width, height):
+                raise ReadError(f"{width}x{height} pixels are no photograph of an eye")
             image.load()
             return _upright_rgb(image), factor
     except ReadError:
