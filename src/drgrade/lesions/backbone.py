@@ -1,0 +1,71 @@
+"""Any timm network as the backbone of an MMDetection model.
+
+Import after :func:`drgrade.lesions.ops.install`.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import torch
+from mmdet.registry import MODELS
+from mmengine.model import BaseModule
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from drgrade.encoders import create_encoder
+
+
+@MODELS.register_module()
+class TimmBackbone(BaseModule):
+    """Feature maps of a timm network.
+
+    Args:
+        name: timm model name.
+        start: ``imagenet``, a weights file, or None for a random start.
+        out_indices: levels to return, as timm counts them: 0 has stride 2, 1 stride 4, 2 stride 8, ...
+        frozen_level: the network up to and including this level keeps its weights (None: all is trained).
+        norm_eval: BatchNorm keeps its running statistics in training.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        start: str | None = None,
+        out_indices: Sequence[int] = (1, 2, 3, 4),
+        frozen_level: int | None = None,
+        norm_eval: bool = False,
+    ) -> None:
+        super().__init__()
+        self.net = create_encoder(name, start, features_only=True, out_indices=tuple(out_indices))
+        self.levels: list[dict[str, Any]] = self.net.feature_info.info  # type: ignore[assignment, union-attr]
+        self.norm_eval = norm_eval
+        self.frozen = [] if frozen_level is None else self._modules_up_to(frozen_level)
+        for module in self.frozen:
+            module.requires_grad_(False)
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Normalised images (B, 3, H, W) to feature maps (B, C_i, H / stride_i, W / stride_i)."""
+        return tuple(self.net(images))
+
+    def init_weights(self) -> None:
+        """Weights were loaded when the network was made: nothing may touch them again."""
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch to training, but keep what is frozen in evaluation mode."""
+        super().train(mode)
+        if mode and self.norm_eval:
+            for module in self.net.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        for module in self.frozen:
+            module.eval()
+        return self
+
+    def _modules_up_to(self, level: int) -> list[torch.nn.Module]:
+        """Modules with weights of their own, up to a level's last, in the order they were made.
+
+        That is the order of timm's forward pass.
+        """
+        last = self.levels[level]["module"].replace(".", "_") + "_"
+        found = [(name, module) for name, module in self.net.named_modules() if module._parameters]
+        end = max(i for i, (name, _) in enumerate(found) if name.replace(".", "_").startswith(last))
+        return [module for _, module in found[: end + 1]]

@@ -1,0 +1,224 @@
+"""Train the lesion detector with MMDetection and measure it.
+
+``drgrade detector``; the model and its schedule are a leaf config in ``workflow/detectors``. A training
+that was killed goes on at the epoch it was in, and ends as if it had not been: its checkpoints wait in
+``.cache/drgrade/detector-<digest of everything that decides the result>``.
+"""
+
+import contextlib
+import hashlib
+import json
+import logging
+import shutil
+import sys
+import uuid
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from drgrade.errors import UserError
+from drgrade.files import sha256, whole, write_json
+from drgrade.params import Detector
+from drgrade.seeding import TORCH_THREADS, numpy_rng, seed_everything
+
+if TYPE_CHECKING:
+    import torch
+    from mmengine.config import Config
+
+    from drgrade.tracking import Run
+
+log = logging.getLogger(__name__)
+
+CACHE = Path(".cache/drgrade")
+FOLDER = Path("workflow/detectors")
+GPU_WORKERS = 4
+
+
+def train_detector(boxes: Path, params: Detector, out: Path, run: "Run") -> None:
+    """Train on the tiles in ``boxes`` (of :func:`drgrade.lesions.coco.make_lesion_boxes`) and evaluate.
+
+    Writes ``out/model.pth`` (the last epoch's tensors), ``out/config.py`` (what :func:`load_detector` builds
+    the network from) and ``out/metrics.json`` (AP and AP50 on the validation tiles, overall and by lesion).
+
+    Raises:
+        UserError: no such config, start weights that are missing or do not fit, or no COCO files.
+    """
+    with contextlib.redirect_stdout(sys.stderr):  # MMEngine logs to stdout
+        register()
+        config = detector_config(params)
+        text = config.pretty_text
+        work = CACHE / f"detector-{_digest(text, boxes, params)}"
+        _point_at(config, boxes, work, params)
+        model, validated = _fit(config, params, run)
+    with whole(out / "model.pth") as partial, partial.open("wb") as file:
+        _save(model, file)
+    with whole(out / "config.py") as partial:
+        partial.write_text(text)
+    write_json(validated, out / "metrics.json")
+    shutil.rmtree(work)
+    log.info("AP50 %s on the validation tiles", validated["AP50"])
+
+
+def load_detector(folder: Path) -> "tuple[torch.nn.Module, Config]":
+    """The trained network, in evaluation mode on the CPU, and its config.
+
+    Raises:
+        UserError: the folder lacks one of the files, or they do not belong together.
+    """
+    import torch
+    from mmengine.config import Config
+    from mmengine.registry import init_default_scope
+
+    with contextlib.redirect_stdout(sys.stderr):
+        register()
+        from mmdet.registry import MODELS
+
+        for name in ("config.py", "model.pth"):
+            if not (folder / name).is_file():
+                raise UserError(f"{folder / name}: no such file; train the detector first")
+        config = Config.fromfile(folder / "config.py")
+        init_default_scope("mmdet")
+        model = MODELS.build(config.model)
+    try:
+        model.load_state_dict(torch.load(folder / "model.pth", map_location="cpu", weights_only=True))
+    except (RuntimeError, OSError) as error:
+        raise UserError(
+            f"{folder / 'model.pth'}: {str(error).splitlines()[0]}; train the detector again"
+        ) from None
+    return model.eval(), config
+
+
+def register() -> None:
+    """Import MMDetection with working operators, and what drgrade adds to its registries."""
+    from drgrade.lesions import ops
+
+    ops.install()
+    from drgrade.lesions import backbone, engine  # noqa: F401
+
+
+def detector_config(params: Detector) -> "Config":
+    """The leaf config with the values of ``params`` in place; holds no path.
+
+    Raises:
+        UserError: no such leaf, or start weights for a backbone that takes none.
+    """
+    from mmengine.config import Config
+
+    config = Config.fromfile(config_file(params.config))
+    stretch_schedule(config, params.epochs)
+    config.merge_from_dict(
+        {
+            "train_dataloader.batch_size": params.batch_size,
+            "train_dataloader.sampler.seed": params.seed,
+            "train_dataloader.dataset.seed": params.seed,
+            "val_dataloader.batch_size": params.batch_size,
+            "optim_wrapper.optimizer.lr": params.lr,
+            "custom_hooks": [{"type": "ReseedHook", "seed": params.seed}],
+            "randomness": {"seed": params.seed},
+        }
+    )
+    if params.start is not None and config.model.backbone.type != "TimmBackbone":
+        raise UserError(
+            f"detector.start: {config.model.backbone.type} of {params.config} loads its own weights "
+            f"(init_cfg); set detector.start to null"
+        )
+    return config
+
+
+def config_file(name: str) -> Path:
+    """The leaf config ``name`` in ``workflow/detectors`` of the working directory or of the repository.
+
+    Raises:
+        UserError: there is none; the message lists those there are.
+    """
+    folders = [FOLDER, Path(__file__).parents[3] / FOLDER]
+    for folder in folders:
+        if (folder / f"{name}.py").is_file():
+            return folder / f"{name}.py"
+    there = sorted({path.stem for folder in folders for path in folder.glob("*.py")})
+    raise UserError(f"detector.config: no {name!r} in {FOLDER}; there is {', '.join(there) or 'nothing'}")
+
+
+def stretch_schedule(config: "Config", epochs: int) -> None:
+    """Fit a schedule that was written for ``train_cfg.max_epochs`` epochs to ``epochs``."""
+    factor = epochs / config.train_cfg.max_epochs
+    config.train_cfg.max_epochs = epochs
+    for schedule in config.param_scheduler:
+        if not schedule.get("by_epoch", True):
+            continue
+        for key in ("begin", "end", "T_max", "milestones"):
+            if key in schedule:
+                value = schedule[key]
+                many = isinstance(value, list)
+                schedule[key] = [round(v * factor) for v in value] if many else round(value * factor)
+
+
+def keep_background(coco: dict[str, Any], share: float, seed: int) -> dict[str, Any]:
+    """A COCO file's content with only this share of the images that have no annotation."""
+    lesioned = {annotation["image_id"] for annotation in coco["annotations"]}
+    empty = [image["id"] for image in coco["images"] if image["id"] not in lesioned]
+    kept = set(numpy_rng(seed, "background").permutation(empty)[: round(share * len(empty))].tolist())
+    return coco | {"images": [image for image in coco["images"] if image["id"] in lesioned | kept]}
+
+
+def _digest(text: str, boxes: Path, params: Detector) -> str:
+    """Of everything that decides the result: resuming under other settings would mix two trainings."""
+    parts = [text, params.model_dump_json()]
+    for name in ("train.json", "val.json"):
+        if not (boxes / name).is_file():
+            raise UserError(f"{boxes / name}: no such file; make the lesion boxes first")
+        parts.append(sha256(boxes / name))
+    if params.start is not None and Path(params.start).is_file():
+        parts.append(sha256(Path(params.start)))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _point_at(config: "Config", boxes: Path, work: Path, params: Detector) -> None:
+    """Put in what the saved config leaves out: files, start weights, devices."""
+    import torch
+
+    work.mkdir(parents=True, exist_ok=True)
+    train = keep_background(
+        json.loads((boxes / "train.json").read_text()), params.background_tiles, params.seed
+    )
+    write_json(train, work / "train.json")
+    gpu = torch.cuda.is_available()
+    for loader, file in (("train_dataloader", work / "train.json"), ("val_dataloader", boxes / "val.json")):
+        config[loader].dataset.ann_file = str(file)
+        config[loader].dataset.data_prefix = {"img": str(boxes / "images")}
+        config[loader].num_workers = GPU_WORKERS if gpu else 0
+    config.val_evaluator.ann_file = str(boxes / "val.json")
+    if params.start is not None:
+        config.model.backbone.start = params.start
+    config.work_dir = str(work)
+    config.resume = (work / "last_checkpoint").is_file()
+    # MMEngine keeps state by this name within a process, and prefers it over a checkpoint's.
+    config.experiment_name = uuid.uuid4().hex
+
+
+def _fit(config: "Config", params: Detector, run: "Run") -> "tuple[torch.nn.Module, dict[str, Any]]":
+    """Train to the end; returns the network and its validation."""
+    import torch
+    from mmengine.runner import Runner
+
+    from drgrade.lesions.engine import RecordHook
+
+    torch.set_num_threads(TORCH_THREADS)
+    seed_everything(params.seed, "start")
+    runner = Runner.from_cfg(config)
+    runner.model.to(memory_format=torch.channels_last)  # a third faster on CPUs
+    record = RecordHook(run)
+    runner.register_hook(record)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of torch, about mmdet's calls
+        runner.train()
+        if not record.validated:  # it was killed between its last checkpoint and the validation
+            runner.val()
+    return runner.model, record.validated
+
+
+def _save(model: "torch.nn.Module", file: Any) -> None:
+    """Tensors alone, laid out alike whatever the training's memory format was."""
+    import torch
+
+    torch.save({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}, file)

@@ -1,0 +1,137 @@
+"""What drgrade adds to MMEngine's training: random numbers by (seed, epoch, tile), AP by lesion, records.
+
+Import after :func:`drgrade.lesions.ops.install`; the classes register under their names.
+"""
+
+import json
+import logging
+import random
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from mmdet.datasets import CocoDataset
+from mmdet.registry import DATASETS, HOOKS, METRICS
+from mmengine.evaluator import BaseMetric
+from mmengine.hooks import Hook
+
+from drgrade.lesions.precision import average_precision
+from drgrade.seeding import derive, seed_everything
+
+log = logging.getLogger(__name__)
+
+
+@DATASETS.register_module()
+class TileDataset(CocoDataset):
+    """COCO tiles whose augmentation depends on (seed, epoch, tile) alone: not on workers, not on a restart.
+
+    Args:
+        seed: of the augmentation.
+        **options: of mmdet's ``CocoDataset``.
+    """
+
+    def __init__(self, *args: Any, seed: int = 0, **options: Any) -> None:
+        self.seed = seed
+        self.epoch = 0
+        super().__init__(*args, **options)
+
+    def prepare_data(self, idx: int) -> Any:
+        """The tile's picture and boxes after the pipeline."""
+        value = derive(self.seed, "augment", self.epoch, idx)
+        random.seed(value)
+        np.random.seed(value % 2**32)  # the pipeline draws from NumPy's global generator
+        return super().prepare_data(idx)
+
+
+@HOOKS.register_module()
+class ReseedHook(Hook):
+    """Seeds everything anew at each epoch, so that a resumed training draws what an undisturbed one draws."""
+
+    priority = "VERY_HIGH"
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def before_train_epoch(self, runner: Any) -> None:
+        """Seed the process and tell the tiles which epoch it is."""
+        seed_everything(self.seed, runner.epoch)
+        runner.train_loop.dataloader.dataset.epoch = runner.epoch
+
+
+@METRICS.register_module()
+class LesionPrecision(BaseMetric):
+    """:func:`average_precision` of the detections on a COCO file.
+
+    Args:
+        ann_file: the COCO file.
+    """
+
+    default_prefix = None
+
+    def __init__(self, ann_file: str) -> None:
+        super().__init__(collect_device="cpu")
+        self.truth = json.loads(Path(ann_file).read_text())
+
+    def process(self, data_batch: Any, data_samples: list[dict[str, Any]]) -> None:
+        """Keep the detections of a batch as COCO results."""
+        for sample in data_samples:
+            found = sample["pred_instances"]
+            boxes = found["bboxes"].float().cpu().numpy()
+            boxes[:, 2:] -= boxes[:, :2]
+            rows = zip(boxes.tolist(), found["scores"].tolist(), found["labels"].tolist(), strict=True)
+            self.results.append(
+                [
+                    {"image_id": sample["img_id"], "category_id": label + 1, "bbox": box, "score": score}
+                    for box, score, label in rows
+                ]
+            )
+
+    def compute_metrics(self, results: list[list[dict[str, Any]]]) -> dict[str, Any]:
+        """AP of the whole file."""
+        return average_precision(self.truth, [row for rows in results for row in rows])
+
+
+@HOOKS.register_module()
+class RecordHook(Hook):
+    """Hands each epoch's mean losses and validation metrics to ``run`` and to the log.
+
+    Args:
+        run: a :class:`drgrade.tracking.Run`.
+    """
+
+    priority = "LOW"
+
+    def __init__(self, run: Any) -> None:
+        self.run = run
+        self.losses: dict[str, list[float]] = defaultdict(list)
+        self.validated: dict[str, Any] = {}
+        """Metrics of the last validation."""
+
+    def after_train_iter(
+        self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        """Keep a step's losses."""
+        for name, value in outputs.items():
+            if "loss" in name:
+                self.losses[name].append(float(value.detach()))
+
+    def after_train_epoch(self, runner: Any) -> None:
+        """Record an epoch's losses."""
+        means = {name: float(np.mean(values)) for name, values in self.losses.items()}
+        self.losses.clear()
+        log.info("epoch %d: %s", runner.epoch + 1, _text(means))
+        self.run.metrics({f"train_{name}": value for name, value in means.items()}, step=runner.epoch + 1)
+
+    def after_val_epoch(self, runner: Any, metrics: dict[str, Any] | None = None) -> None:
+        """Record a validation."""
+        self.validated = dict(metrics or {})
+        flat = {name: self.validated[name] for name in ("AP", "AP50")}
+        flat |= {f"AP50_{lesion}": row["AP50"] for lesion, row in self.validated["lesions"].items()}
+        flat = {f"val_{name}": value for name, value in flat.items() if value is not None}
+        log.info("epoch %d: %s", runner.epoch, _text(flat))
+        self.run.metrics(flat, step=runner.epoch)
+
+
+def _text(values: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3f}" for name, value in values.items())
