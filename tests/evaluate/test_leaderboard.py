@@ -113,14 +113,13 @@ def test_metrics_are_plain_numbers_in_sorted_json(three, tmp_path):
     values = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert text == json.dumps(values, indent=2, sort_keys=True) + "\n"
     assert set(values) == {"good", "poor", "majority"}
-    assert set(values["good"]["seeds"]) == {"0", "1", "2"}
+    assert [row["seed"] for row in values["good"]["seeds"]] == [0, 1, 2]
     assert values["poor"]["qwk_sd"] is None
     assert values["good"]["qwk"] == pytest.approx(
-        np.mean([seed["qwk"] for seed in values["good"]["seeds"].values()]), abs=2e-6
+        np.mean([row["qwk"] for row in values["good"]["seeds"]]), abs=2e-6
     )
     truth = predictions("good", 0.6)["grade"]
-    for grade in range(5):
-        assert values["good"]["grades"][str(grade)]["n"] == (truth == grade).sum()
+    assert [row["n"] for row in values["good"]["grades"]] == [(truth == grade).sum() for grade in range(5)]
 
 
 def test_confusion_is_that_of_the_first_seed(three, tmp_path):

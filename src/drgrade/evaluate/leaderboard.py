@@ -112,13 +112,14 @@ def measure(experiment: Measured, draws: np.ndarray) -> dict[str, Any]:
         "qwk_sd": float(np.std([values["qwk"] for values in seeds], ddof=1)) if len(seeds) > 1 else np.nan,
         "n": len(experiment.photographs),
         "patients": int(experiment.photographs["patient_id"].nunique()),
-        "grades": {
-            str(grade): {"n": int(counts[grade]), "recall": float(recalls[grade])} for grade in GRADES
-        },
-        "seeds": {
-            str(seed): {name: values[name] for name in PER_SEED}
+        # lists, which `dvc metrics show` leaves out: one column a metric and experiment is enough there
+        "grades": [
+            {"grade": grade, "n": int(counts[grade]), "recall": float(recalls[grade])} for grade in GRADES
+        ],
+        "seeds": [
+            {"seed": seed, **{name: values[name] for name in PER_SEED}}
             for seed, values in zip(experiment.seeds, seeds, strict=True)
-        },
+        ],
     }
 
 
@@ -148,17 +149,15 @@ def first_seed(experiment: Measured) -> pd.DataFrame:
     )
 
 
-def rounded(values: Mapping[str, Any]) -> dict[str, Any]:
+def rounded(value: Any) -> Any:
     """Nested numbers to 6 digits; NaN, which JSON does not know, becomes null."""
-    plain: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            plain[key] = rounded(value)
-        elif isinstance(value, float):
-            plain[key] = None if np.isnan(value) else round(value, DIGITS)
-        else:
-            plain[key] = value
-    return plain
+    if isinstance(value, Mapping):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [rounded(item) for item in value]
+    if isinstance(value, float):
+        return None if np.isnan(value) else round(value, DIGITS)
+    return value
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from drgrade.files import whole
 from drgrade.schema import GRADES
@@ -37,7 +38,7 @@ STYLE: Any = {
 def figure(path: Path, width: float, height: float) -> Iterator[Figure]:
     """A figure of so many inches in the project's style, written to ``path`` as PNG when the block ends."""
     with matplotlib.rc_context(STYLE), whole(path) as partial:
-        drawn = Figure(figsize=(width, height), layout="constrained")
+        drawn = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(h_pad=0.08, w_pad=0.08))
         FigureCanvasAgg(drawn)
         yield drawn
         drawn.savefig(partial, metadata={"Software": None})

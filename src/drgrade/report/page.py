@@ -1,0 +1,137 @@
+"""The page: one HTML file that needs nothing beside it, neither files nor scripts nor a network."""
+
+import base64
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from numbers import Number
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+STYLE = """
+:root { color-scheme: light; }
+body { font: 16px/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; color: #1b2430; background: #fff;
+       max-width: 68rem; margin: 0 auto; padding: 1rem 1.25rem 4rem; }
+h1 { font-size: 1.8rem; margin: 1rem 0 .25rem; }
+h2 { font-size: 1.3rem; margin: 2.5rem 0 .5rem; border-bottom: 2px solid #d7dee6; padding-bottom: .25rem; }
+a { color: #0b57a4; }
+.notice { background: #fff4e0; border-left: 4px solid #b45309; padding: .6rem .9rem; }
+nav ol { columns: 2; padding-left: 1.4rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .5rem 0; }
+caption { text-align: left; color: #46515e; padding-bottom: .3rem; }
+th, td { padding: .3rem .7rem; border-bottom: 1px solid #d7dee6; text-align: right; }
+th:first-child, td:first-child, td.text, th.text { text-align: left; }
+thead th { border-bottom: 2px solid #5b6572; }
+figure { margin: 1rem 0; }
+figure img { max-width: 100%; height: auto; }
+figcaption { color: #46515e; max-width: 50rem; }
+details { margin: .4rem 0; }
+summary { cursor: pointer; font-weight: 600; }
+pre { background: #f4f6f8; padding: .8rem; overflow-x: auto; font-size: .85rem; white-space: pre-wrap; }
+"""
+
+
+@dataclass
+class Page:
+    """Collects sections and renders them.
+
+    Attributes:
+        title: of the page.
+        notice: a line that must not be missed.
+    """
+
+    title: str
+    notice: str
+    _sections: list[tuple[str, list[str]]] = field(default_factory=list)
+
+    def section(self, title: str, text: str = "") -> None:
+        """Start a section; what is added next belongs to it."""
+        self._sections.append((title, [f"<p>{escape(text)}</p>"] if text else []))
+
+    def _add(self, html: str) -> None:
+        self._sections[-1][1].append(html)
+
+    def table(self, table: pd.DataFrame, caption: str) -> None:
+        """A table with row headers in its first column; a missing value is a dash."""
+        numeric = [all(isinstance(value, Number) for value in table[name].dropna()) for name in table.columns]
+        kind = ["" if is_number else ' class="text"' for is_number in numeric]
+        head = "".join(
+            f'<th scope="col"{css}>{escape(str(name).replace("_", " "))}</th>'
+            for name, css in zip(table.columns, kind, strict=True)
+        )
+        lines = []
+        for row in table.itertuples(index=False):
+            cells = [cell(value) for value in row]
+            rest = "".join(f"<td{css}>{text}</td>" for text, css in zip(cells[1:], kind[1:], strict=True))
+            lines.append(f'<tr><th scope="row">{cells[0]}</th>{rest}</tr>')
+        self._add(
+            f'<div class="scroll" tabindex="0" role="region" aria-label="{escape(caption, quote=True)}">'
+            f"<table><caption>{escape(caption)}</caption>"
+            f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+        )
+
+    def image(self, path: Path, alt: str, caption: str) -> None:
+        """A PNG, embedded."""
+        data = base64.b64encode(path.read_bytes()).decode()
+        self._add(
+            f'<figure><img alt="{escape(alt, quote=True)}" src="data:image/png;base64,{data}">'
+            f"<figcaption>{escape(caption)}</figcaption></figure>"
+        )
+
+    def folded(self, title: str, text: str) -> None:
+        """Preformatted text behind a title that opens it."""
+        self._add(f"<details><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>")
+
+    def render(self) -> str:
+        """The whole document."""
+        names = [f"s{place}" for place in range(1, len(self._sections) + 1)]
+        links = "".join(
+            f'<li><a href="#{name}">{escape(title)}</a></li>'
+            for name, (title, _) in zip(names, self._sections, strict=True)
+        )
+        body = "\n".join(
+            f'<section aria-labelledby="{name}"><h2 id="{name}">{escape(title)}</h2>\n'
+            + "\n".join(parts)
+            + "</section>"
+            for name, (title, parts) in zip(names, self._sections, strict=True)
+        )
+        # The policy makes the browser itself hold the page to embedded pictures and no scripts.
+        policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+        return (
+            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+            f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+            f"<title>{escape(self.title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
+            f'<header><h1>{escape(self.title)}</h1>\n<p class="notice">{escape(self.notice)}</p></header>\n'
+            f'<nav aria-label="Contents"><ol>{links}</ol></nav>\n<main>\n{body}\n</main>\n</body>\n</html>\n'
+        )
+
+
+def cell(value: Any) -> str:
+    """A table cell's text: three digits for a fraction, a dash for nothing."""
+    if pd.isna(value):
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.0f}" if value.is_integer() and abs(value) > 1 else f"{value:.3f}"
+    return escape(str(value))
+
+
+def flattened(values: Mapping[str, Any], prefix: str = "") -> pd.DataFrame:
+    """Nested numbers as a table (name, value): ``{'a': {'b': 1}}`` is the row ``a.b, 1``; null is missing."""
+    rows: list[tuple[str, Any]] = []
+
+    def walk(value: Any, name: str) -> None:
+        if isinstance(value, Mapping):
+            for key, item in value.items():
+                walk(item, f"{name}.{key}" if name else str(key))
+        elif isinstance(value, Sequence) and not isinstance(value, str):
+            for place, item in enumerate(value):
+                walk(item, f"{name}.{place}")
+        else:
+            rows.append((name, value))
+
+    walk(values, prefix)
+    return pd.DataFrame(rows, columns=["name", "value"], dtype=object)

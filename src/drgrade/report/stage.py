@@ -1,0 +1,178 @@
+"""The stage ``report``: what went in, what came out, on one page and in model cards."""
+
+import json
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+
+from drgrade.errors import UserError
+from drgrade.files import whole
+from drgrade.images.store import Crops
+from drgrade.report.inputs import grade_counts, input_counts
+from drgrade.report.model_card import NOTICE, model_card
+from drgrade.report.page import Page, flattened
+from drgrade.report.sheets import crop_sheet, lesion_sheet
+from drgrade.schema import CROPS, INDEX, LESION_BOXES, read_table
+
+log = logging.getLogger(__name__)
+
+SHOWN = [
+    "experiment", "qwk", "qwk_low", "qwk_high", "qwk_sd", "seeds", "accuracy", "macro_f1", "mae",
+    "referable_auc", "vs_majority", "vs_best", "vs_best_low", "vs_best_high",
+]  # fmt: skip
+"""Columns of the leaderboard on the page."""
+
+
+def make_report(
+    index: Path,
+    crops_table: Path,
+    store: Path,
+    lesions: Path,
+    patches_statistics: Path,
+    detector_metrics: Path,
+    leaderboard: Path,
+    metrics: Path,
+    params: dict[str, Any],
+    out: Path,
+    heat_maps: Path | None = None,
+) -> None:
+    """Write ``report.html``, ``crop_sheet.png``, ``lesion_sheet.png``, ``input.csv``, ``model_cards/*.md``.
+
+    Args:
+        index: ``index.parquet`` of the photographs that were searched for lesions.
+        crops_table: their ``crops.parquet``.
+        store: their ``crops.npy``.
+        lesions: ``lesions.parquet``.
+        patches_statistics: JSON of the stage patches.
+        detector_metrics: JSON of the stage detector.
+        leaderboard: ``leaderboard.csv``, with the stage's ``figures/`` beside it.
+        metrics: ``metrics.json`` of the stage evaluate.
+        params: the whole resolved params.
+        out: folder to write to.
+        heat_maps: contact sheet of the stage explain.
+
+    Raises:
+        UserError: an input is missing or damaged.
+    """
+    rows, cropped = read_table(index, INDEX), read_table(crops_table, CROPS)
+    crops, measured = Crops(store, crops_table), read_json(metrics)
+    out.mkdir(parents=True, exist_ok=True)
+    counts = input_counts(rows, cropped)
+    with whole(out / "input.csv") as partial:
+        counts.to_csv(partial, index=False, lineterminator="\n")
+    crop_sheet(rows, crops, params["report"]["sheet"], out / "crop_sheet.png")
+    boxes = read_table(lesions, LESION_BOXES)
+    lesion_sheet(rows, crops, boxes, params["patches"], out / "lesion_sheet.png")
+    unmeasured = sorted(set(params["experiments"]) - set(measured))
+    if unmeasured:
+        raise UserError(f"{metrics}: lacks the experiment {unmeasured[0]}; run the stage evaluate again")
+    cards = {name: model_card(name, measured[name], params) for name in params["experiments"]}
+    write_cards(cards, out / "model_cards")
+
+    page = Page("Grading diabetic retinopathy: report", NOTICE)
+    add_leaderboard(page, leaderboard)
+    add_inputs(page, counts, rows, params)
+    add_pictures(page, out, params, heat_maps)
+    page.section("Lesion detector and patches")
+    page.table(flattened(read_json(detector_metrics)), "Detector on validation photographs")
+    page.table(flattened(read_json(patches_statistics)), "Detections that pass the patch filter, by score")
+    page.section("Model cards")
+    for name, card in cards.items():
+        page.folded(name, card)
+    page.section("Parameters")
+    page.folded("params.yaml, defaults filled in", yaml.safe_dump(params, sort_keys=False))
+    with whole(out / "report.html") as partial:
+        partial.write_text(page.render())
+    log.info("%s: written", out / "report.html")
+
+
+def add_leaderboard(page: Page, leaderboard: Path) -> None:
+    """The table and its two figures."""
+    try:
+        table = pd.read_csv(leaderboard)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{leaderboard}: not a readable table ({error}); run the stage evaluate") from None
+    figures = leaderboard.parent / "figures"
+    missing = [name for name in ("leaderboard.png", "confusion.png") if not (figures / name).exists()]
+    if missing:
+        raise UserError(f"{figures / missing[0]}: no such file; run the stage evaluate")
+    first = table.iloc[0]
+    page.section(
+        "Leaderboard",
+        f"Best: {first['experiment']}, QWK {first['qwk']:.3f} (95 % interval {first['qwk_low']:.3f} to "
+        f"{first['qwk_high']:.3f}) on {first['n']} test photographs of {first['patients']} patients. "
+        "Intervals are a bootstrap over patients; differences are paired, and one whose interval holds 0 may "
+        "be chance.",
+    )
+    page.table(table[SHOWN], "Means over training seeds, best QWK first")
+    page.image(
+        figures / "leaderboard.png",
+        "Bar chart of the quadratic weighted kappa of each experiment; its numbers are in the table above.",
+        "QWK of each experiment. Line: 95 % interval over patients; dot: one training seed.",
+    )
+    page.image(
+        figures / "confusion.png",
+        "Confusion matrix of each experiment's first seed, actual grade in rows, predicted in columns.",
+        "Counts of test photographs; the darker, the larger the share of the actual grade.",
+    )
+
+
+def add_inputs(page: Page, counts: pd.DataFrame, index: pd.DataFrame, params: dict[str, Any]) -> None:
+    """What became of every row that came in."""
+    bad = counts[(counts["table"] == "index") & ~counts["status"].isin(["ok", "unlabelled"])]["rows"].sum()
+    failed = counts[(counts["table"] == "crops") & (counts["status"] != "ok")]["rows"].sum()
+    page.section(
+        "What went in",
+        f"Dataset {params['roles']['pretrain']}: {len(index)} photographs and labels, {bad} of them "
+        f"missing or unreadable; {failed} without a crop. Each is counted below with its reason.",
+    )
+    page.table(counts, "Rows of the index and of the crops by status and reason")
+    page.table(grade_counts(index), "Usable graded photographs")
+
+
+def add_pictures(page: Page, out: Path, params: dict[str, Any], heat_maps: Path | None) -> None:
+    """The contact sheets."""
+    page.section("Crops and lesions")
+    page.image(
+        out / "crop_sheet.png",
+        "Contact sheet of cropped fundus photographs with their grades.",
+        "Crops as the networks see them, all grades by turns. The whole retina should fill each.",
+    )
+    page.image(
+        out / "lesion_sheet.png",
+        "Cropped fundus photographs with boxes around detected lesions.",
+        f"Detections that score above {params['patches']['min_score']:g}, a colour for each kind of lesion.",
+    )
+    if heat_maps is not None:
+        page.section("What the model looks at")
+        page.image(
+            heat_maps,
+            "Fundus photographs with heat maps of the model's attention.",
+            f"Method {params['explain']['method']}, experiment {params['explain']['experiment']}. "
+            "A heat map shows where the score comes from, not whether the grade is right.",
+        )
+
+
+def write_cards(cards: dict[str, str], folder: Path) -> None:
+    """One Markdown file an experiment; cards of experiments that are gone go too."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for name, card in cards.items():
+        with whole(folder / f"{name}.md") as partial:
+            partial.write_text(card)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        UserError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable as JSON ({error}); run the stage that writes it") from None

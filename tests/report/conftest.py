@@ -1,0 +1,136 @@
+"""A finished run in miniature: every input of the stage report, with bad rows in it."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from drgrade import params, schema
+from drgrade.report.plots import confusion_chart, leaderboard_chart
+
+SIZE = 48
+GRADES = [0, 0, 1, 2, 2, 3, 4, None]
+"""Grades of the photographs that have a crop; the last belongs to the segmentation part."""
+BAD = [
+    ("missing_1", "missing", "no photograph for this label"),
+    ("missing_2", "missing", "no photograph for this label"),
+    ("broken", "unreadable", "truncated <JPEG> & more"),
+    ("unlabelled", "unlabelled", "no grade for this photograph"),
+]
+EXPERIMENTS = {"good": 0.71234, "majority": 0.0}
+
+
+def _index():
+    rows = [
+        {
+            "image_id": f"im_{place}",
+            "path": f"{place}.jpg",
+            "patient_id": f"p{place // 2}",
+            "grade": grade,
+            "subset": "grading" if grade is not None else "segmentation",
+            "split": ["train", "val", "test"][place % 3],
+            "status": "ok",
+            "reason": "",
+        }
+        for place, grade in enumerate(GRADES)
+    ]
+    rows += [
+        {"image_id": name, "patient_id": name, "subset": "grading", "status": status, "reason": reason}
+        for name, status, reason in BAD
+    ]
+    return pd.DataFrame(rows).reindex(columns=list(schema.INDEX))
+
+
+def _crops(index):
+    rows = []
+    for place, row in enumerate(index.itertuples()):
+        ok = row.status == "ok"
+        rows.append(
+            {
+                "image_id": row.image_id,
+                "row": place if ok else None,
+                # a crop box that reaches outside the photograph on the left
+                **dict(zip(("x0", "y0", "x1", "y1"), (-20, 10, 76, 106) if ok else (None,) * 4, strict=True)),
+                "scale": 0.5 if ok else None,
+                "rule": "disc" if ok else None,
+                "status": "ok" if ok else "failed",
+                "reason": "" if ok else row.reason,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def _lesions():
+    boxes = [
+        ("im_0", 30, 40, 40, 60, 0.9, "MA"),
+        ("im_0", 0, 20, 10, 30, 0.8, "HE"),
+        ("im_0", 50, 50, 60, 60, 0.1, "EX"),  # below patches.min_score
+        ("im_7", 30, 40, 50, 60, 0.6, "SE"),
+        ("elsewhere", 1, 1, 2, 2, 0.9, "MA"),
+    ]
+    return pd.DataFrame(boxes, columns=["image_id", "x1", "y1", "x2", "y2", "score", "lesion"])
+
+
+def _metrics(qwk):
+    return {
+        **dict.fromkeys(("qwk", "accuracy", "balanced_accuracy", "macro_f1", "mae", "referable_auc"), qwk),
+        "referable_sensitivity": None,
+        "referable_specificity": 0.5,
+        "qwk_low": qwk - 0.1,
+        "qwk_high": qwk + 0.1,
+        "qwk_sd": None,
+        "n": 7,
+        "patients": 4,
+        "grades": [{"grade": g, "n": 2 * g, "recall": 0.25 * g if g else None} for g in range(5)],
+        "seeds": [{"seed": 3, "qwk": qwk}],
+    }
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory):
+    """Keyword arguments of make_report, without ``out``."""
+    root = tmp_path_factory.mktemp("run")
+    index = _index()
+    schema.write_table(index, root / "index.parquet", schema.INDEX)
+    schema.write_table(_crops(index), root / "crops.parquet", schema.CROPS)
+    schema.write_table(_lesions(), root / "lesions.parquet", schema.LESION_BOXES)
+    rng = np.random.default_rng(0)
+    np.save(root / "crops.npy", rng.integers(0, 255, (len(GRADES), SIZE, SIZE, 3), dtype=np.uint8))
+    (root / "statistics.json").write_text(
+        json.dumps({"min_score": 0.3, "thresholds": {"0.3": {"images": 2}}})
+    )
+    (root / "detector.json").write_text(json.dumps({"AP": 0.123, "lesion": {"MA": {"AP50": None}}}))
+    metrics = {name: _metrics(qwk) for name, qwk in EXPERIMENTS.items()}
+    (root / "metrics.json").write_text(json.dumps(metrics))
+    table = pd.DataFrame([{"experiment": name, **values} for name, values in metrics.items()])
+    table["seeds"] = 1
+    for column in ("vs_majority", "vs_best", "vs_best_low", "vs_best_high"):
+        table[column] = [0.1, None]
+    table.drop(columns="grades").to_csv(root / "leaderboard.csv", index=False)
+    seeds = {name: [qwk] for name, qwk in EXPERIMENTS.items()}
+    leaderboard_chart(table, seeds, root / "figures/leaderboard.png")
+    confusion_chart({"good": np.eye(5, dtype=int)}, root / "figures/confusion.png")
+    values = params.check(
+        {
+            "experiments": {
+                "good": {"start": "lesion_contrastive", "seeds": [3]},
+                "majority": {"grader": "majority"},
+            },
+            "explain": {"experiment": "good"},
+            "report": {"sheet": 6},
+        },
+        "test",
+    )
+    return {
+        "index": root / "index.parquet",
+        "crops_table": root / "crops.parquet",
+        "store": root / "crops.npy",
+        "lesions": root / "lesions.parquet",
+        "patches_statistics": root / "statistics.json",
+        "detector_metrics": root / "detector.json",
+        "leaderboard": root / "leaderboard.csv",
+        "metrics": root / "metrics.json",
+        "heat_maps": root / "figures/confusion.png",
+        "params": values.model_dump(),
+    }

@@ -1,0 +1,99 @@
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+from drgrade import schema
+from drgrade.images.store import Crops
+from drgrade.report.plots import LESION_COLOURS, confusion_chart, leaderboard_chart
+from drgrade.report.sheets import choose, crop_sheet, draw_boxes, lesion_sheet, shrunk
+
+
+def has_colour(path, colour):
+    """Whether a picture holds pixels of about this colour."""
+    picture = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB).astype(float) / 255
+    return bool((np.abs(picture - np.array(to_rgb(colour))).max(axis=2) < 0.06).any())
+
+
+def graded(grades):
+    names = [f"im{place}" for place in range(len(grades))]
+    return pd.DataFrame({"image_id": names, "grade": pd.array(grades, dtype="Int8")})
+
+
+def test_every_grade_has_its_turn():
+    table = graded([0] * 50 + [1] * 3 + [2] * 20 + [None] * 9)
+    chosen = choose(table, 13)
+    counts = chosen["grade"].value_counts(dropna=False)
+    assert counts[0] == 4
+    assert counts[1] == 3
+    assert counts[2] == 3
+    assert counts[pd.NA] == 3
+    assert chosen["grade"].isna().tolist() == [False] * 10 + [True] * 3
+
+
+def test_choice_is_stable_and_no_longer_than_the_table():
+    table = graded([0, 1, None])
+    assert len(choose(table, 50)) == 3
+    assert (
+        choose(table.sample(frac=1, random_state=3), 2)["image_id"].tolist()
+        == choose(table, 2)["image_id"].tolist()
+    )
+    assert choose(table.head(0), 5).empty
+
+
+def test_boxes_are_drawn_where_the_lesions_are(run):
+    """Crop box (-20, 10, 76, 106) at 48 px: crop = (original - origin) / 2."""
+    crops = Crops(run["store"], run["crops_table"])
+    axes = Figure().subplots()
+    boxes = schema.read_table(run["lesions"], schema.LESION_BOXES).query("image_id == 'im_0'")
+    draw_boxes(axes, crops, "im_0", boxes)
+    drawn = [patch.get_bbox().extents.tolist() for patch in axes.patches]
+    assert drawn == [[25, 15, 30, 25], [10, 5, 15, 10], [35, 20, 40, 25]]
+    assert [patch.get_edgecolor()[:3] for patch in axes.patches] == [
+        to_rgb(LESION_COLOURS[lesion]) for lesion in ("MA", "HE", "EX")
+    ]
+    # the crop fills the axes, pixel edges as in CropGeometry
+    assert axes.images[0].get_extent() == [0, 48, 48, 0]
+    assert axes.get_xlim() == (0, 48)
+    assert axes.get_ylim() == (48, 0)
+
+
+def test_weak_detections_are_not_drawn(run, tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(
+        "drgrade.report.sheets.draw_boxes", lambda axes, crops, name, boxes: drawn.update({name: len(boxes)})
+    )
+    lesions = schema.read_table(run["lesions"], schema.LESION_BOXES)
+    crops, index = Crops(run["store"], run["crops_table"]), schema.read_table(run["index"], schema.INDEX)
+    lesion_sheet(index, crops, lesions, run["params"]["patches"], tmp_path / "sheet.png")
+    assert drawn == {"im_0": 2, "im_7": 1}
+
+
+@pytest.mark.parametrize("rows", [0, 5])
+def test_sheets_are_pictures_even_without_detections(rows, run, tmp_path):
+    crops, index = Crops(run["store"], run["crops_table"]), schema.read_table(run["index"], schema.INDEX)
+    lesions = schema.read_table(run["lesions"], schema.LESION_BOXES).head(rows)
+    lesion_sheet(index, crops, lesions, run["params"]["patches"], tmp_path / "lesions.png")
+    crop_sheet(index, crops, 24, tmp_path / "crops.png")
+    for name in ("lesions.png", "crops.png"):
+        assert cv2.imread(str(tmp_path / name)).std() > 10
+
+
+def test_large_crops_are_shrunk_to_the_sheet():
+    crop = np.full((512, 512, 3), 77, np.uint8)
+    assert shrunk(crop, 160).shape == (160, 160, 3)
+    assert (shrunk(crop, 160) == 77).all()
+    assert shrunk(crop[:100, :100], 160).shape == (100, 100, 3)
+
+
+def test_charts_bear_negative_and_undefined_values(tmp_path):
+    table = pd.DataFrame(
+        {"experiment": ["a", "b"], "qwk": [0.2, -0.3], "qwk_low": [-0.1, np.nan], "qwk_high": [0.4, np.nan]}
+    )
+    leaderboard_chart(table, {"a": [0.1, 0.3], "b": [-0.3]}, tmp_path / "chart.png")
+    assert has_colour(tmp_path / "chart.png", "#9db8d6")
+    assert has_colour(tmp_path / "chart.png", "#c2410c")
+    confusion_chart({f"m{n}": np.zeros((5, 5), int) for n in range(5)}, tmp_path / "matrices.png")
+    assert cv2.imread(str(tmp_path / "matrices.png")) is not None

@@ -1,0 +1,142 @@
+import base64
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from drgrade.errors import UserError
+from drgrade.report.stage import make_report
+
+# elements that have no end tag
+VOID = {"meta", "img", "br", "link", "input"}
+
+
+class Reader(HTMLParser):
+    """Collects tags, attributes and text, and checks that elements nest."""
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.tags, self.text = [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.text.append(data)
+
+    def all(self, name):
+        return [attrs for tag, attrs in self.tags if tag == name]
+
+
+@pytest.fixture(scope="session")
+def out(run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    make_report(**run, out=folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def page(out):
+    reader = Reader()
+    reader.feed((out / "report.html").read_text())
+    assert reader.open == []
+    return reader
+
+
+def test_what_is_written(out):
+    files = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
+    assert files == [
+        "crop_sheet.png",
+        "input.csv",
+        "lesion_sheet.png",
+        "model_cards/good.md",
+        "model_cards/majority.md",
+        "report.html",
+    ]
+
+
+def test_every_row_is_counted(run, out):
+    counts = pd.read_csv(out / "input.csv", keep_default_na=False)
+    for name in ("index", "crops"):
+        length = len(pd.read_parquet(run["crops_table" if name == "crops" else "index"]))
+        assert counts.loc[counts["table"] == name, "rows"].sum() == length == 12
+    missing = counts[(counts["table"] == "index") & (counts["status"] == "missing")]
+    assert missing["rows"].tolist() == [2]
+    assert missing["reason"].tolist() == ["no photograph for this label"]
+    ok = counts[(counts["table"] == "crops") & (counts["status"] == "ok")]
+    assert dict(zip(ok["subset"], ok["rows"], strict=True)) == {"grading": 7, "segmentation": 1}
+
+
+def test_page_stands_alone(out, page):
+    for tag in ("script", "link", "iframe", "object"):
+        assert not page.all(tag)
+    assert len(page.all("img")) == 5
+    for image in page.all("img"):
+        kind, data = image["src"].split(",")
+        assert kind == "data:image/png;base64"
+        assert base64.b64decode(data).startswith(b"\x89PNG")
+        assert len(image["alt"]) > 20
+    assert not re.search(r"url\(|@import|(src|href)=\"(?!data:|#)", (out / "report.html").read_text())
+
+
+def test_page_can_be_read_aloud(page):
+    assert page.all("html")[0]["lang"] == "en"
+    assert len(page.all("h1")) == 1
+    assert all("scope" in head for head in page.all("th"))
+    assert len(page.all("caption")) == len(page.all("table")) == 5
+    targets = {attrs["id"] for _, attrs in page.tags if "id" in attrs}
+    links = [link["href"].removeprefix("#") for link in page.all("a")]
+    assert links
+    assert set(links) <= targets
+
+
+def test_page_says_what_was_found(page):
+    text = " ".join(page.text)
+    for part in (
+        "0.712",
+        "AP",
+        "0.123",
+        "truncated <JPEG> & more",
+        "not a diagnosis",
+        "grade 4",
+        "label_fraction",
+    ):
+        assert part in text, part
+    assert "nan" not in text.lower().replace("explanat", "")
+
+
+def test_same_inputs_same_bytes_and_old_cards_go(run, out, tmp_path):
+    (tmp_path / "model_cards").mkdir()
+    (tmp_path / "model_cards/deleted.md").write_text("an experiment that is no more")
+    make_report(**run, out=tmp_path)
+    again = {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert again == {path.relative_to(out): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
+def test_nothing_of_this_machine_is_written(run, out):
+    for path in (*out.rglob("*.md"), out / "report.html", out / "input.csv"):
+        assert str(Path(run["index"]).parent) not in path.read_text()
+
+
+def test_missing_inputs_are_named(run, tmp_path):
+    with pytest.raises(UserError, match=r"nowhere.json: .*run the stage"):
+        make_report(**run | {"detector_metrics": Path("nowhere.json")}, out=tmp_path)
+    with pytest.raises(UserError, match=r"nowhere.csv: "):
+        make_report(**run | {"leaderboard": Path("nowhere.csv")}, out=tmp_path)
+    alone = tmp_path / "leaderboard.csv"
+    alone.write_text(run["leaderboard"].read_text())
+    with pytest.raises(UserError, match=r"leaderboard.png: no such file"):
+        make_report(**run | {"leaderboard": alone}, out=tmp_path)
+    some = tmp_path / "metrics.json"
+    some.write_text(json.dumps({"majority": json.loads(run["metrics"].read_text())["majority"]}))
+    with pytest.raises(UserError, match="lacks the experiment good"):
+        make_report(**run | {"metrics": some}, out=tmp_path)
