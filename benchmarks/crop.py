@@ -77,16 +77,23 @@ def photographs(count: int, quality: int, folder: Path) -> tuple[list[Path], str
     return paths, f"{count} {kind}, {WIDTH}x{HEIGHT}, JPEG quality {quality} 4:2:0, {megabytes:.1f} MB each"
 
 
-def seconds(task: Callable[[Path], object], paths: list[Path], repeats: int) -> float:
-    """Mean over photographs of the median time of a call, after a warm-up call."""
-    task(paths[0])
-    return statistics.mean(statistics.median(_once(task, path) for _ in range(repeats)) for path in paths)
+def seconds(tasks: dict[str, Callable[[Path], object]], paths: list[Path], repeats: int) -> dict[str, float]:
+    """Mean over photographs of each task's median time, after a warm-up.
 
-
-def _once(task: Callable[[Path], object], path: Path) -> float:
-    start = time.perf_counter()
-    task(path)
-    return time.perf_counter() - start
+    The tasks take turns, so that whatever else the machine does meets them alike.
+    """
+    medians: dict[str, list[float]] = {name: [] for name in tasks}
+    for path in paths:
+        times: dict[str, list[float]] = {name: [] for name in tasks}
+        for turn in range(repeats + 1):
+            for name, task in tasks.items():
+                start = time.perf_counter()
+                task(path)
+                if turn > 0:
+                    times[name].append(time.perf_counter() - start)
+        for name, values in times.items():
+            medians[name].append(statistics.median(values))
+    return {name: statistics.mean(values) for name, values in medians.items()}
 
 
 def box_error(paths: list[Path], options: Crop) -> float:
@@ -116,7 +123,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         paths, what = photographs(arguments.photographs, arguments.quality, Path(folder))
         print(f"{what}; one core, median of {arguments.repeats}")
-        took = {name: seconds(task, paths, arguments.repeats) for name, task in tasks.items()}
+        took = seconds(tasks, paths, arguments.repeats)
         error = box_error(paths, options)
     for name, value in took.items():
         print(f"{name:18s}{1000 * value:9.1f} ms {1 / value:9.2f} images/s")
