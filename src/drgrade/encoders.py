@@ -49,6 +49,12 @@ def create_encoder(
     return model
 
 
+def width(encoder: "torch.nn.Module") -> int:
+    """Number of pooled features D."""
+    features: Any = encoder.num_features
+    return int(features)
+
+
 def normalisation(name: str) -> tuple[list[float], list[float]]:
     """Channel mean and standard deviation (RGB, pictures in 0-1) the backbone's weights expect."""
     import timm

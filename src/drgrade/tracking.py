@@ -167,7 +167,7 @@ def publish(results: Mapping[str, float], best: str | None, models: Mapping[str,
         if parent:
             run = Run(client, parent, experiment_id)
             run.metrics({f"qwk_{name}": value for name, value in results.items()})
-        if best in models:
+        if best is not None and best in models:
             _register(client, experiment_id, best, models[best])
     except Exception as error:
         log.warning("MLflow: %s; the results are not published there", str(error).splitlines()[0])

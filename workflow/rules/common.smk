@@ -34,38 +34,12 @@ LESIONS, PRETRAIN, GRADE = (
 EXPERIMENTS = list(PARAMS.experiments)
 METHODS = [name for name in type(PARAMS.pretrain).model_fields]
 
-# tells every job which parent run it belongs to in MLflow
-os.environ["DRGRADE_PARENT"] = json.dumps(RESOLVED, sort_keys=True)
-
-# Snakemake does not see imported modules: a change of these files reruns the stage.
-# dvc.yaml lists the same ones; tests/pipeline/test_sources.py holds both to the real imports.
-TABLES = ["errors.py", "files.py", "schema.py"]
-DATA = [*TABLES, "plugins.py", "seeding.py", "data"]
-TRAINING = [*TABLES, "plugins.py", "seeding.py", "encoders.py", "training.py"]
-SOURCES = {
-    "download": DATA,
-    "index": DATA,
-    "crop": [*DATA, "images"],
-    "lesion_boxes": [*DATA, "images", "lesions"],
-    "detector": [*DATA, "images", "lesions", "encoders.py"],
-    "lesions": [*DATA, "images", "lesions", "encoders.py"],
-    "patches": [*DATA, "images", "lesions"],
-    "pretrain": [*TRAINING, "images", "pretrain"],
-    "grade": [*TRAINING, "data", "images", "grading", "evaluate"],
-    "evaluate": [*TABLES, "seeding.py", "evaluate", "report"],
-    "explain": [*TRAINING, "data", "images", "grading", "explain"],
-    "report": [*DATA, "images", "report"],
+# the verbs of this environment, also when Snakemake was called by its path; and the params of the
+# parent run in MLflow that every job belongs to
+os.environ |= {
+    "PATH": f"{Path(sys.executable).parent}:{os.getenv('PATH')}",
+    "DRGRADE_PARENT": json.dumps(RESOLVED, sort_keys=True),
 }
-
-
-def sources(stage):
-    """The source files of a stage, folders opened."""
-    paths = [Path("src/drgrade") / name for name in SOURCES[stage]]
-    return [
-        str(path)
-        for item in paths
-        for path in (sorted(item.glob("*.py")) if item.is_dir() else [item])
-    ]
 
 
 def block(*keys):
@@ -94,7 +68,8 @@ def weights_option(wildcards):
     start = PARAMS.experiments[wildcards.experiment].start
     if start not in METHODS:
         return ""
-    return "--weights " + at(PRETRAIN, f"pretrain/{start}/weights")
+    weights = at(PRETRAIN, f"pretrain/{start}/weights")
+    return f"--weights {weights}"
 
 
 wildcard_constraints:

@@ -20,7 +20,9 @@ rule pretrain:
         block=lambda wildcards: block("pretrain", wildcards.method),
         patch=PARAMS.patches.size,
         # a test photograph must not have been seen, not even without its grade
-        by_fold="--by-fold" if PRETRAIN == GRADE and PARAMS.index.scheme == "kfold" else "",
+        by_fold=(
+            "--by-fold" if PRETRAIN == GRADE and PARAMS.index.scheme == "kfold" else ""
+        ),
     message:
         "Pretrain an encoder: {wildcards.method}"
     shell:

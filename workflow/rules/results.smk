@@ -85,6 +85,7 @@ rule report:
         statistics=rules.patches.output.statistics,
         detector=rules.detector.output.metrics,
         leaderboard=rules.evaluate.output.leaderboard,
+        charts=[rules.evaluate.output.chart, rules.evaluate.output.matrices],
         metrics=rules.evaluate.output.metrics,
         heat_maps=rules.explain.output.sheet,
     output:

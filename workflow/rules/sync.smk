@@ -13,14 +13,24 @@ def recorded(path, folder):
     """Whether Snakemake's metadata (or its list of incomplete outputs) knows a path."""
     name = urlsafe_b64encode(path.encode()).decode()
     pieces = [name[start : start + 254] for start in range(0, len(name), 254)]
-    return Path(".snakemake", folder, *("@" + piece for piece in pieces[:-1]), pieces[-1]).exists()
+    return Path(
+        ".snakemake", folder, *("@" + piece for piece in pieces[:-1]), pieces[-1]
+    ).exists()
 
 
 def unrecorded():
     """Existing outputs that no Snakemake run here has made."""
-    patterns = {re.sub(r"{[^}]+}", "*", str(output)) for rule in workflow.rules for output in rule.output}
+    patterns = {
+        re.sub(r"{[^}]+}", "*", str(output))
+        for rule in workflow.rules
+        for output in rule.output
+    }
     paths = sorted(path for pattern in patterns for path in glob(pattern))
-    return [path for path in paths if not (recorded(path, "metadata") or recorded(path, "incomplete"))]
+    return [
+        path
+        for path in paths
+        if not (recorded(path, "metadata") or recorded(path, "incomplete"))
+    ]
 
 
 if workflow.is_main_process and "--touch" not in sys.argv and (unknown := unrecorded()):

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from drgrade.encoders import create_encoder, normalisation, read_tensors
+from drgrade.encoders import create_encoder, normalisation, read_tensors, width
 from drgrade.evaluate.metrics import qwk, to_grades
 from drgrade.files import write_json
 from drgrade.grading.base import GRADERS, Grader, Photographs, Training, interpolated
@@ -31,7 +31,7 @@ class Regressor(nn.Module):
     def __init__(self, encoder: str, start: str) -> None:
         super().__init__()
         self.encoder = create_encoder(encoder, start)
-        self.head = nn.Linear(self.encoder.num_features, 1)
+        self.head = nn.Linear(width(self.encoder), 1)
         nn.init.normal_(self.head.weight, std=0.01)
         nn.init.constant_(self.head.bias, 1.0)
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from drgrade.encoders import create_encoder, normalisation
+from drgrade.encoders import create_encoder, normalisation, width
 from drgrade.images.augment import augment, normalise
 from drgrade.pretrain.base import METHODS, Material, Method
 from drgrade.seeding import derive, numpy_rng, seed_everything
@@ -28,9 +28,9 @@ class Projector(nn.Module):
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
-        width = encoder.num_features
+        features = width(encoder)
         self.encoder = encoder
-        self.head = nn.Sequential(nn.Linear(width, width), nn.ReLU(inplace=True), nn.Linear(width, 128))
+        self.head = nn.Sequential(nn.Linear(features, features), nn.ReLU(), nn.Linear(features, 128))
 
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
         """Projections (B, 128)."""

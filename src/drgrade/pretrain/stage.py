@@ -97,5 +97,5 @@ def with_patches(index: Path, crops: Path, patches: Path) -> pd.DataFrame:
     table = read_table(index, INDEX)[["image_id", "fold"]]
     table = table.merge(read_table(crops, CROPS)[["image_id", "row"]], on="image_id", validate="one_to_one")
     table = table[table["image_id"].isin(list(boxes)) & table["row"].notna()].reset_index(drop=True)
-    table["boxes"] = [np.asarray(boxes[image_id], np.float64) for image_id in table["image_id"]]
-    return table
+    found = [np.asarray(boxes[image_id], np.float64) for image_id in table["image_id"]]
+    return table.assign(boxes=pd.Series(found, dtype=object))

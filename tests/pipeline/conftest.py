@@ -1,0 +1,140 @@
+"""One real run of the whole pipeline on a tiny painted dataset; each test works on a copy of it."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[2]
+TRACKED = ("Snakefile", "dvc.yaml", "workflow", "profiles", "src", ".dvcignore")
+
+TINY = {
+    "datasets": {"demo": {"limit": None}},
+    "download": {"demo": {"patients": 10, "segmentation": 4, "width": 320}},
+    "index": {"val_fraction": 0.2, "test_fraction": 0.3},
+    "crop": {"size": 96},
+    "lesion_boxes": {"tile": 128},
+    "detector": {"epochs": 1, "batch_size": 4},
+    "lesions": {"min_score": 0.001},
+    "patches": {"size": 48, "min_score": 0.001, "border": 0},
+    "pretrain": {"lesion_contrastive": {"epochs": 1, "batch_size": 4}},
+    "grade": {"input_size": 48, "epochs": 1, "batch_size": 4},
+    "experiments": {
+        "majority": {"grader": "majority"},
+        "lesion_contrastive": {"start": "lesion_contrastive"},
+    },
+    "evaluate": {"bootstrap": 100},
+    "explain": {"images": 2},
+    "report": {"sheet": 4},
+}
+
+
+class Project:
+    """A checkout in a folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def run(self, *command: str, ok: bool = True, **environment: str) -> str:
+        """Run a command in the folder; returns stdout and stderr together."""
+        variables = {
+            key: value for key, value in os.environ.items() if not key.startswith(("DRGRADE", "MLFLOW"))
+        }
+        result = subprocess.run(
+            command, cwd=self.folder, env=variables | environment, text=True, timeout=540,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
+        )  # fmt: skip
+        assert (result.returncode == 0) == ok, f"{command}\n{result.stdout[-6000:]}"
+        return result.stdout
+
+    def snakemake(self, *arguments: str, ok: bool = True, **environment: str) -> str:
+        """Run Snakemake with two cores."""
+        return self.run("snakemake", "--cores", "2", *arguments, ok=ok, **environment)
+
+    def planned(self, *arguments: str) -> set[str]:
+        """Rules that a run would execute now."""
+        lines = self.snakemake("--dry-run", "--quiet", "rules", *arguments).splitlines()
+        rules = [line.split()[0] for line in lines if len(line.split()) == 2 and line.split()[1].isdigit()]
+        return set(rules) - {"total", "all"}
+
+    @property
+    def params(self) -> dict:
+        """The params file as it stands."""
+        return yaml.safe_load((self.folder / "params.yaml").read_text())
+
+    def edit(self, change: dict) -> None:
+        """Change values of params.yaml."""
+        params = self.params
+        for key, value in change.items():
+            *path, last = key.split(".")
+            block = params
+            for part in path:
+                block = block.setdefault(part, {})
+            block[last] = value
+        (self.folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+
+    def file(self, path: str) -> Path:
+        """A file of the dataset's results."""
+        return self.folder / "results/demo" / path
+
+
+def start(folder: Path) -> Project:
+    """A fresh checkout with tiny params, under Git and DVC."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in TRACKED:
+        source = ROOT / name
+        ignore = shutil.ignore_patterns("__pycache__")
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=ignore)
+        else:
+            shutil.copy(source, folder / name)
+    (folder / "params.yaml").write_text(yaml.safe_dump(TINY, sort_keys=False))
+    (folder / ".gitignore").write_text(
+        "/results/\n/data/\n/logs/\n/.snakemake/\n/.cache/\n/mlruns/\n/mlflow.db*\n"
+    )
+    project = Project(folder)
+    project.run("git", "init", "-q", "-b", "main")
+    project.run("git", "config", "user.email", "test@example.org")
+    project.run("git", "config", "user.name", "test")
+    project.run("dvc", "init", "-q")
+    project.run("dvc", "config", "core.analytics", "false")
+    project.run("git", "add", "-A")
+    project.run("git", "commit", "-q", "-m", "start")
+    return project
+
+
+@pytest.fixture(scope="session")
+def snakemade(tmp_path_factory) -> Project:
+    """A finished Snakemake run. Do not change it: ask for ``finished``."""
+    project = start(tmp_path_factory.mktemp("pipeline") / "run")
+    (project.folder / "run.log").write_text(project.snakemake("--resources", "gpu=1"))
+    return project
+
+
+@pytest.fixture(scope="session")
+def recorded(snakemade, tmp_path_factory) -> Project:
+    """The finished run after ``dvc repro``. Do not change it: ask for ``versioned``."""
+    folder = tmp_path_factory.mktemp("recorded") / "run"
+    shutil.copytree(snakemade.folder, folder, symlinks=True)
+    project = Project(folder)
+    (folder / "repro.log").write_text(project.run("dvc", "repro"))
+    project.run("git", "add", "-A")
+    project.run("git", "commit", "-q", "-m", "recorded")
+    return project
+
+
+@pytest.fixture
+def finished(snakemade, tmp_path) -> Project:
+    """A copy of the finished run, yours to change."""
+    shutil.copytree(snakemade.folder, tmp_path / "run", symlinks=True)
+    return Project(tmp_path / "run")
+
+
+@pytest.fixture
+def versioned(recorded, tmp_path) -> Project:
+    """A copy of the run that DVC has recorded, yours to change."""
+    shutil.copytree(recorded.folder, tmp_path / "run", symlinks=True)
+    return Project(tmp_path / "run")

@@ -1,0 +1,89 @@
+import shutil
+
+import pandas as pd
+from conftest import Project
+
+
+def executed(output: str) -> list[str]:
+    """Names of the rules that Snakemake ran, from what it printed."""
+    return [
+        line.split()[-1].rstrip(":")
+        for line in output.splitlines()
+        if line.strip().startswith(("rule ", "localrule "))
+    ]
+
+
+def test_repro_after_snakemake_recomputes_nothing(recorded):
+    output = (recorded.folder / "repro.log").read_text()
+    assert "Nothing to be done" in output
+    assert executed(output) == []
+    assert (recorded.folder / "dvc.lock").exists()
+
+
+def test_snakemake_after_repro_has_nothing_to_do(versioned):
+    assert versioned.planned() == set()
+    assert "Data and pipelines are up to date" in versioned.run("dvc", "status")
+
+
+def test_repro_on_a_clean_checkout_does_the_job(versioned):
+    shutil.rmtree(versioned.folder / "results")
+    shutil.rmtree(versioned.folder / ".snakemake")
+    (versioned.folder / "dvc.lock").unlink()
+    shutil.rmtree(versioned.folder / ".dvc/cache")
+    versioned.edit({"experiments": {"majority": {"grader": "majority"}}, "explain.experiment": "majority"})
+    versioned.run("dvc", "repro", "index@demo", "grade@majority")
+    assert versioned.file("grade/majority/predictions.parquet").exists()
+    assert versioned.planned("--until", "index") == set()
+
+
+def test_an_edit_reruns_one_stage_and_is_recorded(versioned):
+    """Also: metrics, differences and plots as the README shows them."""
+    versioned.edit({"evaluate.bootstrap": 250})
+    output = versioned.run("dvc", "repro")
+    assert set(executed(output)) == {"evaluate", "report"}
+    assert versioned.planned() == set()
+    assert "evaluate.bootstrap" in versioned.run("dvc", "params", "diff")
+    assert "qwk" in versioned.run("dvc", "metrics", "show")
+    versioned.run("dvc", "metrics", "diff")
+    versioned.run("dvc", "plots", "show")
+    assert (versioned.folder / "dvc_plots/index.html").exists()
+
+
+def test_an_experiment_from_the_command_line(versioned):
+    output = versioned.run("dvc", "exp", "run", "-S", "evaluate.bootstrap=300")
+    assert set(executed(output)) == {"evaluate", "report"}
+    assert versioned.params["evaluate"]["bootstrap"] == 300
+    assert "evaluate.bootstrap" in versioned.run("dvc", "params", "diff")
+
+
+def test_checkout_causes_no_rerun(versioned):
+    shutil.rmtree(versioned.folder / "results/demo/evaluate")
+    versioned.file("crop/crops.npy").unlink()
+    versioned.run("dvc", "checkout")
+    assert versioned.planned() == set()
+
+
+def test_push_and_pull_restore_a_run_without_computing(versioned, tmp_path):
+    remote, clone = tmp_path / "remote", Project(tmp_path / "clone")
+    versioned.run("dvc", "remote", "add", "-d", "local", str(remote))
+    versioned.run("git", "commit", "-q", "-am", "remote")
+    versioned.run("dvc", "push", "-q")
+    versioned.run("git", "clone", "-q", str(versioned.folder), str(clone.folder))
+    clone.run("dvc", "pull", "-q")
+    assert pd.read_csv(clone.file("evaluate/leaderboard.csv")).equals(
+        pd.read_csv(versioned.file("evaluate/leaderboard.csv"))
+    )
+    # without a record Snakemake would not see an edit, and DVC would put new params on old models
+    clone.edit({"grade.lr": 0.003})
+    for command in (("snakemake", "--cores", "2"), ("dvc", "repro")):
+        assert "uv run drgrade sync" in clone.run(*command, ok=False)
+    clone.run("git", "checkout", "-q", "params.yaml")
+    clone.run("drgrade", "sync")
+    assert clone.planned() == set()
+    clone.edit({"grade.lr": 0.003})
+    assert "grade" in clone.planned()
+
+
+def test_sync_refuses_results_that_are_not_dvcs(versioned):
+    versioned.file("evaluate/leaderboard.csv").write_text("experiment,qwk\nmine,1.0\n")
+    assert "results differ from dvc.lock" in versioned.run("drgrade", "sync", ok=False)

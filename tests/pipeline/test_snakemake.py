@@ -1,0 +1,146 @@
+import json
+
+import pandas as pd
+import pytest
+
+from drgrade.schema import CROPS, INDEX, LESION_BOXES, PREDICTIONS, read_table
+
+DOWN_FROM_GRADE = {"grade", "evaluate", "explain", "report"}
+
+
+def test_every_stage_leaves_what_the_contract_says(snakemade):
+    index = read_table(snakemade.file("index/index.parquet"), INDEX)
+    crops = read_table(snakemade.file("crop/crops.parquet"), CROPS)
+    read_table(snakemade.file("lesions/lesions.parquet"), LESION_BOXES)
+    assert sorted(index["image_id"]) == sorted(crops["image_id"])
+    graded = index[(index["subset"] == "grading") & (index["status"] == "ok")]
+    for experiment in ("majority", "lesion_contrastive"):
+        predictions = read_table(snakemade.file(f"grade/{experiment}/predictions.parquet"), PREDICTIONS)
+        expected = graded[graded["split"].isin(["val", "test"])]
+        assert sorted(predictions["image_id"]) == sorted(expected["image_id"])
+        total = predictions[["p0", "p1", "p2", "p3", "p4"]].sum(axis=1)
+        assert total.between(1 - 1e-9, 1 + 1e-9).all()
+    leaderboard = pd.read_csv(snakemade.file("evaluate/leaderboard.csv"))
+    assert set(leaderboard["experiment"]) == {"majority", "lesion_contrastive"}
+    assert snakemade.file("report/report.html").stat().st_size > 10_000
+
+
+def test_patients_are_not_shared_between_splits(snakemade):
+    index = read_table(snakemade.file("index/index.parquet"), INDEX)
+    graded = index[index["subset"] == "grading"]
+    assert graded.groupby("patient_id")["split"].nunique().max() == 1
+
+
+def test_a_finished_run_has_nothing_to_do(finished):
+    assert finished.planned() == set()
+
+
+@pytest.mark.parametrize(
+    ("change", "stages"),
+    [
+        ({"evaluate.bootstrap": 200}, {"evaluate", "report"}),
+        ({"grade.lr": 0.002}, DOWN_FROM_GRADE),
+        ({"experiments.majority.seeds": [0, 1]}, DOWN_FROM_GRADE),
+        ({"pretrain.lesion_contrastive.temperature": 0.1}, {"pretrain", *DOWN_FROM_GRADE}),
+        ({"patches.min_score": 0.0005}, {"patches", "pretrain", *DOWN_FROM_GRADE}),
+    ],
+)
+def test_an_edit_reruns_what_it_touches(finished, change, stages):
+    finished.edit(change)
+    assert finished.planned() - {"report"} == stages - {"report"}
+
+
+def test_an_edit_of_one_experiment_leaves_the_others(finished):
+    finished.edit({"experiments.majority.seeds": [0, 1]})
+    plan = finished.snakemake("--dry-run", "--quiet", "progress")
+    assert "grade/majority/predictions.parquet" in plan
+    assert "grade/lesion_contrastive/predictions.parquet" not in plan.split("grade/majority")[0]
+
+
+def test_an_edit_is_carried_out(finished):
+    before = finished.file("grade/lesion_contrastive/predictions.parquet").read_bytes()
+    finished.edit({"evaluate.bootstrap": 150, "experiments": {"majority": {"grader": "majority"}},
+                   "explain.experiment": "lesion_contrastive"})  # fmt: skip
+    refused = finished.snakemake(ok=False)
+    assert "explain.experiment: 'lesion_contrastive' is not one of experiments (majority)" in refused
+    assert "Traceback" not in refused
+    assert finished.file("grade/lesion_contrastive/predictions.parquet").read_bytes() == before
+
+
+def test_a_deleted_experiment_leaves_the_leaderboard(finished):
+    finished.edit({"experiments": {"lesion_contrastive": {"start": "lesion_contrastive"}}})
+    finished.snakemake("--until", "evaluate")
+    leaderboard = pd.read_csv(finished.file("evaluate/leaderboard.csv"))
+    assert list(leaderboard["experiment"]) == ["lesion_contrastive"]
+
+
+def test_a_source_edit_reruns_its_stage_and_touching_reruns_nothing(finished):
+    source = finished.folder / "src/drgrade/evaluate/metrics.py"
+    source.touch()
+    assert finished.planned() == set()
+    source.write_text(source.read_text() + "\n# changed\n")
+    assert {"evaluate", "grade"} <= finished.planned()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"grade.lrr": 1.0}, "params.yaml: grade.lrr: no such key"),
+        ({"crop.size": "big"}, "params.yaml: crop.size: input should be a valid integer, not 'big'"),
+        ({"roles.grade": "eyepacs"}, "params.yaml: roles.grade: 'eyepacs' is not one of datasets (demo)"),
+    ],
+)
+def test_wrong_params_stop_before_anything_runs(finished, change, message):
+    finished.edit(change)
+    output = finished.snakemake(ok=False)
+    assert message in output
+    assert "Traceback" not in output
+
+
+def test_a_configfile_replaces_params_yaml_whole(finished):
+    """Values of params.yaml must not shine through a file that leaves them out."""
+    (finished.folder / "other.yaml").write_text("evaluate: {bootstrap: 100}\n")
+    plan = finished.snakemake("--dry-run", "--quiet", "rules", "--configfile", "other.yaml")
+    assert "download" in plan  # the default demo is larger than the tiny one
+
+
+def test_the_snakemake_report_is_made_without_a_network(finished):
+    finished.run("snakemake", "--report", "snakemake.html", **{"https_proxy": "http://127.0.0.1:9"})
+    page = (finished.folder / "snakemake.html").read_text()
+    assert "Leaderboard" in page
+    assert "leaderboard.png" in page
+
+
+def test_mlflow_has_one_parent_and_a_child_for_each_training(snakemade, monkeypatch):
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{snakemade.folder}/mlflow.db")
+    experiment = client.get_experiment_by_name("drgrade")
+    runs = client.search_runs([experiment.experiment_id])
+    (parent,) = [run for run in runs if "params_key" in run.data.tags]
+    children = {
+        run.info.run_name: run
+        for run in runs
+        if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id
+    }
+    assert set(children) == {"rtmdet-tiny_tiles", "lesion_contrastive", "majority"} | set(children)
+    stages = sorted(run.data.tags["stage"] for run in children.values())
+    assert stages.count("grade") + stages.count("pretrain") + stages.count("detector") == len(stages)
+    assert set(parent.data.metrics) == {"qwk_majority", "qwk_lesion_contrastive"}
+    board = pd.read_csv(snakemade.file("evaluate/leaderboard.csv")).set_index("experiment")
+    assert parent.data.metrics["qwk_lesion_contrastive"] == pytest.approx(
+        board.loc["lesion_contrastive", "qwk"], abs=1e-6
+    )
+    assert parent.data.params["grade.input_size"] == "48"
+    seeds = [run for run in runs if run.info.run_name == "lesion_contrastive seed0"]
+    assert {"loss", "val_qwk"} <= set(seeds[0].data.metrics)
+    assert all(run.info.status == "FINISHED" for run in runs)
+    detector = next(run for run in children.values() if run.data.tags["stage"] == "detector")
+    assert any("loss" in key for key in detector.data.metrics)
+
+
+def test_reruns_are_bit_identical(snakemade, finished):
+    """Everything from the painted photographs on, made again from nothing."""
+    models = json.loads(finished.file("grade/lesion_contrastive/models.json").read_text())
+    finished.snakemake("--forcerun", "pretrain", "--until", "grade")
+    assert json.loads(finished.file("grade/lesion_contrastive/models.json").read_text()) == models
