@@ -17,7 +17,7 @@ def test_everything_from_outside_is_escaped():
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.12345, "0.123"), (12.0, "12"), (1.0, "1.000"), (-0.5, "-0.500"), (7, "7"), (None, "–"),
+    [(0.12345, "0.123"), (12, "12"), (1.0, "1.000"), (-0.5, "-0.500"), (7, "7"), (None, "–"),
      (float("nan"), "–"),
      (pd.NA, "–"), ("a&b", "a&amp;b")],
 )  # fmt: skip

@@ -21,7 +21,7 @@ a { color: #0b57a4; }
 nav ol { columns: 2; padding-left: 1.4rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .5rem 0; }
-caption { text-align: left; color: #46515e; padding-bottom: .3rem; }
+caption { text-align: left; white-space: nowrap; color: #46515e; padding-bottom: .3rem; }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid #d7dee6; text-align: right; }
 th:first-child, td:first-child, td.text, th.text { text-align: left; }
 thead th { border-bottom: 2px solid #5b6572; }
@@ -111,12 +111,10 @@ class Page:
 
 
 def cell(value: Any) -> str:
-    """A table cell's text: three digits for a fraction, a dash for nothing."""
+    """A table cell's text: three digits for a float, a dash for nothing."""
     if pd.isna(value):
         return "–"
-    if isinstance(value, float):
-        return f"{value:.0f}" if value.is_integer() and abs(value) > 1 else f"{value:.3f}"
-    return escape(str(value))
+    return f"{value:.3f}" if isinstance(value, float) else escape(str(value))
 
 
 def flattened(values: Mapping[str, Any], prefix: str = "") -> pd.DataFrame:
