@@ -1,0 +1,151 @@
+"""What is here and what is not: versions, machine, operators, data, weights, tracking.
+
+Nothing that is missing is an error; it is a line that says how to get it.
+"""
+
+import importlib.metadata
+import os
+import pkgutil
+import platform
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from drgrade.errors import UserError
+
+Lines = list[tuple[str, str]]
+
+PACKAGES = (
+    "drgrade", "torch", "torchvision", "onedl-mmdetection", "onedl-mmcv", "onedl-mmengine",
+    "pytorch-lightning", "timm", "lightly", "snakemake", "dvc", "mlflow", "numpy", "pandas", "opencv-python-headless",
+)  # fmt: skip
+
+
+def report() -> str:
+    """The whole report, a line for each thing; sections are independent of each other."""
+    sections: dict[str, Callable[[], Lines]] = {
+        "Versions": versions,
+        "Machine": machine,
+        "Devices": devices,
+        "Detection operators": operators,
+        "Data": data,
+        "Start weights": weights,
+        "Tracking": tracking,
+    }
+    lines = []
+    for title, section in sections.items():
+        try:
+            found = section()
+        except Exception as error:  # a broken install must not hide the rest of the report
+            found = [("missing", f"{type(error).__name__}: {error}; try `uv sync --frozen`")]
+        width = max(len(name) for name, _ in found)
+        lines += [title, *(f"  {name:<{width}}  {text}" for name, text in found)]
+    return "\n".join(lines)
+
+
+def versions() -> Lines:
+    """Python and the packages that decide results."""
+    return [("python", platform.python_version()), *((name, version(name)) for name in PACKAGES)]
+
+
+def version(package: str) -> str:
+    """Installed version of a package, or how to get it."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "missing: uv sync --frozen"
+
+
+def machine() -> Lines:
+    """Cores this process may use, memory, free disk where results go."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return [
+        ("system", f"{platform.system()} {platform.machine()}"),
+        ("CPU cores", str(len(os.sched_getaffinity(0)))),
+        ("memory", f"{memory / 1e9:.1f} GB"),
+        ("free disk", f"{shutil.disk_usage('.').free / 1e9:.1f} GB in this folder"),
+    ]
+
+
+def devices() -> Lines:
+    """What torch can compute on."""
+    import torch
+
+    found = [("cpu", "always")]
+    for place in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(place)
+        found.append((f"cuda:{place}", f"{properties.name}, {properties.total_memory / 1e9:.0f} GB"))
+    if torch.backends.mps.is_available():
+        found.append(("mps", "Apple GPU"))
+    if len(found) == 1:
+        found.append(
+            ("cuda", "missing: an NVIDIA GPU with a driver for CUDA 13; everything runs on the CPU too")
+        )
+    return found
+
+
+def operators() -> Lines:
+    """Which implementation answers mmcv's operators."""
+    from drgrade.lesions.ops import install
+
+    backend = install()
+    note = {
+        "compiled": "mmcv's own",
+        "torchvision": "torchvision's nms and roi_align; compiled ones are optional, envs/ has a recipe",
+    }[backend]
+    return [("live backend", f"{backend} ({note})")]
+
+
+def data() -> Lines:
+    """Every dataset module: raw files here, or what to put where."""
+    import drgrade.data
+    from drgrade.data.registry import DATASETS, raw_root
+
+    found = []
+    for module in pkgutil.iter_modules(drgrade.data.__path__):
+        try:
+            card = DATASETS.get(module.name)().card
+        except UserError:  # a module of the stage itself, not a dataset
+            continue
+        root = raw_root(card.name)
+        if root.is_dir() and any(root.iterdir()):
+            text = f"{root} ({card.licence})"
+        elif card.access == "form":
+            text = f"missing: {card.instructions.format(root=root, source=card.source)}"
+        else:
+            text = f"missing: drgrade download --dataset {card.name} makes it"
+        found.append((card.name, text))
+    return found
+
+
+def weights() -> Lines:
+    """ImageNet weights that runs can start from."""
+    from drgrade.encoders import PACKAGED, WEIGHTS, imagenet_file
+
+    try:
+        imagenet_file(PACKAGED)
+        packaged = "here, in its package"
+    except (UserError, ImportError) as error:
+        packaged = f"missing: uv sync --frozen ({error})"
+    files = sorted(path.name for path in WEIGHTS.glob("*") if path.suffix in (".safetensors", ".pth"))
+    hint = f"missing: none needed; put <timm name>.safetensors into {WEIGHTS} for other encoders"
+    return [(PACKAGED, packaged), (str(WEIGHTS), ", ".join(files) or hint)]
+
+
+def tracking() -> Lines:
+    """Where MLflow runs go."""
+    from drgrade.tracking import tracking_uri
+
+    if os.environ.get("DRGRADE_TRACKING") == "off":
+        return [("MLflow", "off (DRGRADE_TRACKING)")]
+    uri = tracking_uri()
+    note = ""
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists():
+        note = " (missing: the first tracked job makes it)"
+    return [("MLflow", hidden(uri) + note)]
+
+
+def hidden(uri: str) -> str:
+    """A URI without its password: the report is made to be pasted into an issue."""
+    return re.sub(r"://([^/:]*):[^/]*@", r"://\1:***@", uri)
