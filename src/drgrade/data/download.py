@@ -57,7 +57,7 @@ def read_manifest(manifest: Path) -> dict[str, tuple[int, str]]:
         UserError: no such file, or not a manifest.
     """
     try:
-        header, *lines = manifest.read_text().splitlines()
+        header, *lines = manifest.read_text(encoding="utf-8").removesuffix("\n").split("\n")
         if header != HEADER:
             raise ValueError
         cells = (line.split("\t") for line in lines)

@@ -26,7 +26,7 @@ STRICTEST = ("test", "val", "train")
 def split_groups(table: pd.DataFrame) -> pd.Series:
     """Group of each row: its patient, or the first of the patients that share identical photographs.
 
-    ``table`` has patient_id and sha256 (missing where there is no photograph). Copies are logged as a warning.
+    ``table`` has patient_id and sha256 (missing where there is no photograph). Copies are logged.
     """
     parent: dict[str, str] = {}
 

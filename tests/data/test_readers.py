@@ -1,0 +1,196 @@
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from drgrade.data.eyepacs import EyePACS
+from drgrade.data.folder import Folder
+from drgrade.data.idrid import IDRiD
+from drgrade.data.labels import read_labels
+from drgrade.data.registry import DATASETS, READ_COLUMNS, raw_root
+from drgrade.errors import UserError
+from drgrade.params import Download
+
+
+def touch(root: Path, *paths: str) -> None:
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(b"x")
+
+
+def put(root: Path, path: str, text: str) -> None:
+    (root / path).parent.mkdir(parents=True, exist_ok=True)
+    (root / path).write_text(text)
+
+
+def by_id(table: pd.DataFrame) -> dict[str, dict[str, object]]:
+    assert list(table.columns) == list(READ_COLUMNS)
+    assert table["image_id"].is_unique
+    plain = table.astype(object).where(table.notna(), None)
+    return {row["image_id"]: row for row in plain.to_dict("records")}
+
+
+def test_eyepacs_joins_labels_and_photographs(tmp_path: Path) -> None:
+    touch(
+        tmp_path,
+        "train/10_left.jpeg",
+        "train/10_right.jpeg",
+        "train/13_left.jpeg",
+        "test/1_left.jpeg",
+        "test/2_right.jpeg",
+    )
+    put(tmp_path, "trainLabels.csv", "image,level\n10_left,0\n10_right,4\n15_left,2\n")
+    put(tmp_path, "retinopathy_solution.csv", "image,level,Usage\n1_left,3,Public\n2_right,1,Private\n")
+    rows = by_id(EyePACS().read(tmp_path))
+    assert list(rows["10_right"].values()) == [
+        "10_right",
+        "train/10_right.jpeg",
+        "10",
+        "right",
+        4,
+        "grading",
+        "train",
+    ]
+    assert rows["15_left"]["path"] is None
+    assert rows["15_left"]["grade"] == 2
+    assert rows["13_left"]["grade"] is None
+    assert (rows["1_left"]["official_split"], rows["2_right"]["official_split"]) == ("val", "test")
+    assert len(rows) == 6
+
+
+def test_eyepacs_without_its_test_part(tmp_path: Path) -> None:
+    touch(tmp_path, "train/10_left.jpeg")
+    put(tmp_path, "trainLabels.csv", "image,level\n10_left,0\n")
+    assert set(EyePACS().read(tmp_path)["official_split"]) == {"train"}
+
+
+def make_idrid(root: Path) -> None:
+    photographs_a = "A. Segmentation/1. Original Images"
+    photographs_b = "B. Disease Grading/1. Original Images"
+    masks = "A. Segmentation/2. All Segmentation Groundtruths/a. Training Set"
+    labels = "B. Disease Grading/2. Groundtruths"
+    touch(
+        root,
+        f"{photographs_a}/a. Training Set/IDRiD_01.jpg",
+        f"{photographs_a}/b. Testing Set/IDRiD_55.jpg",
+        f"{photographs_b}/a. Training Set/IDRiD_001.jpg",
+        f"{photographs_b}/b. Testing Set/IDRiD_001.jpg",
+        f"{masks}/1. Microaneurysms/IDRiD_01_MA.tif",
+        f"{masks}/5. Optic Disc/IDRiD_01_OD.tif",
+    )
+    head = "Image name,Retinopathy grade,Risk of macular edema,,,,,,,,,\r\n"
+    train = "IDRiD_001,3,2,,,,,,,,,\r\n,,,,,,,,,,,\r\n"
+    put(root, f"{labels}/a. IDRiD_Disease Grading_Training Labels.csv", head + train)
+    put(root, f"{labels}/b. IDRiD_Disease Grading_Testing Labels.csv", head + "IDRiD_001,1,0\r\n")
+
+
+def test_idrid_tells_parts_and_sets_apart(tmp_path: Path) -> None:
+    make_idrid(tmp_path)
+    rows = by_id(IDRiD().read(tmp_path))
+    assert set(rows) == {"A_train_IDRiD_01", "A_test_IDRiD_55", "B_train_IDRiD_001", "B_test_IDRiD_001"}
+    assert (rows["B_train_IDRiD_001"]["grade"], rows["B_test_IDRiD_001"]["grade"]) == (3, 1)
+    assert rows["A_test_IDRiD_55"]["official_split"] == "test"
+    assert rows["A_train_IDRiD_01"]["subset"] == "segmentation"
+    assert all(row["patient_id"] == name for name, row in rows.items())
+    masks = IDRiD().masks(tmp_path, "A_train_IDRiD_01")
+    assert list(masks) == ["MA"]
+    assert masks["MA"].is_file()
+    assert IDRiD().masks(tmp_path, "B_train_IDRiD_001") == {}
+    assert IDRiD().masks(tmp_path, "A_test_IDRiD_55") == {}
+
+
+def test_real_idrid_photographs_are_read() -> None:
+    root = os.environ.get("DRGRADE_IDRID_ROOT")
+    if not root or not Path(root, "B. Disease Grading").is_dir():
+        pytest.skip("DRGRADE_IDRID_ROOT names no IDRiD folder")
+    from PIL import Image
+
+    table = IDRiD().read(Path(root))
+    assert table["image_id"].is_unique
+    masked = table[table["subset"] == "segmentation"]
+    found = [IDRiD().masks(Path(root), name) for name in masked["image_id"]]
+    assert len(found) >= 18
+    assert all({"MA", "HE", "EX"} <= set(masks) for masks in found)
+    assert set(np.unique(Image.open(found[0]["MA"]))) == {0, 1}
+    graded = table[table["subset"] == "grading"]
+    assert graded["path"].notna().sum() >= 177
+    assert set(graded["grade"].dropna()) == {0, 1, 2, 3, 4}
+
+
+def test_own_folder_takes_patients_from_names_or_columns(tmp_path: Path) -> None:
+    touch(tmp_path, "images/a_left.png", "images/b.JPG", "images/c.tif", "images/notes.txt", "images/d.png")
+    put(tmp_path, "labels.csv", "Image, Grade ,patient,eye\na_left.png,2,,\nb,0,P7,OD\nd,,,\ngone,1,,\n")
+    rows = by_id(Folder().read(tmp_path))
+    assert (rows["a_left"]["patient_id"], rows["a_left"]["eye"], rows["a_left"]["grade"]) == ("a", "left", 2)
+    assert (rows["b"]["patient_id"], rows["b"]["eye"], rows["b"]["path"]) == ("P7", "right", "images/b.JPG")
+    assert rows["c"]["grade"] is None
+    assert rows["d"]["grade"] is None
+    assert rows["gone"]["path"] is None
+    assert set(rows) == {"a_left", "b", "c", "d", "gone"}
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "line 1: no column 'image'"),
+        ("image,stage\nx,1\n", "line 1: no column 'level'"),
+        ("image,level\na,0\nb,5\n", "line 3: grade '5' is not one of 0 to 4"),
+        ("image,level\na,1.0\n", "line 2: grade '1.0'"),
+        ("image,level\na,\n", "line 2: grade ''"),
+        ("image,level\na\n", "line 2: grade ''"),
+        ("image,level\n,2\n", "line 2: no image name"),
+        ("image,level\na,2\n\na,3\n", "line 4: image 'a' has a label already"),
+        ('image,level\n"a"b,2\n', "not a CSV text file"),
+    ],
+)
+def test_broken_labels_name_file_line_and_remedy(tmp_path: Path, text: str, says: str) -> None:
+    put(tmp_path, "labels.csv", text)
+    with pytest.raises(UserError, match=r"labels\.csv: ") as error:
+        read_labels(tmp_path / "labels.csv", "image", "level")
+    assert says in str(error.value)
+    assert ";" in str(error.value) or "save it" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_labels_that_are_no_text(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_bytes(b"\xff\xfe\x00image")
+    with pytest.raises(UserError, match="not a CSV"):
+        read_labels(tmp_path / "labels.csv", "image", "level")
+
+
+def test_labels_with_a_byte_order_mark(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_bytes("\ufeffimage,level\na,3\n".encode())
+    assert read_labels(tmp_path / "labels.csv", "image", "level")[0].grade == 3
+
+
+def test_same_name_with_two_endings_is_refused(tmp_path: Path) -> None:
+    touch(tmp_path, "train/10_left.jpeg", "train/10_left.png")
+    put(tmp_path, "trainLabels.csv", "image,level\n10_left,0\n")
+    with pytest.raises(UserError, match="same name as"):
+        EyePACS().read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "needs"), [("eyepacs", "trainLabels.csv"), ("idrid", "A. Segmentation"), ("folder", "images")]
+)
+def test_data_that_the_user_brings_says_what_to_put_where(tmp_path: Path, name: str, needs: str) -> None:
+    part = DATASETS.get(name)()
+    with pytest.raises(UserError) as error:
+        part.download(tmp_path, Download())
+    assert needs in str(error.value)
+    assert str(tmp_path) in str(error.value)
+    assert "{" not in str(error.value)
+
+
+def test_every_card_is_named_after_its_module() -> None:
+    for name in ("demo", "eyepacs", "idrid", "folder"):
+        assert DATASETS.get(name).card.name == name
+
+
+def test_root_is_a_setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("DRGRADE_IDRID_ROOT", raising=False)
+    assert raw_root("idrid") == Path("data/raw/idrid")
+    monkeypatch.setenv("DRGRADE_IDRID_ROOT", str(tmp_path))
+    assert raw_root("idrid") == tmp_path

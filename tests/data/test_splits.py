@@ -1,0 +1,226 @@
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from drgrade.data.splits import assign_splits, check_disjoint, label_subset, limit_patients
+from drgrade.errors import UserError
+from drgrade.params import Index
+
+
+def make_table(
+    patients: list[tuple[int | None, ...]], official: list[str | None] | None = None
+) -> pd.DataFrame:
+    """Grading rows: for each patient the grades of its photographs."""
+    rows = [
+        (f"{n}_{k}", str(n), grade, (official or [None] * len(patients))[n])
+        for n, grades in enumerate(patients)
+        for k, grade in enumerate(grades)
+    ]
+    table = pd.DataFrame(rows, columns=["image_id", "patient_id", "grade", "official_split"])
+    table["sha256"] = [f"{n:064x}" for n in range(len(table))]
+    table = table.assign(subset="grading", status="ok")
+    return table.astype({"grade": "Int8", "official_split": "string", "sha256": "string"})
+
+
+def add_masked(table: pd.DataFrame, count: int, tested: int = 0) -> pd.DataFrame:
+    masked = pd.DataFrame({"image_id": [f"A_{n}" for n in range(count)]})
+    masked["patient_id"] = masked["image_id"]
+    masked["sha256"] = [f"a{n:063x}" for n in range(count)]
+    masked["official_split"] = ["test" if n < tested else "train" for n in range(count)]
+    masked = masked.assign(subset="segmentation", status="ok", grade=pd.NA)
+    both = pd.concat([table, masked], ignore_index=True)
+    return both.astype({"grade": "Int8", "official_split": "string", "sha256": "string"})
+
+
+grade = st.one_of(st.none(), st.integers(0, 4))
+patients = st.lists(st.lists(grade, min_size=1, max_size=3).map(tuple), min_size=3, max_size=60)
+
+
+def strata(table: pd.DataFrame) -> pd.Series:
+    return table.groupby("patient_id")["grade"].max().fillna(-1)
+
+
+@settings(max_examples=40, deadline=None)
+@given(patients, st.integers(0, 5), st.sampled_from([0.1, 0.15, 0.3]), st.sampled_from([0.1, 0.25, 0.4]))
+def test_holdout_is_grouped_stratified_and_of_the_right_size(people, seed, val, test) -> None:
+    table = make_table(people)
+    params = Index(val_fraction=val, test_fraction=test, seed=seed)
+    split = assign_splits(table, params)
+    by_patient = split.groupby("patient_id")["split"]
+    assert (by_patient.nunique() == 1).all()
+    part = by_patient.first()
+    assert (part == "test").sum() == max(round(test * len(part)), 1)
+    assert (part == "val").sum() == pytest.approx(val * len(part), abs=1)
+    for stratum, members in part.groupby(strata(split)):
+        assert (members == "test").sum() == pytest.approx(test * len(members), abs=1.5), stratum
+    shuffled = table.sample(frac=1, random_state=seed)
+    again = assign_splits(shuffled, params).sort_index()
+    assert again["split"].tolist() == split["split"].tolist()
+
+
+@settings(max_examples=40, deadline=None)
+@given(patients, st.integers(2, 6), st.integers(0, 5))
+def test_folds_are_grouped_stratified_and_even(people, folds, seed) -> None:
+    split = assign_splits(make_table(people), Index(scheme="kfold", folds=folds, seed=seed))
+    assert set(split["split"]) == {"train"}
+    assert split["fold"].notna().all()
+    by_patient = split.groupby("patient_id")["fold"]
+    assert (by_patient.nunique() == 1).all()
+    fold = by_patient.first()
+    assert set(fold) == set(range(min(folds, len(fold))))
+    for _, members in fold.groupby(strata(split)):
+        sizes = [(members == k).sum() for k in range(folds)]
+        assert max(sizes) - min(sizes) <= 1
+
+
+def test_seed_decides_and_nothing_else() -> None:
+    table = make_table([(n % 5, n % 5) for n in range(50)])
+    first = assign_splits(table, Index(seed=1))["split"]
+    assert first.equals(assign_splits(table, Index(seed=1))["split"])
+    assert not first.equals(assign_splits(table, Index(seed=2))["split"])
+
+
+def test_no_fraction_no_part() -> None:
+    table = make_table([(n % 5,) for n in range(20)])
+    assert set(assign_splits(table, Index(val_fraction=0.0, test_fraction=0.0))["split"]) == {"train"}
+
+
+@pytest.mark.parametrize("scheme", ["holdout", "kfold"])
+def test_segmentation_photographs_are_divided_apart(scheme) -> None:
+    table = add_masked(make_table([(n % 5,) for n in range(20)]), count=10, tested=3)
+    split = assign_splits(table, Index(scheme=scheme)).set_index("image_id")
+    masked = split[split["subset"] == "segmentation"]
+    assert set(masked.index[masked["split"] == "test"]) == {"A_0", "A_1", "A_2"}
+    assert (masked["split"] == "val").sum() == 1
+    assert masked["fold"].isna().all()
+
+
+@pytest.mark.parametrize("scheme", ["holdout", "kfold"])
+@pytest.mark.parametrize("fraction", [0.0, 0.15])
+def test_a_few_segmentation_photographs_still_give_one_for_validation(scheme, fraction) -> None:
+    table = add_masked(make_table([(n % 5,) for n in range(20)]), count=2)
+    split = assign_splits(table, Index(scheme=scheme, val_fraction=fraction))
+    assert sorted(split.loc[split["subset"] == "segmentation", "split"]) == ["train", "val"]
+
+
+@pytest.mark.parametrize("scheme", ["holdout", "kfold"])
+def test_a_segmentation_photograph_follows_its_graded_copy(scheme) -> None:
+    table = add_masked(make_table([(n % 5,) for n in range(20)]), count=6)
+    table.loc[table["image_id"].str.startswith("A_"), "sha256"] = table["sha256"].iloc[:6].to_numpy()
+    split = assign_splits(table, Index(scheme=scheme, test_fraction=0.4)).set_index("image_id")["split"]
+    assert [split[f"A_{n}"] for n in range(6)] == [split[f"{n}_0"] for n in range(6)]
+
+
+def test_official_split_is_kept_and_its_training_part_divided() -> None:
+    official = ["test" if n >= 30 else "train" for n in range(40)]
+    table = make_table([(n % 5, n % 5) for n in range(40)], official)
+    split = (
+        assign_splits(table, Index(scheme="official", val_fraction=0.2))
+        .groupby("patient_id")["split"]
+        .first()
+    )
+    assert {int(n) for n in split.index[split == "test"]} == set(range(30, 40))
+    assert (split == "val").sum() == 6
+
+
+def test_official_validation_part_is_used_as_it_is() -> None:
+    official = ["val" if n < 5 else "test" if n < 10 else "train" for n in range(20)]
+    split = assign_splits(make_table([(n % 5,) for n in range(20)], official), Index(scheme="official"))
+    assert split["split"].tolist() == official
+
+
+def test_official_copies_across_parts_are_tested_never_trained_on(caplog) -> None:
+    table = make_table([(n % 5,) for n in range(20)], ["test" if n < 5 else "train" for n in range(20)])
+    table.loc[19, "sha256"] = table.loc[0, "sha256"]
+    split = assign_splits(table, Index(scheme="official"))
+    assert split["split"][19] == "test"
+    assert "several official parts" in caplog.text
+
+
+def test_official_needs_an_official_test_part() -> None:
+    table = make_table([(n % 5,) for n in range(20)], ["train"] * 20)
+    with pytest.raises(UserError, match="use holdout or kfold"):
+        assign_splits(table, Index(scheme="official"))
+
+
+def folds_file(tmp_path: Path, text: str) -> Index:
+    (tmp_path / "folds.csv").write_text(text)
+    return Index(scheme="kfold", folds=2, folds_file=str(tmp_path / "folds.csv"))
+
+
+def test_folds_from_a_file(tmp_path: Path) -> None:
+    table = make_table([(0, 1), (2,), (3,)])
+    text = "image_id,fold\n0_0,1\n0_1,1\n1_0,0\n2_0,1\nother,0\n"
+    split = assign_splits(table, folds_file(tmp_path, text))
+    assert split["fold"].tolist() == [1, 1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("image_id,fold\n0_0,1\n0_1,1\n1_0,0\n", "no fold for 1 graded photographs, such as 2_0"),
+        ("image_id,fold\n0_0,0\n0_1,1\n1_0,0\n2_0,1\n", "0_0 (fold 0) and 0_1 (fold 1): same patient_id"),
+        ("image_id,fold\n0_0,2\n", "line 2: needs image_id and a fold of 0 to 1"),
+        ("image_id,fold\n0_0,x\n", "line 2"),
+        ("name,fold\n0_0,1\n", "line 2"),
+        ("image_id,fold\n0_0,1\n0_0,0\n", "line 3: 0_0 is in fold 1 already"),
+    ],
+)
+def test_broken_folds_files(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(UserError) as error:
+        assign_splits(make_table([(0, 1), (2,), (3,)]), folds_file(tmp_path, text))
+    assert says in str(error.value)
+
+
+def test_absent_folds_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no such file"):
+        assign_splits(make_table([(0,)] * 5), Index(scheme="kfold", folds_file=str(tmp_path / "none.csv")))
+
+
+def test_check_disjoint_names_what_straddles() -> None:
+    table = make_table([(0, 0), (1,), (2,)]).assign(split=["train", "test", "val", "train"], fold=pd.NA)
+    with pytest.raises(UserError, match=r"0_0 \(split train\) and 0_1 \(split test\): same patient_id"):
+        check_disjoint(table)
+    table = make_table([(0,), (1,)]).assign(split=["train", "test"], fold=pd.NA)
+    check_disjoint(table)
+    table["sha256"] = "same"
+    with pytest.raises(UserError, match="same sha256"):
+        check_disjoint(table)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(5, 80), st.integers(0, 3), st.integers(0, 99))
+def test_label_subsets_are_nested_stratified_and_of_whole_patients(count, extra, seed) -> None:
+    rng = np.random.default_rng(seed)
+    table = make_table(
+        [tuple([int(rng.integers(5))] * int(rng.integers(1, 2 + extra))) for _ in range(count)]
+    )
+    before: set[str] = set()
+    for fraction in (0.01, 0.1, 0.25, 0.5, 1.0):
+        chosen = set(label_subset(table, fraction, seed))
+        assert before <= chosen
+        before = chosen
+        kept = table[table["image_id"].isin(chosen)]
+        assert set(table[table["patient_id"].isin(kept["patient_id"])]["image_id"]) == chosen
+        have, all_of = strata(kept).value_counts(), strata(table).value_counts()
+        for stratum, number in all_of.items():
+            assert have[stratum] >= 1
+            assert have[stratum] == pytest.approx(max(fraction * number, 1), abs=0.51)
+    assert before == set(table["image_id"])
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(10, 80), st.integers(10, 60), st.integers(0, 99))
+def test_limit_is_kept_and_spread_over_grades(count, limit, seed) -> None:
+    rng = np.random.default_rng(seed)
+    table = make_table([tuple([int(rng.integers(5))] * 2) for _ in range(count)])
+    chosen = limit_patients(table, limit, seed)
+    kept = table[table["patient_id"].isin(chosen)]
+    assert len(kept) == min(limit // 2 * 2, len(table))
+    assert set(kept["grade"]) == set(table["grade"])
+    share = strata(kept).value_counts() / len(chosen) - strata(table).value_counts() / count
+    assert share.abs().max() <= 5.0 / len(chosen)
