@@ -18,7 +18,8 @@ Lines = list[tuple[str, str]]
 
 PACKAGES = (
     "drgrade", "torch", "torchvision", "onedl-mmdetection", "onedl-mmcv", "onedl-mmengine",
-    "pytorch-lightning", "timm", "lightly", "snakemake", "dvc", "mlflow", "numpy", "pandas", "opencv-python-headless",
+    "pytorch-lightning", "timm", "lightly", "snakemake", "dvc", "mlflow", "numpy", "pandas",
+    "opencv-python-headless",
 )  # fmt: skip
 
 
