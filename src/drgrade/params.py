@@ -99,10 +99,10 @@ class LesionBoxes(Block):
 
     mode: Literal["corrected", "parity"] = "corrected"
     """corrected: clamped boxes, minimum area, fragments merged; parity: as published."""
-    tile: Annotated[int, Field(ge=64, le=4096)] | None = 320
+    tile: Annotated[int, Field(ge=64, le=4096)] | None = 384
     """Side of a training tile in pixels after scaling; null takes each photograph whole."""
-    overlap: Annotated[float, Field(ge=0, lt=0.9)] = 0.2
-    """Overlap of neighbouring tiles as a share of their side."""
+    overlap: Annotated[float, Field(ge=0, lt=0.9)] = 0.1
+    """Least overlap of neighbouring tiles as a share of their side."""
     scale: Annotated[float, Field(gt=0, le=2)] = 1.0
     """Resize the photographs by this factor before tiling."""
     min_area: Annotated[int, Field(ge=1)] = 4
@@ -120,11 +120,11 @@ class Detector(Block):
     """A file in ``workflow/detectors/`` (without .py)."""
     start: str | None = "imagenet"
     """Start weights of the backbone: imagenet (packaged), a file, or null for a random start."""
-    epochs: Annotated[int, Field(ge=1)] = 12
+    epochs: Annotated[int, Field(ge=1)] = 7
     """Passes over the training tiles."""
-    batch_size: Annotated[int, Field(ge=1)] = 8
+    batch_size: Annotated[int, Field(ge=1)] = 4
     """Tiles a step."""
-    lr: Annotated[float, Field(gt=0)] = 0.001
+    lr: Annotated[float, Field(gt=0)] = 0.002
     """Peak learning rate."""
     background_tiles: Fraction = 0.25
     """Share of lesion-free training tiles kept."""

@@ -87,3 +87,16 @@ def test_only_black_is_outside() -> None:
     image[40:, 40:] = 120
     tiles = list(Tiling(32, 0.0, 1.0).cut(image, (0, 0, 64, 64)))
     assert [tile.outside for tile in tiles] == [True, True, True, False]
+
+
+def test_fragments_at_a_seam_are_left_to_the_neighbour() -> None:
+    first, second = Tiling(64, 0.25, 1.0).cut(np.zeros((64, 108, 3), np.uint8), (0, 0, 108, 64))
+    assert (first.shared, second.shared) == ((0, 0, 20, 0), (20, 0, 0, 0))
+    lesion = np.array([[50.0, 20, 75, 30]])  # the second tile starts at 44 and shows it whole
+    assert second.whole(second.boxes_to_tile(lesion)).tolist() == [True]
+    assert first.whole(np.array([[50.0, 20, 64, 30], [50, 20, 60, 30], [43, 20, 64, 30]])).tolist() == [
+        False,  # the lesion's visible part
+        True,  # ends before the seam
+        True,  # begins before the second tile: neither tile shows all of it
+    ]
+    assert first.whole(np.array([[0.0, 0, 9, 9], [0, 55, 9, 64]])).all(), "the region's own edge is no seam"

@@ -7,10 +7,13 @@ in use what it saw in training.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import cv2
 import numpy as np
 
+SEAM = 2.0
+"""A box within this many tile pixels of a seam ends there."""
 DARK = 24
 """A pixel with no channel above this is outside the field of view (0-255)."""
 
@@ -26,6 +29,12 @@ class Tile:
     origin: tuple[int, int]  # x, y of the cut region in original pixels
     factor: tuple[float, float]  # scaled pixels for each original pixel, along x and y
     offset: tuple[int, int]  # x, y of the tile in the scaled region
+    shared: tuple[int, int, int, int] = (
+        0,
+        0,
+        0,
+        0,
+    )  # pixels shared with the neighbour left, above, right, below
 
     def boxes_to_tile(self, boxes: np.ndarray) -> np.ndarray:
         """(n, 4) boxes in original pixels, in tile pixels; not clipped."""
@@ -34,6 +43,19 @@ class Tile:
     def boxes_to_original(self, boxes: np.ndarray) -> np.ndarray:
         """(n, 4) boxes in tile pixels, in original pixels: the inverse of :meth:`boxes_to_tile`."""
         return (boxes + np.array(self.offset * 2)) / np.array(self.factor * 2) + np.array(self.origin * 2)
+
+    def whole(self, boxes: np.ndarray) -> np.ndarray:
+        """Which boxes (n, 4) in tile pixels no neighbour shows better; (n,) bool.
+
+        A box that ends at a seam is a fragment. The neighbour shows as much of the lesion and what lies
+        beyond the seam, if the box lies within the pixels the two share.
+        """
+        height, width = self.pixels.shape[:2]
+        x1, y1, x2, y2 = boxes.T
+        left, top, right, bottom = self.shared
+        fragment = (x1 <= SEAM) & (x2 <= left) | (x2 >= width - SEAM) & (x1 >= width - right)
+        fragment |= (y1 <= SEAM) & (y2 <= top) | (y2 >= height - SEAM) & (y1 >= height - bottom)
+        return ~fragment
 
     @property
     def outside(self) -> bool:
@@ -66,9 +88,10 @@ class Tiling:
                 region, (wide, high), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_LINEAR
             )
         factor = (wide / width, high / height)
-        for y in self.offsets(high):
-            for x in self.offsets(wide):
-                yield Tile(self._square(region[y:, x:]), (x0, y0), factor, (x, y))
+        for y, above, below in self._steps(high):
+            for x, left, right in self._steps(wide):
+                pixels = self._square(region[y:, x:])
+                yield Tile(pixels, (x0, y0), factor, (x, y), (left, above, right, below))
 
     def offsets(self, length: int) -> list[int]:
         """Where tiles start along an axis of ``length`` scaled pixels: evenly, the last one flush."""
@@ -77,6 +100,12 @@ class Tiling:
         room = length - self.tile
         steps = math.ceil(room / max(int(self.tile * (1 - self.overlap)), 1))
         return [round(room * step / steps) for step in range(steps + 1)]
+
+    def _steps(self, length: int) -> list[tuple[int, int, int]]:
+        """Start of each tile along an axis, and the pixels it shares with the one before and after it."""
+        starts = self.offsets(length)
+        shared = [0, *(before + (self.tile or 0) - after for before, after in pairwise(starts)), 0]
+        return list(zip(starts, shared[:-1], shared[1:], strict=True))
 
     def _square(self, pixels: np.ndarray) -> np.ndarray:
         if self.tile is None:
