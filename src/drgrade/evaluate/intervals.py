@@ -2,7 +2,7 @@
 
 Both eyes of a patient are alike, so patients are resampled, not photographs. A resample is a weight for
 each patient; the weighted sum of the patients' confusion matrices is the resample's confusion matrix, so
-a thousand resamples are one matrix product. The interval speaks of the test patients: the spread over
+a thousand resamples are a few matrix products. The interval speaks of the test patients: the spread over
 training seeds is reported beside it, not in it.
 """
 
@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import coo_array
 
 from drgrade.evaluate.metrics import N_GRADES, kappa
 from drgrade.seeding import numpy_rng
@@ -63,11 +64,12 @@ def bootstrap(
     y, predicted = np.asarray(y, dtype=np.int64), np.asarray(predicted, dtype=np.int64)
     names, patient = np.unique(np.asarray(patients), return_inverse=True)
     seeds = len(predicted)
-    # One confusion matrix for each patient and training seed, as a row of seeds x 25 cells.
+    # One confusion matrix for each patient and training seed, as a row of seeds x 25 cells, mostly zeros.
+    # Sparse: a dense product waits on BLAS threads when the machine is busy (30 times slower, measured).
+    # Counts are whole numbers, so the sums are exact whatever their order.
     cell = np.arange(seeds)[:, None] * N_GRADES**2 + y * N_GRADES + predicted
-    width = seeds * N_GRADES**2
-    counts = np.bincount((patient * width + cell).ravel(), minlength=len(names) * width)
-    by_patient = counts.reshape(len(names), width).astype(np.float64)
+    places = np.tile(patient, seeds), cell.ravel()
+    by_patient = coo_array((np.ones(cell.size), places), shape=(len(names), seeds * N_GRADES**2)).tocsr()
     matrices = np.concatenate(
         [weights @ by_patient for weights in patient_weights(len(names), resamples, seed)]
     ).reshape(resamples, seeds, N_GRADES, N_GRADES)

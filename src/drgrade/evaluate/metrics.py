@@ -16,7 +16,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import rankdata
 
 from drgrade.errors import UserError
 from drgrade.schema import GRADES
@@ -158,7 +157,8 @@ def auc(positive: ArrayLike, score: ArrayLike) -> float:
     n_positive, n_negative = int(positive.sum()), int((~positive).sum())
     if not n_positive or not n_negative:
         return float("nan")
-    ranks = rankdata(np.asarray(score, dtype=np.float64))
+    _, place, ties = np.unique(np.asarray(score, dtype=np.float64), return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(ties) - (ties - 1) / 2)[place]  # from 1; equal scores share their mean rank
     wins = ranks[positive].sum() - n_positive * (n_positive + 1) / 2
     return float(wins / (n_positive * n_negative))
 
