@@ -119,9 +119,11 @@ def make_lesion_boxes(dataset: str, index: Path, crops: Path, params: LesionBoxe
     """
     source = DATASETS.get(dataset)()
     tiling = Tiling(params.tile, params.overlap, params.scale)
-    shutil.rmtree(out / "images", ignore_errors=True)
+    shutil.rmtree(out / "images", ignore_errors=True)  # tiles of another cut would linger
     (out / "images").mkdir(parents=True)
     files = {"train": Coco(), "val": Coco()}
+    for split in files:
+        (out / f"{split}.json").unlink(missing_ok=True)  # until its tiles are all there
     for row, image, box in photographs(dataset, index, crops, ("segmentation",)):
         if row["split"] not in files:
             continue
