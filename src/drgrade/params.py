@@ -220,7 +220,7 @@ class Grade(Block):
 
     input_size: Annotated[int, Field(ge=32)] = 128
     """Side of the network's input; crops are scaled to it once."""
-    epochs: Annotated[int, Field(ge=1)] = 10
+    epochs: Annotated[int, Field(ge=1)] = 8
     """Passes over the training photographs."""
     batch_size: Annotated[int, Field(ge=1)] = 16
     """Photographs a step."""
@@ -292,9 +292,9 @@ class Params(Block):
     grade: Grade = Grade()
     experiments: dict[Name, Experiment] = {
         "majority": Experiment(grader="majority"),
-        "random": Experiment(start="random"),
-        "imagenet": Experiment(start="imagenet"),
-        "lesion_contrastive": Experiment(start="lesion_contrastive"),
+        "random": Experiment(start="random", seeds=[0, 1]),
+        "imagenet": Experiment(start="imagenet", seeds=[0, 1]),
+        "lesion_contrastive": Experiment(start="lesion_contrastive", seeds=[0, 1]),
     }
     """The rows of the leaderboard, by name."""
     evaluate: Evaluate = Evaluate()
