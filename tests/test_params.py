@@ -5,8 +5,8 @@ import pytest
 import yaml
 
 from drgrade.errors import UserError
-from drgrade.params import Params, check, check_block, json_schema, load
 from drgrade.params import Grade as GradeBlock
+from drgrade.params import Params, check, check_block, json_schema, load
 
 ROOT = Path(__file__).parents[1]
 

@@ -309,8 +309,6 @@ def _limit(text: str) -> int | None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run a verb. Returns 0, or 2 after printing one line about bad input."""
-    # torch's threads wait by spinning; two jobs on the same cores then slow each other down ten times
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     args = _parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:

@@ -1,5 +1,6 @@
 """One real run of the whole pipeline on a tiny painted dataset; each test works on a copy of it."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -7,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+
+from drgrade.params import check
 
 ROOT = Path(__file__).parents[2]
 TRACKED = ("Snakefile", "dvc.yaml", "workflow", "profiles", "src", ".dvcignore")
@@ -76,6 +79,11 @@ class Project:
             block[last] = value
         (self.folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
 
+    def clone(self, folder: Path) -> "Project":
+        """A fresh Git clone of this project."""
+        self.run("git", "clone", "-q", str(self.folder), str(folder))
+        return Project(folder)
+
     def file(self, path: str) -> Path:
         """A file of the dataset's results."""
         return self.folder / "results/demo" / path
@@ -91,7 +99,9 @@ def start(folder: Path) -> Project:
             shutil.copytree(source, folder / name, ignore=ignore)
         else:
             shutil.copy(source, folder / name)
-    (folder / "params.yaml").write_text(yaml.safe_dump(TINY, sort_keys=False))
+    # complete, as every committed params file is: DVC reads keys that pydantic would fill in
+    complete = json.loads(check(TINY, "tiny").model_dump_json())
+    (folder / "params.yaml").write_text(yaml.safe_dump(complete, sort_keys=False))
     (folder / ".gitignore").write_text(
         "/results/\n/data/\n/logs/\n/.snakemake/\n/.cache/\n/mlruns/\n/mlflow.db*\n"
     )

@@ -40,14 +40,14 @@ def test_a_finished_run_has_nothing_to_do(finished):
     [
         ({"evaluate.bootstrap": 200}, {"evaluate", "report"}),
         ({"grade.lr": 0.002}, DOWN_FROM_GRADE),
-        ({"experiments.majority.seeds": [0, 1]}, DOWN_FROM_GRADE),
+        ({"experiments.majority.seeds": [0, 1]}, {"grade", "evaluate", "report"}),
         ({"pretrain.lesion_contrastive.temperature": 0.1}, {"pretrain", *DOWN_FROM_GRADE}),
         ({"patches.min_score": 0.0005}, {"patches", "pretrain", *DOWN_FROM_GRADE}),
     ],
 )
 def test_an_edit_reruns_what_it_touches(finished, change, stages):
     finished.edit(change)
-    assert finished.planned() - {"report"} == stages - {"report"}
+    assert finished.planned() == stages
 
 
 def test_an_edit_of_one_experiment_leaves_the_others(finished):
@@ -105,7 +105,7 @@ def test_a_configfile_replaces_params_yaml_whole(finished):
 
 
 def test_the_snakemake_report_is_made_without_a_network(finished):
-    finished.run("snakemake", "--report", "snakemake.html", **{"https_proxy": "http://127.0.0.1:9"})
+    finished.run("snakemake", "--report", "snakemake.html", https_proxy="http://127.0.0.1:9")
     page = (finished.folder / "snakemake.html").read_text()
     assert "Leaderboard" in page
     assert "leaderboard.png" in page
@@ -123,9 +123,12 @@ def test_mlflow_has_one_parent_and_a_child_for_each_training(snakemade, monkeypa
         for run in runs
         if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id
     }
-    assert set(children) == {"rtmdet-tiny_tiles", "lesion_contrastive", "majority"} | set(children)
-    stages = sorted(run.data.tags["stage"] for run in children.values())
-    assert stages.count("grade") + stages.count("pretrain") + stages.count("detector") == len(stages)
+    stages = sorted(
+        run.data.tags["stage"]
+        for run in runs
+        if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id
+    )
+    assert stages == ["detector", "grade", "grade", "pretrain"]
     assert set(parent.data.metrics) == {"qwk_majority", "qwk_lesion_contrastive"}
     board = pd.read_csv(snakemade.file("evaluate/leaderboard.csv")).set_index("experiment")
     assert parent.data.metrics["qwk_lesion_contrastive"] == pytest.approx(

@@ -63,7 +63,9 @@ def verbs() -> dict[str, set[Path]]:
             for name in wanted
             if name.startswith("drgrade.")
         }
-        modules[stage] = files | {path for name in plugins.get(stage, []) for path in (PACKAGE / name).glob("*.py")}
+        modules[stage] = files | {
+            path for name in plugins.get(stage, []) for path in (PACKAGE / name).glob("*.py")
+        }
     return modules
 
 

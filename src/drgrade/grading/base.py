@@ -110,4 +110,3 @@ def interpolated(scores: np.ndarray) -> np.ndarray:
     """
     clipped = np.clip(np.asarray(scores, np.float64), GRADES[0], GRADES[-1])
     return np.clip(1 - np.abs(clipped[:, None] - np.array(GRADES)), 0, 1)
-

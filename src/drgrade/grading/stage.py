@@ -157,7 +157,13 @@ def predict(
     probabilities = grader.predict(images, table["row"].to_numpy(np.int64))
     score = probabilities @ np.array(GRADES)
     filled: dict[str, Any] = {f"p{grade}": probabilities[:, grade] for grade in GRADES}
-    filled |= {"split": split, "score": score, "predicted": to_grades(score), "experiment": name, "seed": seed}
+    filled |= {
+        "split": split,
+        "score": score,
+        "predicted": to_grades(score),
+        "experiment": name,
+        "seed": seed,
+    }
     return table[["image_id", "patient_id", "eye", "grade"]].assign(**filled)
 
 
