@@ -13,7 +13,7 @@ NAME = "tf_efficientnet_lite0"
 
 
 def test_packaged_imagenet_weights_know_their_classes():
-    """scikit-learn ships two photographs: the Summer Palace (ImageNet 698, palace) and a flower (985, daisy)."""
+    """scikit-learn ships photographs of the Summer Palace (ImageNet 698, palace) and a daisy (985)."""
     model = timm.create_model(NAME, pretrained=False).eval()
     load_start(model, NAME, "imagenet")
     squares = [picture[:, 106:533] for picture in load_sample_images().images]

@@ -48,15 +48,15 @@ def test_killed_and_resumed_equals_undisturbed(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
     undisturbed = train(tmp_path / "a", "out")
-    assert undisturbed.communicate(timeout=120)[0].split() == ["epoch", "0", "epoch", "1", "epoch", "2", "epoch", "3"]
+    assert undisturbed.communicate(timeout=120)[0].splitlines() == [f"epoch {epoch}" for epoch in range(4)]
     killed = train(tmp_path / "b", "out", "1.5")
     lines = [killed.stdout.readline().strip() for _ in range(3)]
     assert lines == ["epoch 0", "epoch 1", "epoch 2"]
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
-    resumed = train(tmp_path / "b", "out").communicate(timeout=120)[0].split()
+    resumed = train(tmp_path / "b", "out").communicate(timeout=120)[0].splitlines()
     # epoch 2 was measured but not yet saved: it is done again
-    assert resumed == ["epoch", "2", "epoch", "3"]
+    assert resumed == ["epoch 2", "epoch 3"]
     assert not any((tmp_path / "b" / CHECKPOINTS).iterdir())
     one, two = (load_file(tmp_path / name / "out/model.safetensors") for name in "ab")
     assert one.keys() == two.keys()
@@ -64,7 +64,8 @@ def test_killed_and_resumed_equals_undisturbed(tmp_path):
 
 
 @pytest.mark.parametrize(("rows", "size", "drop", "sizes"), [
-    (10, 4, False, [4, 4, 2]), (9, 4, False, [4, 4]), (10, 4, True, [4, 4]), (1, 4, False, [1]), (3, 8, True, [3]),
+    (10, 4, False, [4, 4, 2]), (9, 4, False, [4, 4]), (10, 4, True, [4, 4]), (1, 4, False, [1]),
+    (3, 8, True, [3]),
 ])  # fmt: skip
 def test_batches_cover_an_epoch_once_and_never_hold_one_alone(rows, size, drop, sizes):
     batches = Batches(rows, size, seed=1, epoch=0, drop_last=drop)

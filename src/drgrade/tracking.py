@@ -16,6 +16,8 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Self
 
+from drgrade.files import sha256
+
 log = logging.getLogger(__name__)
 
 PARENT = "DRGRADE_PARENT"
@@ -94,14 +96,9 @@ class Run:
     @_guarded
     def dataset(self, name: str, path: Path, context: str = "training") -> None:
         """Record a table or store that went in, with the digest of its content."""
-        from mlflow.data.filesystem_dataset_source import FileSystemDatasetSource
-        from mlflow.data.meta_dataset import MetaDataset
-        from mlflow.data.sources import LocalArtifactDatasetSource
-        from mlflow.entities import DatasetInput, InputTag
+        from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        source: FileSystemDatasetSource = LocalArtifactDatasetSource(str(path))
-        digest = hashlib.file_digest(path.open("rb"), "sha256").hexdigest()[:12]
-        entity = MetaDataset(source, name=name, digest=digest)._to_mlflow_entity()
+        entity = Dataset(name, sha256(path)[:12], "local", json.dumps({"uri": str(path)}))
         self.client.log_inputs(
             self.run_id, [DatasetInput(entity, [InputTag("mlflow.data.context", context)])]
         )
@@ -177,7 +174,7 @@ def _register(client: Any, experiment_id: str, best: str, manifest: Path) -> Non
     """Point the alias ``best`` of the registered model ``drgrade`` at the run that trained it."""
     from mlflow.exceptions import MlflowException
 
-    digest = hashlib.sha256(manifest.read_bytes()).hexdigest()[:12]
+    digest = models_digest(manifest)
     runs = client.search_runs([experiment_id], f"tags.models = '{digest}'", max_results=1)
     if not runs:
         return
@@ -195,7 +192,7 @@ def _register(client: Any, experiment_id: str, best: str, manifest: Path) -> Non
 
 def models_digest(manifest: Path) -> str:
     """The tag that ties a run to the models it trained."""
-    return hashlib.sha256(manifest.read_bytes()).hexdigest()[:12]
+    return sha256(manifest)[:12]
 
 
 def tracking_uri() -> str:
