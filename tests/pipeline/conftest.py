@@ -124,6 +124,12 @@ def snakemade(tmp_path_factory) -> Project:
     return project
 
 
+@pytest.fixture
+def fresh(tmp_path) -> Project:
+    """A checkout in which nothing has run yet."""
+    return start(tmp_path / "fresh")
+
+
 @pytest.fixture(scope="session")
 def recorded(snakemade, tmp_path_factory) -> Project:
     """The finished run after ``dvc repro``. Do not change it: ask for ``versioned``."""

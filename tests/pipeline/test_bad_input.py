@@ -1,0 +1,85 @@
+"""Photographs as they come from a clinic: every bad one ends as a row with a reason, and the run goes on."""
+
+import io
+
+import numpy as np
+import pandas as pd
+import yaml
+from PIL import Image
+
+from drgrade.report.inputs import input_counts
+from drgrade.schema import CROPS, INDEX, read_table
+
+
+def eye(seed: int, mode: str = "RGB") -> Image.Image:
+    y, x = np.mgrid[:200, :260]
+    inside = ((x - 130) ** 2 + (y - 100) ** 2 < 95**2)[..., None]
+    noise = np.random.default_rng(seed).integers(0, 30, (200, 260, 3))
+    return Image.fromarray((inside * (np.array([190, 90, 40]) + noise)).astype(np.uint8)).convert(mode)
+
+
+def clinic(root) -> None:
+    images = root / "images"
+    images.mkdir(parents=True)
+    for number in range(12):
+        eye(number).save(images / f"good{number}.jpg")
+    eye(20, "L").save(images / "grey.jpg")
+    eye(21, "RGBA").save(images / "alpha.png")
+    eye(22, "CMYK").save(images / "cmyk.jpg")
+    deep = np.asarray(eye(23, "L")).astype(np.uint16) * 257
+    Image.fromarray(deep).save(images / "sixteen.png")
+    buffer = io.BytesIO()
+    eye(24).save(buffer, "JPEG")
+    (images / "cut.jpg").write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
+    (images / "empty.jpg").write_bytes(b"")
+    (images / "text.jpg").write_text("I am no photograph")
+    eye(25).save(images / "unlabelled.jpg")
+    names = [path.name for path in sorted(images.iterdir()) if path.name != "unlabelled.jpg"]
+    rows = [f"{name},{number % 5}" for number, name in enumerate([*names, "nowhere.jpg"])]
+    (root / "labels.csv").write_text("image,grade\n" + "\n".join(rows) + "\n")
+
+
+def test_bad_photographs_become_rows_and_the_run_goes_on(finished):
+    clinic(finished.folder / "data/raw/folder")
+    finished.edit({"datasets.folder": {"limit": None}, "crop.max_failed_fraction": 0.3})
+    finished.snakemake("--", "results/folder/crop/crops.npy")
+    results = finished.folder / "results/folder"
+    index = read_table(results / "index/index.parquet", INDEX)
+    crops = read_table(results / "crop/crops.parquet", CROPS)
+    assert len(index) == len(crops) == 21
+    state = {row.image_id: row.status for row in index.itertuples()}
+    named = {name: next(status for key, status in state.items() if key.startswith(name)) for name in
+             ("good0", "empty", "text", "unlabelled", "nowhere")}  # fmt: skip
+    assert named == {
+        "good0": "ok", "empty": "unreadable", "text": "unreadable", "unlabelled": "unlabelled", "nowhere": "missing",
+    }  # fmt: skip
+    failed = crops[crops["status"] == "failed"]
+    assert sorted(image_id.split(".")[0] for image_id in failed["image_id"]) == [
+        "cut",
+        "empty",
+        "nowhere",
+        "text",
+    ]
+    assert (failed["reason"].str.len() > 0).all()
+    counts = input_counts(index, crops)
+    assert counts.groupby("table")["rows"].sum().to_dict() == {"index": 21, "crops": 21}
+
+
+def test_too_many_bad_photographs_stop_the_run_with_a_reason(finished):
+    clinic(finished.folder / "data/raw/folder")
+    finished.edit({"datasets.folder": {"limit": None}, "crop.max_failed_fraction": 0.01})
+    output = finished.snakemake("--", "results/folder/crop/crops.npy", ok=False)
+    assert "drgrade: error:" in output
+    assert "max_failed_fraction" in output
+    assert not (finished.folder / "results/folder/crop/crops.npy").exists()
+
+
+def test_a_dataset_behind_a_form_says_what_to_put_where(finished):
+    finished.edit({"datasets.eyepacs": {"limit": None}})
+    output = finished.snakemake("--", "results/eyepacs/download/manifest.tsv", ok=False)
+    assert "drgrade: error:" in output
+    assert "trainLabels.csv" in output
+    assert yaml.safe_load((finished.folder / "params.yaml").read_text())["datasets"]["eyepacs"] == {
+        "limit": None
+    }
+    assert pd.read_csv(finished.file("evaluate/leaderboard.csv")).shape[0] == 2

@@ -1,0 +1,56 @@
+"""The real thing: photographs of 4288x2848 through Snakemake, from raw files to tiles and patches."""
+
+import json
+
+import pandas as pd
+import yaml
+
+from drgrade.lesions.patches import read_patches
+from drgrade.params import check
+from drgrade.schema import CROPS, INDEX, LESION_BOXES, read_table
+
+REAL = {
+    "datasets": {"idrid": {"limit": 15}},
+    "roles": {"lesions": "idrid", "pretrain": "idrid", "grade": "idrid"},
+    "index": {"scheme": "kfold", "folds": 3},
+    "crop": {"size": 128},
+    "lesion_boxes": {"tile": 256, "scale": 0.125},
+    "detector": {"epochs": 1},
+    "lesions": {"min_score": 0.001},
+    "patches": {"size": 48, "min_score": 0.001, "border": 0},
+    "pretrain": {"lesion_contrastive": {"epochs": 1, "batch_size": 4}},
+    "grade": {"input_size": 64, "epochs": 1, "select": "last"},
+    "experiments": {
+        "majority": {"grader": "majority"},
+        "lesion_contrastive": {"start": "lesion_contrastive"},
+    },
+    "evaluate": {"bootstrap": 100},
+    "explain": {"images": 1},
+    "report": {"sheet": 4},
+}
+
+
+def test_real_photographs_end_to_end(idrid, fresh):
+    complete = json.loads(check(REAL, "real").model_dump_json())
+    (fresh.folder / "params.yaml").write_text(yaml.safe_dump(complete))
+    fresh.snakemake(DRGRADE_IDRID_ROOT=str(idrid))
+    results = fresh.folder / "results/idrid"
+    index = read_table(results / "index/index.parquet", INDEX)
+    assert (index["subset"] == "segmentation").sum() == 18
+    assert set(zip(index["width"], index["height"], strict=True)) == {(4288, 2848)}
+    crops = read_table(results / "crop/crops.parquet", CROPS)
+    assert (crops["status"] == "ok").all()
+    # the eye fills most of these photographs: about 3,400 of 4,288 columns
+    assert (crops["x1"] - crops["x0"]).between(3000, 4000).all()
+    boxes = json.loads((results / "lesion_boxes/train.json").read_text())
+    assert len({box["category_id"] for box in boxes["annotations"]}) == 4
+    lesions = read_table(results / "lesions/lesions.parquet", LESION_BOXES)
+    assert lesions["x2"].max() <= 4288
+    assert lesions["y2"].max() <= 2848
+    assert set(read_patches(results / "patches/patches.pkl")["train"]) <= set(index["image_id"])
+    # one encoder for each fold, blind to it; every graded photograph tested once
+    assert len(list((results / "pretrain/lesion_contrastive/weights").iterdir())) == 3
+    predictions = pd.read_parquet(results / "grade/lesion_contrastive/predictions.parquet")
+    graded = index[index["subset"] == "grading"]
+    assert sorted(predictions["image_id"]) == sorted(graded["image_id"])
+    assert (results / "report/report.html").exists()

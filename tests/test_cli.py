@@ -1,0 +1,56 @@
+import subprocess
+import sys
+
+import pytest
+
+from drgrade.cli import main
+
+STAGES = ["download", "index", "crop", "lesion_boxes", "detector", "lesions", "patches", "pretrain", "grade"]
+VERBS = [*STAGES, "evaluate", "explain", "report", "predict", "check", "schema", "sync", "doctor"]
+
+
+def test_help_lists_every_verb_and_loads_nothing_heavy():
+    script = (
+        "import sys\nfrom drgrade.cli import main\n"
+        "try:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+        "print(sorted({'torch', 'mmdet', 'mlflow', 'pandas', 'numpy', 'pydantic'} & set(sys.modules)))"
+    )
+    output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert [verb for verb in VERBS if f"\n    {verb}" not in output] == []
+    assert output.strip().endswith("[]")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_explains_itself(verb, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([verb, "--help"])
+    assert stop.value.code == 0
+    assert f"usage: drgrade {verb}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["check", "gone.yaml"], "drgrade: error: gone.yaml: no such file"),
+        (
+            ["index", "--dataset", "demo", "--manifest", "gone.tsv", "--out", "i.parquet"],
+            "drgrade: error: gone.tsv",
+        ),
+        (
+            ["download", "--dataset", "nothing", "--manifest", "m.tsv"],
+            "drgrade: error: 'nothing': no module drgrade.data.nothing",
+        ),
+        (
+            ["download", "--dataset", "demo", "--manifest", "m.tsv", "--params", '{"demo": {"patients": 1}}'],
+            "drgrade: error: download: demo.patients: input should be greater than or equal to 5, not 1",
+        ),
+        (["predict", "gone.jpg", "--model", "gone", "--out", "o.csv"], "drgrade: error: gone"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert error[-1].startswith(message)
+    assert not any("Traceback" in line for line in error)
+    assert [path.name for path in tmp_path.iterdir() if path.suffix in (".parquet", ".csv", ".tsv")] == []

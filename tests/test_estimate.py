@@ -1,0 +1,40 @@
+from drgrade.estimate import estimate, trainings
+from drgrade.params import Dataset, Experiment, Grade, Index, Params, Roles
+
+
+def test_a_small_run_says_nothing():
+    assert estimate(Params(), cores=2) == []
+
+
+def test_a_large_run_says_what_it_needs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    params = Params(
+        datasets={"demo": Dataset(), "eyepacs": Dataset()}, roles=Roles(pretrain="eyepacs", grade="eyepacs")
+    )
+    lines = estimate(params, cores=2)
+    # 88,702 crops of 256 px in RGB are 17.4 GB
+    assert "eyepacs: 88702 photographs; disk: 17.4 GB" in lines[0]
+    assert lines[1].startswith("grade: 6 trainings")
+
+
+def test_limit_and_manifest_count(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    small = Params(datasets={"demo": Dataset(), "eyepacs": Dataset(limit=100)}, roles=Roles(grade="eyepacs"))
+    assert estimate(small, cores=2) == []
+    manifest = tmp_path / "results/eyepacs/download/manifest.tsv"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text("path\tsize\tsha256\n" + "".join(f"{n}.jpeg\t1\tx\n" for n in range(3000)))
+    whole = Params(datasets={"demo": Dataset(), "eyepacs": Dataset()}, roles=Roles(grade="eyepacs"))
+    assert "eyepacs: 3000 photographs" in estimate(whole, cores=2)[0]
+
+
+def test_trainings_are_experiments_by_seeds_by_folds():
+    params = Params(
+        index=Index(scheme="kfold", folds=5),
+        grade=Grade(select="last"),
+        experiments={
+            "majority": Experiment(grader="majority"),
+            "lesion_contrastive": Experiment(start="lesion_contrastive", seeds=[0, 1, 2]),
+        },
+    )
+    assert trainings(params) == 15
