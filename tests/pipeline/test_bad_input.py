@@ -48,11 +48,14 @@ def test_bad_photographs_become_rows_and_the_run_goes_on(finished):
     crops = read_table(results / "crop/crops.parquet", CROPS)
     assert len(index) == len(crops) == 21
     state = {row.image_id: row.status for row in index.itertuples()}
-    named = {name: next(status for key, status in state.items() if key.startswith(name)) for name in
-             ("good0", "empty", "text", "unlabelled", "nowhere")}  # fmt: skip
-    assert named == {
-        "good0": "ok", "empty": "unreadable", "text": "unreadable", "unlabelled": "unlabelled", "nowhere": "missing",
-    }  # fmt: skip
+    named = {name.split(".")[0]: status for name, status in state.items()}
+    assert {name: named[name] for name in ("empty", "text", "unlabelled", "nowhere")} == {
+        "empty": "unreadable",
+        "text": "unreadable",
+        "unlabelled": "unlabelled",
+        "nowhere": "missing",
+    }
+    assert {named[name] for name in ("good0", "grey", "alpha", "cmyk", "sixteen", "cut")} == {"ok"}
     failed = crops[crops["status"] == "failed"]
     assert sorted(image_id.split(".")[0] for image_id in failed["image_id"]) == [
         "cut",

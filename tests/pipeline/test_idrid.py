@@ -49,7 +49,7 @@ def test_real_photographs_end_to_end(idrid, fresh):
     assert lesions["y2"].max() <= 2848
     assert set(read_patches(results / "patches/patches.pkl")["train"]) <= set(index["image_id"])
     # one encoder for each fold, blind to it; every graded photograph tested once
-    assert len(list((results / "pretrain/lesion_contrastive/weights").iterdir())) == 3
+    assert len(list((results / "pretrain/lesion_contrastive/weights").glob("encoder_fold*.safetensors"))) == 3
     predictions = pd.read_parquet(results / "grade/lesion_contrastive/predictions.parquet")
     graded = index[index["subset"] == "grading"]
     assert sorted(predictions["image_id"]) == sorted(graded["image_id"])
