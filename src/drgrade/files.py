@@ -8,10 +8,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+PARTIAL = ".partial"
+"""Ending of a file that is still being written; no reader of a folder looks at these."""
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file with the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + PARTIAL)
+    partial.write_bytes(content)
+    os.replace(partial, path)
+
 
 @contextmanager
 def whole(path: Path) -> Iterator[Path]:
     """A temporary name beside ``path``, renamed to it when the block ends well.
+
+    It keeps the suffix, which writers of pictures go by.
 
     >>> with whole(Path("table.csv")) as partial:
     ...     partial.write_text("a,b")

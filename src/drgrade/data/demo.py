@@ -21,7 +21,6 @@ import pandas as pd
 
 from drgrade.data.anatomy import draw_anatomy, draw_camera
 from drgrade.data.eyepacs import EyePACS
-from drgrade.data.files import write_file
 from drgrade.data.icdr import Lesion, icdr_grade
 from drgrade.data.idrid import (
     IMAGES,
@@ -39,6 +38,7 @@ from drgrade.data.painting import Eye, paint
 from drgrade.data.pathology import draw_lesions
 from drgrade.data.registry import DATASETS, Card
 from drgrade.errors import UserError
+from drgrade.files import write_file
 from drgrade.params import Demo as DemoParams
 from drgrade.params import Download
 from drgrade.schema import LESIONS

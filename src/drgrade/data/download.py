@@ -5,10 +5,10 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from drgrade.data.files import sha256, write_file
 from drgrade.data.labels import PHOTOGRAPHS
 from drgrade.data.registry import DATASETS, raw_root
 from drgrade.errors import UserError
+from drgrade.files import sha256, write_file
 from drgrade.params import Download
 
 log = logging.getLogger(__name__)

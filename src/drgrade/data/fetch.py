@@ -12,8 +12,8 @@ import urllib.request
 import zipfile
 from pathlib import Path
 
-from drgrade.data.files import PARTIAL, sha256
 from drgrade.errors import UserError
+from drgrade.files import PARTIAL, sha256
 
 log = logging.getLogger(__name__)
 
