@@ -135,7 +135,8 @@ def evaluate(args: Arguments) -> None:
 
     evaluate(args.predictions, _block(args.params, "evaluate"), args.out)
     results, best = final_results(args.predictions)
-    publish(results, best, {path.parent.name: path.with_name("models.json") for path in args.predictions})
+    models = {path.parent.name: path.with_name("models.json") for path in args.predictions}
+    publish(results, best, models, args.out / "figures")
 
 
 def explain(args: Arguments) -> None:
@@ -185,10 +186,11 @@ def predict(args: Arguments) -> None:
 
 def check(args: Arguments) -> None:
     """Check a params file and say what the run would need."""
+    from drgrade.estimate import estimate
     from drgrade.params import load
 
-    load(args.file)
-    print(f"{args.file}: ok")
+    lines = estimate(load(args.file), os.cpu_count() or 1)
+    print("\n".join([f"{args.file}: ok", *lines]))
 
 
 def schema(args: Arguments) -> None:

@@ -111,10 +111,6 @@ class Run:
         else:
             self.client.log_artifact(self.run_id, str(path), folder)
 
-    def figure(self, path: Path) -> None:
-        """Store a picture."""
-        self.artifact(path, "figures")
-
     @contextmanager
     def child(self, name: str, params: Mapping[str, Any]) -> Iterator[Self]:
         """A run under this one, for one seed or fold."""
@@ -151,19 +147,24 @@ def track(stage: str, name: str, params: Mapping[str, Any]) -> Iterator[Run]:
         yield from _ended(run)
 
 
-def publish(results: Mapping[str, float], best: str | None, models: Mapping[str, Path]) -> None:
-    """Write each experiment's final QWK on the parent run and register the best model.
+def publish(
+    results: Mapping[str, float], best: str | None, models: Mapping[str, Path], figures: Path | None = None
+) -> None:
+    """Write each experiment's final QWK and the figures on the parent run; register the best model.
 
     Args:
         results: test QWK by experiment.
         best: the experiment with the highest *validation* QWK, or None when nothing was held out.
         models: manifest of trained models (``models.json``) by experiment.
+        figures: folder of pictures.
     """
     try:
         client, experiment_id, parent = _open()
         if parent:
             run = Run(client, parent, experiment_id)
             run.metrics({f"qwk_{name}": value for name, value in results.items()})
+            if figures is not None:
+                run.artifact(figures, "figures")
         if best is not None and best in models:
             _register(client, experiment_id, best, models[best])
     except Exception as error:
@@ -213,6 +214,7 @@ def _open() -> tuple[Any, str, str | None]:
     """
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     from mlflow import MlflowClient
 
