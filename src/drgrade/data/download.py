@@ -2,11 +2,14 @@
 
 import logging
 import os
+import tarfile
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from drgrade.data.fetch import fetch, unpack
 from drgrade.data.labels import PHOTOGRAPHS
-from drgrade.data.registry import DATASETS, raw_root
+from drgrade.data.registry import DATASETS, Card, raw_root
 from drgrade.errors import UserError
 from drgrade.files import sha256, write_file
 from drgrade.params import Download
@@ -68,6 +71,20 @@ def read_manifest(manifest: Path) -> dict[str, tuple[int, str]]:
         raise UserError(f"{manifest}: not a manifest; delete it and run drgrade download again") from None
 
 
+def fetch_files(card: Card, root: Path) -> None:
+    """Fetch, verify and unpack what a card lists; nothing is fetched or unpacked twice.
+
+    Raises:
+        UserError: a server refuses, a hash is wrong, or an archive is not safe to unpack.
+    """
+    for file in card.files:
+        path = root / file.path
+        fetch(file.url, path, file.sha256)
+        folder = path.with_suffix("")
+        if (zipfile.is_zipfile(path) or tarfile.is_tarfile(path)) and not folder.exists():
+            unpack(path, folder)
+
+
 def download(dataset: str, params: Download, manifest: Path) -> None:
     """Paint, fetch or check the raw files of ``dataset`` under :func:`raw_root`, then write its manifest.
 
@@ -77,5 +94,6 @@ def download(dataset: str, params: Download, manifest: Path) -> None:
     part = DATASETS.get(dataset)()
     root = raw_root(dataset)
     log.info("%s: %s, licence: %s, source: %s", dataset, part.card.title, part.card.licence, part.card.source)
+    fetch_files(part.card, root)
     part.download(root, params)
     log.info("%s: %d files listed in %s", root, write_manifest(root, manifest), manifest)

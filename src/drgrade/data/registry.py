@@ -25,6 +25,17 @@ READ_COLUMNS = ("image_id", "path", "patient_id", "eye", "grade", "subset", "off
 
 
 @dataclass(frozen=True)
+class RemoteFile:
+    """A file of an open dataset: where it is, where it goes, what it must hash to."""
+
+    url: str
+    path: str
+    """Relative to the dataset's root; an archive (zip, tar) is unpacked into a folder of its name."""
+    sha256: str | None
+    """None where the source publishes none; the hash is then logged."""
+
+
+@dataclass(frozen=True)
 class Card:
     """What a user must know about a dataset before using it."""
 
@@ -37,6 +48,8 @@ class Card:
     citation: str
     instructions: str
     """Which files to put where; ``{root}`` stands for the dataset's folder, ``{source}`` for the source."""
+    files: tuple[RemoteFile, ...] = ()
+    """What is fetched for the user before the dataset's own ``download``."""
 
 
 class Dataset(Protocol):
