@@ -57,7 +57,7 @@ def test_an_edit_of_one_experiment_leaves_the_others(finished):
     assert "grade/lesion_contrastive/predictions.parquet" not in plan.split("grade/majority")[0]
 
 
-def test_an_edit_is_carried_out(finished):
+def test_an_impossible_edit_leaves_the_results_alone(finished):
     before = finished.file("grade/lesion_contrastive/predictions.parquet").read_bytes()
     finished.edit({"evaluate.bootstrap": 150, "experiments": {"majority": {"grader": "majority"}},
                    "explain.experiment": "lesion_contrastive"})  # fmt: skip
