@@ -1,4 +1,5 @@
 import json
+import re
 
 import pandas as pd
 import pytest
@@ -53,8 +54,7 @@ def test_an_edit_reruns_what_it_touches(finished, change, stages):
 def test_an_edit_of_one_experiment_leaves_the_others(finished):
     finished.edit({"experiments.majority.seeds": [0, 1]})
     plan = finished.snakemake("--dry-run", "--quiet", "progress")
-    assert "grade/majority/predictions.parquet" in plan
-    assert "grade/lesion_contrastive/predictions.parquet" not in plan.split("grade/majority")[0]
+    assert set(re.findall(r"drgrade grade --experiment (\w+)", plan)) == {"majority"}
 
 
 def test_an_impossible_edit_leaves_the_results_alone(finished):
