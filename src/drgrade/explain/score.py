@@ -60,10 +60,8 @@ def scores(heat: Floats, lesion: Mask, fov: Mask, tolerance: float = TOLERANCE) 
     if not inside.any() or inside.all():
         return {}
     diameter = 2 * np.sqrt(fov.sum() / np.pi)
-    distance = cv2.distanceTransform(1 - lesion.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    near = distance[fov] <= tolerance * diameter
-    depth = cv2.distanceTransform(np.pad(fov, 1).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    prior = depth[1:-1, 1:-1][fov].astype(np.float32)
+    near = _squared_distance(~lesion)[fov] <= (tolerance * diameter) ** 2
+    prior = _squared_distance(np.pad(fov, 1))[1:-1, 1:-1][fov]
     return {
         "auc": _auc(heat[fov], inside),
         "pointing": _pointing(heat[fov], near),
@@ -72,6 +70,16 @@ def scores(heat: Floats, lesion: Mask, fov: Mask, tolerance: float = TOLERANCE) 
         "random_auc": 0.5,
         "random_pointing": float(near.mean()),
     }
+
+
+def _squared_distance(mask: Mask) -> Floats:
+    """Squared distance of each pixel to the nearest false one, whole numbers.
+
+    OpenCV's distances differ in the last bit between runs and machines, which would break ties between pixels
+    that lie equally deep; their squares are integers, so rounding brings the ties back.
+    """
+    distance = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    return np.rint(distance.astype(np.float32) ** 2)
 
 
 def _auc(values: Floats, positive: Mask) -> float:
