@@ -20,7 +20,8 @@ import cv2
 import numpy as np
 from PIL import Image, ImageFilter
 
-from drgrade.images.crop import crop_photograph, read_photograph
+from drgrade.images.crop import crop_photograph
+from drgrade.images.read import read_photograph
 from drgrade.images.rules import find_box
 from drgrade.params import Crop
 

@@ -41,7 +41,7 @@ def index(args: Arguments) -> None:
 
 def crop(args: Arguments) -> None:
     """Cut photographs to their field of view, into one memory-mapped store."""
-    from drgrade.images.crop import crop_dataset
+    from drgrade.images.stage import crop_dataset
 
     crop_dataset(args.dataset, args.index, _block(args.params, "crop"), args.store, args.table, args.workers)
 

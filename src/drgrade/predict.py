@@ -11,7 +11,8 @@ from drgrade.errors import UserError
 from drgrade.evaluate.metrics import to_grades
 from drgrade.files import whole
 from drgrade.grading.base import GRADERS, Grader
-from drgrade.images.crop import ReadError, crop_photograph
+from drgrade.images.crop import crop_photograph
+from drgrade.images.read import ReadError
 from drgrade.params import Crop
 from drgrade.schema import GRADE_NAMES, GRADES
 

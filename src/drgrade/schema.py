@@ -30,11 +30,17 @@ INDEX = {
     "patient_id": "string",
     "eye": "string",  # left, right or missing
     "grade": "Int8",  # 0-4 or missing
-    "quality": "Float32",  # 0-1 gradability, or missing
+    "fov": "Float32",  # 0-1, share of the field of view's outline that was found; missing when not looked at
+    "sharpness": "Float32",  # 0-1, as are the next three
+    "exposure": "Float32",
+    "contrast": "Float32",
+    "quality": "Float32",  # gradability from the four above
+    "quality_label": "string",  # the dataset's own: good, usable, reject, or missing
+    "phash": "string",  # 256-bit perceptual hash, 64 hexadecimal digits, or missing
     "subset": "string",  # grading, segmentation
     "split": "string",  # train, val, test
     "fold": "Int8",  # 0..k-1 with cross-validation, else missing
-    "status": "string",  # ok, unlabelled, unreadable, missing
+    "status": "string",  # ok, unlabelled, filtered (readable, takes no part), unreadable, missing
     "reason": "string",  # empty when ok
 }
 """``index.parquet``, one row for each photograph or label, whatever its state."""

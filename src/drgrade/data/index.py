@@ -102,7 +102,8 @@ def build_index(dataset: str, params: Index, limit: int | None, manifest: Path, 
         states = list(pool.map(_state, [root] * len(table), paths, grades, table["subset"], sizes))
     table[["width", "height", "status", "reason"]] = pd.DataFrame(states, index=table.index)
     table["sha256"] = pd.array([digest for _, digest in facts], dtype="string")
-    table["quality"] = pd.NA
+    for measured in ("fov", "sharpness", "exposure", "contrast", "quality", "quality_label", "phash"):
+        table[measured] = pd.NA
     table = assign_splits(table, params)
     log.info(
         "%s: %s", dataset, ", ".join(f"{n} {status}" for status, n in table["status"].value_counts().items())

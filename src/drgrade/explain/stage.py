@@ -20,7 +20,7 @@ from drgrade.explain.score import scores, to_original
 from drgrade.files import whole, write_json
 from drgrade.grading.base import GRADERS
 from drgrade.grading.finetune import resize
-from drgrade.images.crop import read_photograph
+from drgrade.images.read import read_photograph
 from drgrade.images.store import Crops
 from drgrade.lesions.masks import read_mask
 from drgrade.params import Explain

@@ -14,7 +14,7 @@ import pandas as pd
 from drgrade.data.registry import DATASETS, raw_root
 from drgrade.errors import UserError
 from drgrade.files import write_json
-from drgrade.images.crop import ReadError, read_photograph
+from drgrade.images.read import ReadError, read_photograph
 from drgrade.lesions.masks import mask_boxes, read_mask
 from drgrade.lesions.tiles import Tile, Tiling
 from drgrade.params import LesionBoxes
