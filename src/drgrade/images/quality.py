@@ -1,0 +1,119 @@
+"""Can this photograph be graded? Four plain measures of the field of view, each 0 (hopeless) to 1 (fine).
+
+Their scales were set on the 177 graded photographs of IDRiD and on blurred, darkened and hazed copies of them
+(``benchmarks/quality.py``): an ordinary photograph of theirs gets 0.9 or more. They are measures of the
+picture, not of a reader's judgement; compare :data:`drgrade.schema.INDEX`, ``quality_label``.
+"""
+
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from drgrade.images.rules import Circle, Picture
+
+Floats = npt.NDArray[np.float32]
+Mask = npt.NDArray[np.bool_]
+
+DIAMETER = 320
+"""The field of view is looked at this many pixels wide, whatever the camera: the scales are comparable."""
+RIM = 0.92
+"""Share of the radius that is looked at; further out the light falls off and edges are the rim's own."""
+BLURRED, SHARP = 0.06, 0.18
+"""Detail of 1-2 pixels beside that of 2-16: in a picture blurred beyond use, and in one sharp enough."""
+DIM = 30.0
+"""Mean green level (0-255) from which on there is light enough."""
+UNLIT, GLARING = 40, 245
+"""A pixel with no channel above the first, or with green above the second, shows nothing."""
+CLEAR = 0.06
+"""Local contrast (standard deviation over mean, structures up to 16 pixels) of a photograph without haze."""
+
+
+class Quality(NamedTuple):
+    """Measures of one photograph, each 0-1.
+
+    Attributes:
+        fov: share of the field of view that lies inside the picture; 0 when none was found.
+        sharpness: fine detail beside coarser detail.
+        exposure: enough light, and neither unlit nor glaring parts.
+        contrast: vessels and lesions stand out from the retina; low in haze (cataract, small pupil).
+    """
+
+    fov: float
+    sharpness: float
+    exposure: float
+    contrast: float
+
+    @property
+    def score(self) -> float:
+        """Gradability: a photograph is as good as its worst property."""
+        return min(self)
+
+
+def measure(picture: Picture, circle: Circle | None) -> Quality:
+    """Measure a photograph inside its field of view.
+
+    Args:
+        picture: uint8 RGB (H, W, 3), at any resolution; at least ``DIAMETER`` pixels across the eye is best.
+        circle: the field of view in pixels of ``picture``, as ``fit_disc`` found it, or None.
+
+    Returns:
+        The four measures; all 0 without a field of view.
+    """
+    if circle is None:
+        return Quality(0.0, 0.0, 0.0, 0.0)
+    eye, inside, share = _field_of_view(picture, circle)
+    if not inside.any():
+        return Quality(share, 0.0, 0.0, 0.0)
+    green = eye[..., 1].astype(np.float32)
+    smooth = {sigma: _blur_inside(green, inside, sigma) for sigma in (1, 2, 16)}
+    detail, coarse = smooth[1] - smooth[2], smooth[2] - smooth[16]
+    ratio = float(detail[inside].std()) / max(float(coarse[inside].std()), 1e-3)
+    mean = float(green[inside].mean())
+    useless = (eye.max(axis=2) < UNLIT) | (green > GLARING)
+    local = float((smooth[1] - smooth[16])[inside].std()) / max(mean, 1.0)
+    return Quality(
+        fov=share,
+        sharpness=_unit((ratio - BLURRED) / (SHARP - BLURRED)),
+        exposure=_unit(mean / DIM) * (1 - float(useless[inside].mean())),
+        contrast=_unit(local / CLEAR),
+    )
+
+
+def _unit(value: float) -> float:
+    return float(np.clip(value, 0.0, 1.0))
+
+
+def _field_of_view(picture: Picture, circle: Circle) -> tuple[Picture, Mask, float]:
+    """The eye ``DIAMETER`` pixels wide, the mask of what to look at, the share of the disc in the picture."""
+    scale = DIAMETER / (2 * circle.radius)
+    height, width = picture.shape[:2]
+    x0, x1 = round(circle.x - circle.radius), round(circle.x + circle.radius)
+    y0, y1 = round(circle.y - circle.radius), round(circle.y + circle.radius)
+    cut = picture[max(y0, 0) : min(y1, height), max(x0, 0) : min(x1, width)]
+    margins = max(-y0, 0), max(y1 - height, 0), max(-x0, 0), max(x1 - width, 0)
+    visible = cv2.copyMakeBorder(
+        np.full(cut.shape[:2], 255, np.uint8), *margins, cv2.BORDER_CONSTANT, value=(0,)
+    )
+    square = cv2.copyMakeBorder(cut, *margins, cv2.BORDER_CONSTANT, value=(0, 0, 0))
+    method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    eye = cv2.resize(square, (DIAMETER, DIAMETER), interpolation=method)
+    seen = cv2.resize(visible, (DIAMETER, DIAMETER), interpolation=cv2.INTER_NEAREST) > 0
+    rows, columns = np.ogrid[:DIAMETER, :DIAMETER]
+    away = np.hypot(columns + 0.5 - DIAMETER / 2, rows + 0.5 - DIAMETER / 2)
+    share = float(seen[away < DIAMETER / 2].mean())
+    return eye.astype(np.uint8, copy=False), seen & (away < RIM * DIAMETER / 2), share
+
+
+def _blur_inside(green: Floats, inside: Mask, sigma: float) -> Floats:
+    """Gaussian mean over the pixels of the mask only, so that the dark outside does not leak in."""
+    weight = inside.astype(np.float32)
+    stacked = np.dstack([green * weight, weight])
+    shrink = max(int(sigma) // 4, 1)  # wide blurs need no full resolution
+    if shrink > 1:
+        side = DIAMETER // shrink
+        stacked = cv2.resize(stacked, (side, side), interpolation=cv2.INTER_AREA)
+    blurred = cv2.GaussianBlur(stacked, (0, 0), sigma / shrink)
+    mean = blurred[..., 0] / np.maximum(blurred[..., 1], 1e-3)
+    return cv2.resize(mean, (DIAMETER, DIAMETER), interpolation=cv2.INTER_LINEAR).astype(np.float32)
