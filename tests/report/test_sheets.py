@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from drgrade import schema
 from drgrade.images.store import Crops
 from drgrade.report.plots import LESION_COLOURS, confusion_chart, leaderboard_chart
-from drgrade.report.sheets import choose, crop_sheet, draw_boxes, lesion_sheet, shrunk
+from drgrade.report.sheets import choose, crop_sheet, draw_boxes, lesion_sheet, shrunk, worst, worst_sheet
 
 
 def has_colour(path, colour):
@@ -97,3 +97,18 @@ def test_charts_bear_negative_and_undefined_values(tmp_path):
     assert has_colour(tmp_path / "chart.png", "#c2410c")
     confusion_chart({f"m{n}": np.zeros((5, 5), int) for n in range(5)}, tmp_path / "matrices.png")
     assert cv2.imread(str(tmp_path / "matrices.png")) is not None
+
+
+def test_the_worst_come_first_and_the_lowest_measure_is_blamed(run, tmp_path):
+    index = schema.read_table(run["index"], schema.INDEX)
+    index["quality"] = pd.array([0.5, 0.1, 0.9, 0.1, *[None] * (len(index) - 4)], dtype="Float32")
+    for measure in ("fov", "sharpness", "exposure", "contrast"):
+        index[measure] = pd.array([0.95] * len(index), dtype="Float32")
+    index.loc[0, "contrast"], index.loc[1, "sharpness"], index.loc[3, "exposure"] = 0.5, 0.1, 0.1
+    chosen = worst(index, 3)
+    assert chosen["image_id"].tolist() == ["im_1", "im_3", "im_0"]
+    assert chosen["blame"].tolist() == ["sharpness", "exposure", "contrast"]
+    crops = Crops(run["store"], run["crops_table"])
+    for name, table in {"some.png": index, "none.png": index.assign(quality=pd.NA)}.items():
+        worst_sheet(table, crops, 3, tmp_path / name)
+        assert cv2.imread(str(tmp_path / name)).std() > 0 or name == "none.png"

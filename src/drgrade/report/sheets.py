@@ -19,6 +19,8 @@ from drgrade.seeding import derive
 
 BOXES = ["x1", "y1", "x2", "y2"]
 LESION_PHOTOGRAPHS = 6
+MEASURES = ("fov", "sharpness", "exposure", "contrast")
+"""Columns of the index whose lowest is the quality."""
 
 
 def choose(table: pd.DataFrame, number: int) -> pd.DataFrame:
@@ -59,6 +61,31 @@ def crop_sheet(index: pd.DataFrame, crops: Crops, number: int, path: Path, colum
         for axes, row in _tiles(drawn.subplots(lines, columns, squeeze=False), chosen):
             axes.imshow(shrunk(crops[row["image_id"]], 160), interpolation="antialiased")
             axes.set_title(grade_label(row["grade"]), fontsize=8, pad=2)
+
+
+def worst(index: pd.DataFrame, number: int) -> pd.DataFrame:
+    """Measured photographs of the lowest quality, worst first, with a column ``blame``: the lowest measure."""
+    measured = index[index["quality"].notna()]
+    chosen = measured.sort_values(["quality", "image_id"]).head(number)
+    return chosen.assign(blame=chosen[list(MEASURES)].astype(float).idxmin(axis=1))
+
+
+def worst_sheet(index: pd.DataFrame, crops: Crops, number: int, path: Path, columns: int = 8) -> None:
+    """Crops of the lowest quality, worst first, with their score and the measure that is to blame.
+
+    Args:
+        index: ``index.parquet``; photographs without measures are left out.
+        crops: of the same photographs.
+        number: of crops on the sheet.
+        path: PNG to write.
+        columns: crops in a line.
+    """
+    chosen = worst(index[index["image_id"].isin(crops.rows.keys())], number)
+    lines = max(1, -(-len(chosen) // columns))
+    with figure(path, 1.35 * columns, 1.7 * lines) as drawn:
+        for axes, row in _tiles(drawn.subplots(lines, columns, squeeze=False), chosen):
+            axes.imshow(shrunk(crops[row["image_id"]], 160), interpolation="antialiased")
+            axes.set_title(f"{row['image_id']}\n{row['blame']} {row['quality']:.2f}", fontsize=7, pad=2)
 
 
 def lesion_sheet(
