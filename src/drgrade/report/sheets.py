@@ -64,7 +64,7 @@ def crop_sheet(index: pd.DataFrame, crops: Crops, number: int, path: Path, colum
 
 
 def worst(index: pd.DataFrame, number: int) -> pd.DataFrame:
-    """Measured photographs of the lowest quality, worst first, with a column ``blame``: the lowest measure."""
+    """Photographs of the lowest quality, worst first, with a column ``blame``: the lowest measure."""
     measured = index[index["quality"].notna()]
     chosen = measured.sort_values(["quality", "image_id"]).head(number)
     return chosen.assign(blame=chosen[list(MEASURES)].astype(float).idxmin(axis=1))
