@@ -1,4 +1,4 @@
-"""A photograph to a square crop: find the eye, cut, scale.
+"""A photograph to a square crop: find the eye, cut, scale, and for two of the rules take out the light.
 
 The photograph is decoded at a half, quarter or eighth of its resolution where the crop needs no more.
 """
@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 
 from drgrade import params
+from drgrade.images.contrast import GREY, without_local_mean, without_local_median
 from drgrade.images.geometry import CropGeometry
 from drgrade.images.read import read_photograph, read_reduced
 from drgrade.images.rules import Box, Picture, find_box
@@ -17,12 +18,13 @@ SMALLEST_EYE = 0.8
 """A photograph's eye is expected to be at least this share of its shorter side; else it is decoded again."""
 
 
-def cut(picture: Picture, geometry: CropGeometry) -> Picture:
+def cut(picture: Picture, geometry: CropGeometry, border: int = cv2.BORDER_CONSTANT) -> Picture:
     """Resample the box of a picture to the crop, (size, size, 3); black where it reaches outside.
 
     Args:
         picture: uint8 RGB (H, W, 3), in the pixels the box is given in.
         geometry: box and size.
+        border: how OpenCV continues the picture outside, instead of black.
     """
     height, width = picture.shape[:2]
     x0, y0, x1, y1 = geometry.box
@@ -31,7 +33,9 @@ def cut(picture: Picture, geometry: CropGeometry) -> Picture:
     if not inside.size:
         return np.zeros((side, side, 3), np.uint8)
     margins = max(-y0, 0), max(y1 - height, 0), max(-x0, 0), max(x1 - width, 0)
-    boxed = cv2.copyMakeBorder(inside, *margins, cv2.BORDER_CONSTANT, value=(0, 0, 0))
+    boxed = inside
+    if any(margins):
+        boxed = cv2.copyMakeBorder(inside, *margins, border, value=(0, 0, 0)).astype(np.uint8, copy=False)
     # area averaging is only meant for shrinking
     method = cv2.INTER_AREA if min(boxed.shape[:2]) >= side else cv2.INTER_LINEAR
     return cv2.resize(boxed, (side, side), interpolation=method).astype(np.uint8, copy=False)
@@ -40,22 +44,65 @@ def cut(picture: Picture, geometry: CropGeometry) -> Picture:
 def crop_photograph(path: Path, options: params.Crop) -> tuple[Picture, CropGeometry, str]:
     """Read, find the eye and cut one photograph.
 
+    Args:
+        path: the photograph.
+        options: rule, size and aspect; ``graham`` and ``clpi`` keep the shape of the eye whatever the aspect.
+
     Returns:
         The crop (size, size, 3) uint8 RGB, its place in original pixels, and the rule that found it.
 
     Raises:
         ReadError: the photograph cannot be read.
     """
+    size = options.size
+    if options.rule == "clpi":
+        picture, factor = read_reduced(path, size)
+        crop, geometry = centre_square_crop(picture, size, factor)
+        return without_local_median(crop), geometry, "clpi"
     exact = options.rule == "o_O"
-    picture, factor = read_reduced(path, None if exact else options.size / SMALLEST_EYE)
+    picture, factor = read_reduced(path, None if exact else size / SMALLEST_EYE)
     box, rule = find_box(picture, options.rule)
-    if factor > 1 and min(box[2] - box[0], box[3] - box[1]) < options.size:
+    if factor > 1 and min(box[2] - box[0], box[3] - box[1]) < size:
         picture, factor = read_photograph(path), 1
         box, rule = find_box(picture, options.rule)
-    box = _shape(box, options.aspect, picture.shape[1], picture.shape[0])
-    crop = cut(picture, CropGeometry(*box, options.size))
+    aspect = "pad" if options.rule == "graham" else options.aspect
+    box = _shape(box, aspect, picture.shape[1], picture.shape[0])
+    place = CropGeometry(*box, size)
+    crop = _graham_crop(picture, place) if options.rule == "graham" else cut(picture, place)
     x0, y0, x1, y1 = (edge * factor for edge in box)
-    return crop, CropGeometry(x0, y0, x1, y1, options.size), rule
+    return crop, CropGeometry(x0, y0, x1, y1, size), rule
+
+
+def centre_square_crop(picture: Picture, size: int, factor: int = 1) -> tuple[Picture, CropGeometry]:
+    """Scale the shorter side to ``size``, bicubic, and take the middle, as CLPI's released code does.
+
+    Args:
+        picture: uint8 RGB (H, W, 3).
+        size: side of the crop.
+        factor: by which the picture is smaller than its photograph.
+
+    Returns:
+        The crop (size, size, 3), bit for bit the published one when ``factor`` is 1, and its place in
+        original pixels, each edge to half a pixel.
+    """
+    height, width = picture.shape[:2]
+    scale = size / min(height, width)
+    scaled = round(width * scale), round(height * scale)
+    middle = cv2.resize(picture, scaled, interpolation=cv2.INTER_CUBIC).astype(np.uint8, copy=False)
+    left, top = (round((side - size) / 2) for side in scaled)  # halves to even, as published
+    x0, x1 = (round(edge * width * factor / scaled[0]) for edge in (left, left + size))
+    y0, y1 = (round(edge * height * factor / scaled[1]) for edge in (top, top + size))
+    return middle[top : top + size, left : left + size], CropGeometry(x0, y0, x1, y1, size)
+
+
+def _graham_crop(picture: Picture, geometry: CropGeometry) -> Picture:
+    """Cut, subtract the local mean; grey where the photograph ends, with no dark seam there."""
+    crop = without_local_mean(cut(picture, geometry, cv2.BORDER_REFLECT_101))
+    height, width = picture.shape[:2]
+    x0, y0, x1, y1 = geometry.boxes_to_crop([[0, 0, width, height]])[0].round().astype(int).clip(0)
+    for outside in (np.s_[:y0], np.s_[y1:], np.s_[:, :x0], np.s_[:, x1:]):
+        crop[outside] = GREY
+    return crop
 
 
 def _shape(box: Box, aspect: str, width: int, height: int) -> Box:
