@@ -1,11 +1,11 @@
 """Geometry of a painted eye: camera, optic disc, vessel tree.
 
-Lengths are in radii of the field of view and points are (x, y) measured from the fovea, x rightwards and y
-downwards, so that pictures of any size show the same eye. Anatomy is drawn for a right eye (disc to the right
-of the fovea) and mirrored for a left one.
+Lengths are in radii of the usual field of view and points are (x, y) measured from the fovea, x rightwards
+and y downwards, so that pictures of any size show the same eye. Anatomy is drawn for a right eye (disc to the
+right of the fovea) and mirrored for a left one.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,15 +16,22 @@ AVASCULAR_RADIUS = 0.12
 """No vessel comes closer to the fovea."""
 STEP = 0.02
 """Distance between two points of a vessel."""
+SITE_ASPECT, SITE_SHARE, SITE_REACH = 3 / 4, 0.46, 1.11
+"""The other hospital's pictures: height to width; radius of the field to height, so that nothing is cut off;
+and radius of the field to the usual one, as 50 degrees are to 45."""
+SITE_SCALE, SITE_GAINS = 0.8, (0.88, 1.12, 1.5)
+"""Pixels along a side, and red, green and blue light, beside the usual camera's."""
+SITE_BLUR, SITE_NOISE, SITE_VIGNETTE, SITE_QUALITY = 1.2, 3.0, 0.25, -20
+"""Added to the usual camera's."""
 
 
 @dataclass(frozen=True)
 class Camera:
-    """How an eye is photographed: picture size and field of view in pixels, and the faults of the picture."""
+    """How an eye is photographed: picture size in pixels, field of view, and the faults of the picture."""
 
     width: int
     height: int
-    radius: float
+    radius: float  # pixels to a unit of length
     centre: tuple[float, float]  # of the field of view, in pixels
     gaze: tuple[float, float]  # centre of the field of view, from the fovea, in radii
     notch: bool
@@ -34,6 +41,9 @@ class Camera:
     noise: float  # grey levels
     black: float  # grey level outside the field of view
     quality: int  # of the JPEG
+    reach: float = 1.0  # radius of the field of view
+    vignette: float = 0.0  # light lost at its edge, beyond the usual, 0-1
+    pattern: tuple[int, int] | None = None  # (height, width) that coarse random patterns are drawn for
 
     def to_pixels(self, points: Points) -> Points:
         """Points (n, 2) measured from the fovea, in pixels of the picture."""
@@ -44,7 +54,40 @@ class Camera:
         px, py = self.to_pixels(np.array([[x, y]]))[0]
         room = margin * self.radius
         inside = room <= px <= self.width - room and room <= py <= self.height - room
-        return bool(inside and np.hypot(x - self.gaze[0], y - self.gaze[1]) + margin < 0.95)
+        return bool(inside and np.hypot(x - self.gaze[0], y - self.gaze[1]) + margin < 0.95 * self.reach)
+
+    def shifted(self, amount: float) -> "Camera":
+        """This camera on its way, 0 to 1, to that of another hospital; sees all that this one sees.
+
+        The other camera has a lower resolution, shows its whole field, wider by a ninth, on a 4:3 picture,
+        renders less red and more blue, is less sharp, darker at the edge and noisier, and saves smaller
+        JPEGs. The ranges are chosen (docs/demo.md says why), not fitted to a dataset.
+        """
+        if amount == 0:
+            return self
+
+        def towards(start: float, end: float) -> float:
+            return start + amount * (end - start)
+
+        share = self.radius * self.reach / self.height
+        columns = 2 * round(self.width * towards(1, SITE_SCALE) / 2)
+        rows = 2 * round(columns * towards(self.height / self.width, SITE_ASPECT) / 2)
+        reach = towards(self.reach, SITE_REACH)
+        red, green, blue = (gain * site**amount for gain, site in zip(self.gains, SITE_GAINS, strict=True))
+        return replace(
+            self,
+            width=columns,
+            height=rows,
+            radius=rows * towards(share, min(share, SITE_SHARE)) / reach,
+            centre=(self.centre[0] * columns / self.width, self.centre[1] * rows / self.height),
+            gains=(red, green, blue),
+            blur=self.blur + amount * SITE_BLUR,
+            noise=self.noise + amount * SITE_NOISE,
+            quality=self.quality + round(amount * SITE_QUALITY),
+            reach=reach,
+            vignette=self.vignette + amount * SITE_VIGNETTE,
+            pattern=self.pattern or (self.height, self.width),
+        )
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ class Eye:
     pigment: tuple[float, float, float]  # reflectance of the fundus, 0-1
     tigroid: float  # how strongly the choroid's vessels show, 0-1
     seed: int  # of texture and noise
+    lesion_contrast: float = 1.0  # how much lesions stand out, 1 is usual
 
 
 class _Canvas:
@@ -68,11 +69,13 @@ class _Canvas:
         return np.asarray(cv2.GaussianBlur(plane, (0, 0), max(sigma * self.camera.radius, 0.3)))
 
 
-def _texture(rng: np.random.Generator, shape: tuple[int, int], cells: float) -> Plane:
+def _texture(rng: np.random.Generator, camera: Camera, cells: float) -> Plane:
     """Smooth noise, about -1 to 1, with ``cells`` bumps along the longer side."""
+    # Not of the picture's own shape, so that a camera a little different shows the same eye.
+    shape = camera.pattern or (camera.height, camera.width)
     rows, columns = (max(round(cells * side / max(shape)), 2) for side in shape)
     grid = rng.standard_normal((rows, columns), np.float32)
-    return np.asarray(cv2.resize(grid, shape[::-1], interpolation=cv2.INTER_CUBIC))
+    return np.asarray(cv2.resize(grid, (camera.width, camera.height), interpolation=cv2.INTER_CUBIC))
 
 
 def _grid(camera: Camera) -> tuple[Plane, Plane]:
@@ -85,22 +88,21 @@ def _grid(camera: Camera) -> tuple[Plane, Plane]:
 def field_of_view(camera: Camera) -> Plane:
     """Coverage of the field of view, 0-1, with a softly cut edge and, on some cameras, a notch."""
     x, y = _grid(camera)
-    radius = np.hypot(x - camera.gaze[0], y - camera.gaze[1])
+    radius = np.hypot(x - camera.gaze[0], y - camera.gaze[1]) / camera.reach
     if camera.notch:
         tab = (np.abs(np.arctan2(y - camera.gaze[1], x - camera.gaze[0]) + 0.6) < 0.035) & (radius < 1.045)
         radius = np.where(tab, 0.9, radius)
-    return np.clip((1 - radius) * camera.radius / 2 + 0.5, 0, 1).astype(np.float32)
+    return np.clip((1 - radius) * camera.radius * camera.reach / 2 + 0.5, 0, 1).astype(np.float32)
 
 
 def _fundus(eye: Eye, rng: np.random.Generator) -> NDArray[np.float32]:
     """Reflectance (height, width, 3) of an eye without blood: pigment, choroid, macula, optic disc."""
     camera, anatomy = eye.camera, eye.anatomy
-    shape = (camera.height, camera.width)
     x, y = _grid(camera)
     mottle = (
-        0.05 * _texture(rng, shape, 6) + 0.03 * _texture(rng, shape, 24) + 0.02 * _texture(rng, shape, 90)
+        0.05 * _texture(rng, camera, 6) + 0.03 * _texture(rng, camera, 24) + 0.02 * _texture(rng, camera, 90)
     )
-    streaks = np.abs(_texture(rng, shape, 36) + 0.5 * _texture(rng, shape, 60))
+    streaks = np.abs(_texture(rng, camera, 36) + 0.5 * _texture(rng, camera, 60))
     mottle += (
         eye.tigroid * 0.22 * (np.minimum(streaks, 1) - 0.55) * np.clip(np.hypot(x, y) - 0.15, 0, 0.5) * 2
     )
@@ -112,7 +114,7 @@ def _fundus(eye: Eye, rng: np.random.Generator) -> NDArray[np.float32]:
         (x - anatomy.disc[0]) / anatomy.disc_axes[0], (y - anatomy.disc[1]) / anatomy.disc_axes[1]
     )
     halo = 0.18 * np.exp(-np.maximum(away - 1, 0) * 2.2)
-    rim = 1 / (1 + np.exp((away + 0.06 * _texture(rng, shape, 30) - 1) * 22))
+    rim = 1 / (1 + np.exp((away + 0.06 * _texture(rng, camera, 30) - 1) * 22))
     cup = 1 / (1 + np.exp((away / anatomy.cup - 1) * 5))
     for channel, (rim_level, cup_level) in enumerate([(0.98, 1.04), (0.62, 0.85), (0.26, 0.48)]):
         plane = reflectance[..., channel] * (1 + halo)
@@ -128,7 +130,8 @@ def _draw_vessels(canvas: _Canvas, eye: Eye) -> None:
         widths = vessel.widths
         if vessel.vein and len(beads):
             near = np.hypot(*(vessel.points[:, None] - beads[:, :2]).transpose(2, 0, 1)) < 1.5 * beads[:, 2]
-            widths = widths * (1 + 0.6 * near.any(1) * np.sin(np.arange(len(widths)) * 1.6))
+            swelling = min(0.6 * eye.lesion_contrast, 0.9)
+            widths = widths * (1 + swelling * near.any(1) * np.sin(np.arange(len(widths)) * 1.6))
         canvas.ribbon("vessels", vessel.points, widths, 0.62 if vessel.vein else 0.4)
         if widths[0] * eye.camera.radius > 4:  # light reflected along the wall of larger vessels
             canvas.ribbon("vessels", vessel.points, 0.3 * widths, 0.5 if vessel.vein else 0.26)
@@ -184,11 +187,11 @@ def _illumination(eye: Eye, rng: np.random.Generator) -> NDArray[np.float32]:
     """Light (height, width, 3): falls off to the edge, uneven, with a bright rim of haze in some pictures."""
     camera = eye.camera
     x, y = _grid(camera)
-    x, y = x - camera.gaze[0], y - camera.gaze[1]
+    x, y = (x - camera.gaze[0]) / camera.reach, (y - camera.gaze[1]) / camera.reach
     offset = rng.normal(0, 0.18, 2)
-    fall = rng.uniform(0.22, 0.5) * ((x - offset[0]) ** 2 + (y - offset[1]) ** 2)
+    fall = (rng.uniform(0.22, 0.5) + camera.vignette) * ((x - offset[0]) ** 2 + (y - offset[1]) ** 2)
     light = camera.exposure * (1 - np.minimum(fall, 0.75))
-    light = light * (1 + 0.06 * _texture(rng, (camera.height, camera.width), 3))
+    light = light * (1 + 0.06 * _texture(rng, camera, 3))
     haze = max(rng.normal(0, 0.14), 0) * np.clip((np.hypot(x, y) - 0.8) / 0.2, 0, 1) ** 2
     planes = [light * gain + haze * tint for gain, tint in zip(camera.gains, (0.9, 0.85, 0.6), strict=True)]
     return np.stack(planes, axis=-1).astype(np.float32)
@@ -204,7 +207,7 @@ def paint(eye: Eye) -> tuple[NDArray[np.uint8], dict[str, NDArray[np.bool_]]]:
 
     A mask is the set of pixels at least half covered by a painted lesion and inside the field of view.
     """
-    camera, rng = eye.camera, np.random.default_rng(eye.seed)
+    camera, contrast, rng = eye.camera, eye.lesion_contrast, np.random.default_rng(eye.seed)
     canvas = _Canvas(camera)
     _draw_vessels(canvas, eye)
     _draw_lesions(canvas, eye)
@@ -212,13 +215,13 @@ def paint(eye: Eye) -> tuple[NDArray[np.uint8], dict[str, NDArray[np.bool_]]]:
     blood = canvas.soft("vessels", 0.0012)
     for name, sigma in (("HE depth", 0.004), ("MA depth", 0.0015), ("tangles", 0.0012)):
         if name in canvas.planes:
-            blood = np.maximum(blood, canvas.soft(name, sigma))
+            blood = np.maximum(blood, contrast * canvas.soft(name, sigma))
     for channel, absorbed in enumerate(ABSORPTION):
         image[..., channel] *= np.exp(-absorbed * blood)
     if "EX" in canvas.planes:
-        _blend(image, canvas.soft("EX depth", 0.0012), (1.0, 0.86, 0.36))
+        _blend(image, np.minimum(contrast * canvas.soft("EX depth", 0.0012), 1), (1.0, 0.86, 0.36))
     if "SE" in canvas.planes:
-        _blend(image, 0.85 * canvas.soft("SE depth", 0.012), (0.95, 0.78, 0.42))
+        _blend(image, np.minimum(contrast * 0.85 * canvas.soft("SE depth", 0.012), 1), (0.95, 0.78, 0.42))
     image *= _illumination(eye, rng)
     image[:] = cv2.GaussianBlur(image, (0, 0), max(camera.blur * camera.radius / 300, 0.3))
     field = field_of_view(camera)
