@@ -1,0 +1,83 @@
+"""A fingerprint of what a photograph shows: 256 bits that survive another encoding, size, exposure or margin.
+
+Copies of one photograph go round in many files; a SHA-256 finds only the identical ones. How far copies and
+different photographs lie apart is measured in docs/splits.md.
+"""
+
+import cv2
+import imagehash
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from drgrade.images.rules import Circle, Picture
+
+SIDE = 128
+"""The field of view is looked at on a square of this side; twice what the hash itself samples."""
+BITS = 256
+DARK = 12
+"""Pixels whose brightest channel is below this (0-255) are background: cut-off tops, margins."""
+SMOOTH = 10.0
+"""Standard deviation of the local mean that is removed, in pixels of the square."""
+FLAT = 0.25
+"""Less structure than this (standard deviation in grey values) is noise, not a photograph's content."""
+
+Floats = npt.NDArray[np.float32]
+
+_rows, _columns = np.mgrid[:SIDE, :SIDE]
+_RADIUS = np.hypot(_columns - (SIDE - 1) / 2, _rows - (SIDE - 1) / 2) / (0.475 * SIDE)
+# Fades out towards the rim: the outline is the same in every photograph, and a fitted circle is a pixel off.
+WINDOW: Floats = np.sqrt(0.5 + 0.5 * np.cos(np.pi * _RADIUS.clip(0, 1))).astype(np.float32)
+
+
+def perceptual_hash(picture: Picture, circle: Circle | None) -> str | None:
+    """256-bit perceptual hash of the field of view, as 64 hexadecimal digits; copies differ in few bits.
+
+    ImageHash's ``phash`` (signs of the 16 x 16 lowest cosine frequencies against their median) of the green
+    channel, local mean removed, fading out towards the rim. Mirrored photographs are not copies.
+
+    Args:
+        picture: uint8 RGB (H, W, 3), such as ``read_reduced(path, 384)`` gives.
+        circle: field of view in pixels of ``picture`` (``fit_disc``); None takes the whole picture.
+
+    Returns:
+        None for a picture without structure (black, overexposed): such pictures are alike but no copies.
+    """
+    relief = _relief(_field(picture, circle))
+    spread = float(relief.std())
+    if spread < FLAT:
+        return None
+    grey = np.clip(128 + relief * (32 / spread), 0, 255).astype(np.uint8)
+    return str(imagehash.phash(Image.fromarray(grey), hash_size=16))
+
+
+def distance(a: str, b: str) -> int:
+    """Bits in which two hashes differ, 0-256.
+
+    >>> distance("0" * 64, "0" * 63 + "3")
+    2
+    """
+    return (int(a, 16) ^ int(b, 16)).bit_count()
+
+
+def _field(picture: Picture, circle: Circle | None) -> Picture:
+    """The circle's bounding square, or the whole picture, as uint8 RGB (SIDE, SIDE, 3); black outside."""
+    if circle is None:
+        return cv2.resize(picture, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
+    scale = SIDE / (2 * circle.radius)
+    shrink = round(1 / scale)
+    if shrink > 1:  # a warp samples single pixels: average first what it would step over
+        picture = cv2.blur(picture, (shrink, shrink)).astype(np.uint8, copy=False)
+    # from pixel edges, in which circles are given, to pixel centres, in which OpenCV counts
+    shift = [SIDE / 2 - scale * (at - 0.5) - 0.5 for at in (circle.x, circle.y)]
+    matrix = np.array([[scale, 0, shift[0]], [0, scale, shift[1]]])
+    return cv2.warpAffine(picture, matrix, (SIDE, SIDE)).astype(np.uint8, copy=False)
+
+
+def _relief(field: Picture) -> Floats:
+    """Green minus its local mean over the retina, windowed: float32 (SIDE, SIDE), 0 in the background."""
+    green = field[..., 1].astype(np.float32)
+    retina = (field.max(axis=2) >= DARK).astype(np.float32)
+    share = cv2.GaussianBlur(retina, (0, 0), SMOOTH) + 1e-3
+    mean = cv2.GaussianBlur(green * retina, (0, 0), SMOOTH) / share
+    return np.asarray((green - mean) * retina * WINDOW, np.float32)
