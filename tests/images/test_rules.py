@@ -57,7 +57,7 @@ GOLDEN = {
         (250, 0, 1250, 1000),
         "o_O:fallback_square",
     ),
-    # only where the blur's whole 5x5 rim lies on the disc: 490 - 1 (the rim's corner) - 2 pixels from the centre
+    # only where the blur's whole 5x5 rim lies on the disc, 3 pixels short of its edge
     "eleven levels above": (disc(1500, 1000, 750.5, 500.5, 490, 31, 20), (263, 13, 1238, 988), "o_O"),
     "small, odd margin": (disc(1501, 1000, 750, 500, 100), (250, 0, 1251, 1000), "o_O:fallback_square"),
     "bright strip at the edge": (

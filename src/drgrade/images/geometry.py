@@ -1,4 +1,4 @@
-"""Where a crop lies in its photograph: the one object that moves points and boxes between the two.
+"""Where a crop lies in its photograph: the one object that moves points, boxes and masks between the two.
 
 Coordinates are pixel edges: 0 is the left edge of the first pixel, the width is the right edge of the last,
 so the pixel in column ``i`` covers ``[i, i + 1)`` and has its centre at ``i + 0.5``.
@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 Floats = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+Edges = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,41 @@ class CropGeometry:
         """Boxes (n, 4) as (x1, y1, x2, y2), from crop to original pixels."""
         return self.to_original(_rows(boxes, 4).reshape(-1, 2)).reshape(-1, 4)
 
+    def mask_to_crop(self, mask: npt.ArrayLike) -> Mask:
+        """A mask (H, W) of the photograph in crop pixels: (size, size) bool.
+
+        A crop pixel is set when any set pixel of the photograph overlaps it, so no lesion vanishes in
+        shrinking and small ones come out larger: an edge moves outwards by less than a crop pixel. Outside
+        the photograph nothing is set.
+        """
+        rows, columns = self._photograph_edges(self.y0, self.y1), self._photograph_edges(self.x0, self.x1)
+        return _any_in(_any_in(_mask(mask), rows).T, columns).T
+
+    def mask_to_original(self, mask: npt.ArrayLike, width: int, height: int) -> Mask:
+        """A mask (size, size) of the crop in the pixels of its photograph: (height, width) bool.
+
+        A pixel is set when any set pixel of the crop overlaps it; outside the crop nothing is set. There and
+        back again covers at least what was set.
+        """
+        crop = _mask(mask)
+        if crop.shape != (self.size, self.size):
+            raise ValueError(f"expected a mask of shape {(self.size, self.size)}, got {crop.shape}")
+        rows = self._crop_edges(height, self.y0, self.y1)
+        columns = self._crop_edges(width, self.x0, self.x1)
+        return _any_in(_any_in(crop, rows).T, columns).T
+
+    def _photograph_edges(self, low: int, high: int) -> tuple[Edges, Edges]:
+        """For each crop pixel along an axis the first original pixel it overlaps, and one past the last."""
+        pixel = np.arange(self.size)
+        side = high - low
+        return low + pixel * side // self.size, low - (-(pixel + 1) * side // self.size)
+
+    def _crop_edges(self, length: int, low: int, high: int) -> tuple[Edges, Edges]:
+        """For each of ``length`` original pixels the first crop pixel it overlaps, and one past the last."""
+        pixel = np.arange(length) - low
+        side = high - low
+        return pixel * self.size // side, -(-(pixel + 1) * self.size // side)
+
     @property
     def _origin(self) -> Floats:
         return np.array([self.x0, self.y0], dtype=np.float64)
@@ -92,6 +129,25 @@ class CropGeometry:
     @property
     def _side(self) -> Floats:
         return np.array([self.x1 - self.x0, self.y1 - self.y0], dtype=np.float64)
+
+
+def _mask(values: npt.ArrayLike) -> Mask:
+    mask = np.asarray(values)
+    if mask.ndim != 2:
+        raise ValueError(f"expected a mask of shape (H, W), got {mask.shape}")
+    return mask != 0
+
+
+def _any_in(mask: Mask, edges: tuple[Edges, Edges]) -> Mask:
+    """For each half-open range of rows, which columns have a set pixel in it; no row, none."""
+    start, stop = (edge.clip(0, len(mask)) for edge in edges)
+    found = np.zeros((len(start), mask.shape[1]), bool)
+    some = stop > start
+    if some.any():
+        # reduceat goes from each entry to the next: starts and stops take turns, a row more for the last stop
+        padded = np.concatenate([mask, np.zeros((1, mask.shape[1]), bool)])
+        found[some] = np.logical_or.reduceat(padded, np.stack([start, stop], axis=1)[some].ravel())[::2]
+    return found
 
 
 def _rows(values: npt.ArrayLike, columns: int) -> Floats:
