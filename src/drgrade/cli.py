@@ -40,7 +40,7 @@ def index(args: Arguments) -> None:
 
 
 def crop(args: Arguments) -> None:
-    """Cut photographs to their field of view, into one memory-mapped store."""
+    """Cut photographs to their field of view, into one store."""
     from drgrade.images.stage import crop_dataset
 
     crop_dataset(args.dataset, args.index, _block(args.params, "crop"), args.store, args.table, args.workers)

@@ -23,6 +23,7 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from torch.utils.data import DataLoader, Dataset
 
 from drgrade.files import whole
+from drgrade.images.store import Pictures
 from drgrade.seeding import numpy_rng, seed_everything
 
 log = logging.getLogger(__name__)
@@ -138,7 +139,7 @@ def device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def pictures(images: np.ndarray, rows: np.ndarray) -> torch.Tensor:
+def pictures(images: Pictures, rows: np.ndarray) -> torch.Tensor:
     """Rows of a store (N, H, W, 3) as a uint8 tensor (B, 3, H, W) on the device."""
     batch = torch.from_numpy(np.ascontiguousarray(images[rows]))
     return batch.to(device(), non_blocking=True).permute(0, 3, 1, 2)

@@ -133,8 +133,8 @@ OPTIONS = Crop(size=48, max_failed_fraction=0.3)
 
 class TestCropDataset:
     def run(self, dataset, folder, workers=1, options=OPTIONS):
-        crop_dataset("demo", dataset[1], options, folder / "crops.npy", folder / "crops.parquet", workers)
-        return folder / "crops.npy", folder / "crops.parquet"
+        crop_dataset("demo", dataset[1], options, folder / "store.json", folder / "crops.parquet", workers)
+        return folder / "store.json", folder / "crops.parquet"
 
     def test_a_row_for_each_row_of_the_index(self, dataset, tmp_path):
         store, path = self.run(dataset, tmp_path / "out")
@@ -157,7 +157,8 @@ class TestCropDataset:
             assert crops.geometry(image_id) == geometry
             assert table.loc[image_id, "rule"] == rule
             assert table.loc[image_id, "scale"] == geometry.scale
-        assert sorted(file.name for file in store.parent.iterdir()) == ["crops.npy", "crops.parquet"]
+        left = sorted(file.name for file in store.parent.iterdir())
+        assert left == ["crops.parquet", "store", "store.json"]
 
     def test_output_does_not_depend_on_the_workers(self, dataset, tmp_path):
         one = self.run(dataset, tmp_path / "one", workers=1)
@@ -174,7 +175,7 @@ class TestCropDataset:
     def test_nothing_to_crop(self, dataset, tmp_path):
         index = write_index(tmp_path / "none.parquet", [("x", None, "missing", "label without photograph")])
         with pytest.raises(UserError, match="no readable photograph"):
-            crop_dataset("demo", index, OPTIONS, tmp_path / "c.npy", tmp_path / "c.parquet", 1)
+            crop_dataset("demo", index, OPTIONS, tmp_path / "c.json", tmp_path / "c.parquet", 1)
 
 
 REAL = Path(os.environ.get("DRGRADE_IDRID_ROOT", "no such folder"))

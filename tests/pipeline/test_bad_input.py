@@ -42,7 +42,7 @@ def clinic(root) -> None:
 def test_bad_photographs_become_rows_and_the_run_goes_on(finished):
     clinic(finished.folder / "data/raw/folder")
     finished.edit({"datasets.folder": {"limit": None}, "crop.max_failed_fraction": 0.3})
-    finished.snakemake("--", "results/folder/crop/crops.npy")
+    finished.snakemake("--", "results/folder/crop/store.json")
     results = finished.folder / "results/folder"
     index = read_table(results / "index/index.parquet", INDEX)
     crops = read_table(results / "crop/crops.parquet", CROPS)
@@ -71,10 +71,10 @@ def test_bad_photographs_become_rows_and_the_run_goes_on(finished):
 def test_too_many_bad_photographs_stop_the_run_with_a_reason(finished):
     clinic(finished.folder / "data/raw/folder")
     finished.edit({"datasets.folder": {"limit": None}, "crop.max_failed_fraction": 0.01})
-    output = finished.snakemake("--", "results/folder/crop/crops.npy", ok=False)
+    output = finished.snakemake("--", "results/folder/crop/store.json", ok=False)
     assert "drgrade: error:" in output
     assert "max_failed_fraction" in output
-    assert not (finished.folder / "results/folder/crop/crops.npy").exists()
+    assert not (finished.folder / "results/folder/crop/store.json").exists()
 
 
 def test_a_dataset_behind_a_form_says_what_to_put_where(finished):

@@ -55,7 +55,8 @@ def test_an_experiment_from_the_command_line(versioned):
 
 def test_checkout_causes_no_rerun(versioned):
     shutil.rmtree(versioned.folder / "results/demo/evaluate")
-    versioned.file("crop/crops.npy").unlink()
+    shutil.rmtree(versioned.file("crop/store"))
+    versioned.file("crop/store.json").unlink()
     versioned.run("dvc", "checkout")
     assert versioned.planned() == set()
 

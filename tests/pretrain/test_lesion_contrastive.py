@@ -4,6 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lightly.loss import NTXentLoss
 
+from drgrade.images.shards import write_store
+from drgrade.images.store import CropStore
 from drgrade.params import LesionContrastive
 from drgrade.pretrain.base import METHODS, Material
 from drgrade.pretrain.lesion_contrastive import window
@@ -63,3 +65,22 @@ def test_pretraining_learns_to_tell_photographs_apart(tmp_path, monkeypatch):
     encoder = METHODS.get("lesion_contrastive")(params).fit(material, name="t", key="k", run=Run())
     assert losses[-1] < losses[0] - 0.5
     assert encoder.eval()(torch.zeros(1, 3, 32, 32).to(next(encoder.parameters()).device)).shape == (1, 1280)
+
+
+def test_a_store_of_any_lossless_format_gives_the_same_encoder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    images = np.random.default_rng(0).integers(0, 256, (6, 64, 64, 3)).astype(np.uint8)
+    params = LesionContrastive(epochs=1, batch_size=4, start="random").model_dump()
+    rows, boxes = np.array([4, 0, 5, 2]), [np.array([[20.0, 20, 30, 30], [3, 5, 9, 8]])] * 4
+    weights = []
+    for source in ("array", "raw", "png"):
+        if source != "array":
+            write_store(images, tmp_path / f"{source}.json", source, shard_bytes=2 * 64 * 64 * 3)
+        pictures = images if source == "array" else CropStore(tmp_path / f"{source}.json")
+        encoder = METHODS.get("lesion_contrastive")(params).fit(
+            Material(pictures, rows, boxes, 32), name=source, key="k", run=NullRun()
+        )
+        weights.append(encoder.state_dict())
+    for other in weights[1:]:
+        for key, tensor in weights[0].items():
+            assert torch.equal(tensor, other[key]), key

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from drgrade import params, schema
+from drgrade.images.shards import write_store
 from drgrade.report.plots import confusion_chart, leaderboard_chart
 
 SIZE = 48
@@ -96,7 +97,8 @@ def run(tmp_path_factory):
     schema.write_table(_crops(index), root / "crops.parquet", schema.CROPS)
     schema.write_table(_lesions(), root / "lesions.parquet", schema.LESION_BOXES)
     rng = np.random.default_rng(0)
-    np.save(root / "crops.npy", rng.integers(0, 255, (len(GRADES), SIZE, SIZE, 3), dtype=np.uint8))
+    pictures = rng.integers(0, 255, (len(GRADES), SIZE, SIZE, 3), dtype=np.uint8)
+    write_store(pictures, root / "store.json")
     (root / "statistics.json").write_text(
         json.dumps({"min_score": 0.3, "thresholds": {"0.3": {"images": 2}}})
     )
@@ -125,7 +127,7 @@ def run(tmp_path_factory):
     return {
         "index": root / "index.parquet",
         "crops_table": root / "crops.parquet",
-        "store": root / "crops.npy",
+        "store": root / "store.json",
         "lesions": root / "lesions.parquet",
         "patches_statistics": root / "statistics.json",
         "detector_metrics": root / "detector.json",

@@ -6,7 +6,8 @@ rule pretrain:
         sources("pretrain"),
         index=at(PRETRAIN, "index/index.parquet"),
         crops=at(PRETRAIN, "crop/crops.parquet"),
-        store=at(PRETRAIN, "crop/crops.npy"),
+        store=at(PRETRAIN, "crop/store.json"),
+        shards=ancient(at(PRETRAIN, "crop/store")),
         patches=rules.patches.output.patches,
     output:
         manifest=at(PRETRAIN, "pretrain/{method}/encoder.json"),
@@ -37,7 +38,8 @@ rule grade:
         start_weights,
         index=at(GRADE, "index/index.parquet"),
         crops=at(GRADE, "crop/crops.parquet"),
-        store=at(GRADE, "crop/crops.npy"),
+        store=at(GRADE, "crop/store.json"),
+        shards=ancient(at(GRADE, "crop/store")),
     output:
         predictions=at(GRADE, "grade/{experiment}/predictions.parquet"),
         manifest=at(GRADE, "grade/{experiment}/models.json"),

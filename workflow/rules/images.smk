@@ -43,7 +43,8 @@ rule crop:
         sources("crop"),
         index=rules.index.output.index,
     output:
-        store="results/{dataset}/crop/crops.npy",
+        store="results/{dataset}/crop/store.json",
+        shards=directory("results/{dataset}/crop/store"),
         table="results/{dataset}/crop/crops.parquet",
     log:
         "logs/{dataset}/crop.log",

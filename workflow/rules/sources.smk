@@ -14,10 +14,12 @@ SOURCES = {
         *TABLES,
         "plugins.py",
         "data/registry.py",
+        "images/contrast.py",
         "images/crop.py",
         "images/geometry.py",
         "images/read.py",
         "images/rules.py",
+        "images/shards.py",
         "images/stage.py",
     ],
     "lesion_boxes": [

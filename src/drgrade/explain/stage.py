@@ -19,9 +19,8 @@ from drgrade.explain.overlay import contact_sheet, overlay
 from drgrade.explain.score import scores, to_original
 from drgrade.files import whole, write_json
 from drgrade.grading.base import GRADERS
-from drgrade.grading.finetune import resize
 from drgrade.images.read import read_photograph
-from drgrade.images.store import Crops
+from drgrade.images.store import Crops, at_size
 from drgrade.lesions.masks import read_mask
 from drgrade.params import Explain
 from drgrade.schema import INDEX, read_table
@@ -135,7 +134,7 @@ def maps(method: str, grader: Any, source: Source, rows: pd.DataFrame) -> np.nda
         return np.empty((0, 1, 1), np.float32)
     size = grader.settings["input_size"]
     places = np.array([source.crops.rows[image_id] for image_id in rows["image_id"]])
-    batch = pictures(resize(source.crops.pictures, places, size), np.arange(len(places))).float() / 255
+    batch = pictures(at_size(source.crops.pictures, size), places).float() / 255
     batch = normalise(batch, *normalisation(grader.encoder))
     network = grader.network.to(device()).eval()
     heat = EXPLAINERS.get(method)().heat(network, batch)

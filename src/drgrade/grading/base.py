@@ -16,6 +16,7 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 
+from drgrade.images.store import Pictures
 from drgrade.plugins import Registry
 from drgrade.schema import GRADES
 
@@ -27,11 +28,11 @@ class Photographs:
     """Graded crops: a store and the rows of it that belong to one split.
 
     Attributes:
-        images: uint8 RGB store (N, S, S, 3), usually memory-mapped; shared between splits.
+        images: store of uint8 RGB crops (N, S, S, 3), shared between splits.
         table: one row for each photograph: image_id, patient_id, eye, grade, row (in ``images``).
     """
 
-    images: np.ndarray
+    images: Pictures
     table: pd.DataFrame
 
     def __len__(self) -> int:
@@ -84,7 +85,7 @@ class Grader(ABC):
         """Learn from ``training.train``; choose on ``training.val`` only."""
 
     @abstractmethod
-    def predict(self, images: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    def predict(self, images: Pictures, rows: np.ndarray) -> np.ndarray:
         """Grade probabilities, float64 (n, 5), of ``images[rows]`` (uint8 crops (N, S, S, 3))."""
 
     @abstractmethod

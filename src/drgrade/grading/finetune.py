@@ -8,7 +8,6 @@ import json
 from pathlib import Path
 from typing import Any, Self
 
-import cv2
 import numpy as np
 import torch
 from torch import nn
@@ -16,8 +15,9 @@ from torch import nn
 from drgrade.encoders import create_encoder, normalisation, read_tensors, width
 from drgrade.evaluate.metrics import qwk, to_grades
 from drgrade.files import write_json
-from drgrade.grading.base import GRADERS, Grader, Photographs, Training, interpolated
+from drgrade.grading.base import GRADERS, Grader, Training, interpolated
 from drgrade.images.augment import augment, normalise
+from drgrade.images.store import Pictures, at_size
 from drgrade.seeding import derive, seed_everything
 from drgrade.training import Batches, Module, device, fit, loader, pictures, save_tensors
 
@@ -41,7 +41,7 @@ class Regressor(nn.Module):
 
 
 class FineTune(Module):
-    """One training: batches from memory, augmented on the device, validated every epoch."""
+    """One training: batches from the store, augmented on the device, validated every epoch."""
 
     def __init__(self, network: Regressor, encoder: str, params: dict[str, Any], training: Training) -> None:
         super().__init__()
@@ -50,34 +50,35 @@ class FineTune(Module):
         self.settings = params
         self.seed = training.seed
         self.select_best = params["select"] == "best" and len(training.val) > 0
-        self.images = sized(training.train, params["input_size"])
+        self.images = at_size(training.train.images, params["input_size"])
+        self.rows = training.train.rows
         self.grades = torch.from_numpy(training.train.grades).float()
-        self.val_images = sized(training.val, params["input_size"])
+        self.val_images = at_size(training.val.images, params["input_size"])
+        self.val_rows = training.val.rows
         self.val_grades = training.val.grades
         self.best_qwk = -2.0
         self.best_weights: dict[str, torch.Tensor] = {}
 
     def train_dataloader(self) -> Any:
         """Batches of this epoch."""
-        return loader(Batches(len(self.images), self.settings["batch_size"], self.seed, self.current_epoch))
+        return loader(Batches(len(self.rows), self.settings["batch_size"], self.seed, self.current_epoch))
 
-    def training_step(self, rows: np.ndarray, _: int) -> torch.Tensor:
+    def training_step(self, items: np.ndarray, _: int) -> torch.Tensor:
         """Mean squared error between scores and grades."""
-        seeds = [derive(self.seed, "augment", self.current_epoch, int(row)) for row in rows]
-        batch = augment(
-            pictures(self.images, rows), self.settings["augment"], seeds, self.settings["input_size"]
-        )
+        seeds = [derive(self.seed, "augment", self.current_epoch, int(item)) for item in items]
+        batch = pictures(self.images, self.rows[items])
+        batch = augment(batch, self.settings["augment"], seeds, self.settings["input_size"])
         batch = normalise(batch, self.mean, self.std).contiguous(memory_format=torch.channels_last)
         scores = self.network(batch)
-        loss = nn.functional.mse_loss(scores.float(), self.grades[rows].to(scores.device))
+        loss = nn.functional.mse_loss(scores.float(), self.grades[items].to(scores.device))
         self.losses.append(loss.detach())
         return loss
 
     def validate(self) -> dict[str, float]:
         """Validation QWK; keeps the weights of the best epoch."""
-        if not len(self.val_images):
+        if not len(self.val_rows):
             return {}
-        scores = infer(self.network, self.val_images, np.arange(len(self.val_images)), self.mean, self.std)
+        scores = infer(self.network, self.val_images, self.val_rows, self.mean, self.std)
         value = qwk(self.val_grades, to_grades(scores))
         if self.select_best and value > self.best_qwk:
             self.best_qwk = value
@@ -90,7 +91,7 @@ class FineTune(Module):
         optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=self.settings["lr"], weight_decay=self.settings["weight_decay"]
         )
-        steps = len(Batches(len(self.images), self.settings["batch_size"], self.seed, 0))
+        steps = len(Batches(len(self.rows), self.settings["batch_size"], self.seed, 0))
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, self.settings["lr"], total_steps=steps * self.settings["epochs"]
         )
@@ -128,16 +129,10 @@ class Finetune(Grader):
         if module.best_weights:
             self.network.load_state_dict(module.best_weights)
 
-    def predict(self, images: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    def predict(self, images: Pictures, rows: np.ndarray) -> np.ndarray:
         """Probabilities (n, 5); the score is their expectation."""
-        mean, std = normalisation(self.encoder)
-        size = self.settings["input_size"]
-        batches = [rows[start : start + 256] for start in range(0, len(rows), 256)]
-        scores = [
-            infer(self.network, resize(images, part, size), np.arange(len(part)), mean, std)
-            for part in batches
-        ]
-        return interpolated(np.concatenate(scores) if scores else np.empty(0))
+        sized = at_size(images, self.settings["input_size"])
+        return interpolated(infer(self.network, sized, rows, *normalisation(self.encoder)))
 
     def save(self, folder: Path) -> None:
         """``model.safetensors`` and ``model.json``."""
@@ -164,25 +159,9 @@ class Finetune(Grader):
         return grader
 
 
-def resize(images: np.ndarray, rows: np.ndarray, size: int) -> np.ndarray:
-    """``images[rows]`` scaled to (n, size, size, 3) by area averaging."""
-    if images.shape[1] == size:
-        return images[rows]
-    how = cv2.INTER_AREA if size < images.shape[1] else cv2.INTER_CUBIC
-    scaled = np.empty((len(rows), size, size, 3), np.uint8)
-    for place, row in enumerate(rows):
-        scaled[place] = cv2.resize(images[row], (size, size), interpolation=how)
-    return scaled
-
-
-def sized(photographs: Photographs, size: int) -> np.ndarray:
-    """All of ``photographs`` at the network's input size, scaled once instead of every epoch."""
-    return resize(photographs.images, photographs.rows, size)
-
-
 @torch.inference_mode()
 def infer(
-    network: nn.Module, images: np.ndarray, rows: np.ndarray, mean: list[float], std: list[float]
+    network: nn.Module, images: Pictures, rows: np.ndarray, mean: list[float], std: list[float]
 ) -> np.ndarray:
     """Scores (n,) of ``images[rows]`` (uint8, at input size), in evaluation mode."""
     network.to(device()).eval()

@@ -8,6 +8,7 @@ import numpy as np
 
 from drgrade.files import write_json
 from drgrade.grading.base import GRADERS, Grader, Training
+from drgrade.images.store import Pictures
 from drgrade.schema import GRADES
 
 
@@ -21,7 +22,7 @@ class Majority(Grader):
         """Count the training grades; the lower one wins a tie."""
         self.grade = int(np.bincount(training.train.grades, minlength=len(GRADES)).argmax())
 
-    def predict(self, images: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    def predict(self, images: Pictures, rows: np.ndarray) -> np.ndarray:
         """One-hot (n, 5)."""
         return np.tile(np.eye(len(GRADES))[self.grade], (len(rows), 1))
 

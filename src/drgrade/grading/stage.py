@@ -15,7 +15,7 @@ from drgrade.errors import UserError
 from drgrade.evaluate.metrics import to_grades
 from drgrade.files import sha256, write_json
 from drgrade.grading.base import GRADERS, Grader, Photographs, Training
-from drgrade.images.store import open_store
+from drgrade.images.store import CropStore, Pictures
 from drgrade.params import Crop, Experiment, Grade
 from drgrade.schema import CROPS, GRADES, INDEX, PREDICTIONS, read_table, write_table
 from drgrade.tracking import models_digest, track
@@ -46,7 +46,7 @@ def grade(
         crop: the ``crop`` block, kept with each model so that it can grade new photographs.
         index: ``index.parquet``.
         crops: ``crops.parquet``.
-        store: ``crops.npy``.
+        store: ``store.json``, its shards beside it.
         weights: folder with ``encoder.safetensors`` (or ``encoder_fold<k>.safetensors``) when
             ``experiment.start`` names a pretraining method.
         predictions: table to write: validation and test rows of every seed.
@@ -57,7 +57,7 @@ def grade(
         UserError: there is nothing to train on, or the start weights are missing.
     """
     table = graded(index, crops)
-    images = open_store(store)
+    images = CropStore(store)
     shutil.rmtree(models, ignore_errors=True)
     rows, listed = [], []
     with track("grade", name, {"experiment": experiment.model_dump(), "grade": params.model_dump()}) as run:
@@ -65,6 +65,7 @@ def grade(
         for seed, fold, parts in trainings(table, experiment, params.select):
             label = f"seed{seed}" + ("" if fold is None else f"_fold{fold}")
             start = start_weights(experiment.start, weights, fold)
+            inputs = index, crops, store, Path(start)
             with run.child(
                 f"{name} {label}", {"seed": seed, "fold": fold, "train": len(parts["train"])}
             ) as child:
@@ -76,7 +77,7 @@ def grade(
                         start=start,
                         seed=seed,
                         name=f"{name} {label}",
-                        key="/".join(sha256(path) for path in (index, crops, Path(start)) if path.is_file()),
+                        key="/".join(sha256(path) for path in inputs if path.is_file()),
                         run=child,
                     )
                 )
@@ -151,7 +152,7 @@ def start_weights(start: str, weights: Path | None, fold: int | None) -> str:
 
 
 def predict(
-    grader: Grader, images: np.ndarray, table: pd.DataFrame, split: str, name: str, seed: int
+    grader: Grader, images: Pictures, table: pd.DataFrame, split: str, name: str, seed: int
 ) -> pd.DataFrame:
     """The prediction table of one split."""
     probabilities = grader.predict(images, table["row"].to_numpy(np.int64))

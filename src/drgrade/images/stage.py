@@ -2,9 +2,12 @@
 
 import logging
 import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,15 +18,39 @@ import pandas as pd
 
 from drgrade import params, schema
 from drgrade.errors import UserError
-from drgrade.files import whole
 from drgrade.images.crop import crop_photograph
 from drgrade.images.read import ReadError
+from drgrade.images.shards import SHARD_BYTES, encode, shard_path, shard_rows, write_raw, writing
 
 log = logging.getLogger(__name__)
 
+READABLE = ["ok", "unlabelled", "filtered"]
+"""Index rows that are cropped; what a filter left out is still shown in the report."""
+CHUNK = 8
+"""Photographs handed to a worker at a time."""
 
-class _Cropped(NamedTuple):
-    """What a worker reports: columns of ``crops.parquet``."""
+
+class Chunk(NamedTuple):
+    """Photographs that one worker crops: neighbours in one shard."""
+
+    shard: int
+    first: int
+    """Row in the shard of the first of them."""
+    paths: list[str]
+
+
+class Plan(NamedTuple):
+    """Who goes where."""
+
+    readable: npt.NDArray[np.bool_]
+    """Rows of the index to crop; the k-th of them is row k of the store."""
+    shards: list[int]
+    """Rows of each shard."""
+    chunks: list[Chunk]
+
+
+class Cropped(NamedTuple):
+    """What a worker reports of a photograph: columns of ``crops.parquet``."""
 
     x0: int | None = None
     y0: int | None = None
@@ -35,70 +62,124 @@ class _Cropped(NamedTuple):
     reason: str = ""
 
 
-def _crop_into(store: Path, options: params.Crop, task: tuple[int, Path]) -> _Cropped:
-    """Crop one photograph into its slot of the store."""
-    slot, path = task
-    try:
-        crop, geometry, rule = crop_photograph(path, options)
-    except ReadError as error:
-        return _Cropped(reason=str(error))
-    np.lib.format.open_memmap(store, mode="r+")[slot] = crop
-    return _Cropped(*geometry.box, geometry.scale, rule, "ok", "")
+def plan(rows: pd.DataFrame, root: Path, options: params.Crop, shard_bytes: int = SHARD_BYTES) -> Plan:
+    """Crop planning: the place in the store of each photograph of an index, and who crops it.
+
+    Args:
+        rows: ``index.parquet``: status and path are used.
+        root: raw folder the paths start from.
+        options: size and format decide how many crops a shard holds.
+        shard_bytes: about the size of a shard.
+    """
+    readable = rows["status"].isin(READABLE).to_numpy(dtype=bool)
+    paths = (f"{root}/" + rows["path"][readable]).tolist()
+    shards = shard_rows(len(paths), options.size, options.format, shard_bytes)
+    remaining = iter(paths)
+    chunks = []
+    for shard, held in enumerate(shards):
+        for first in range(0, held, CHUNK):
+            chunks.append(Chunk(shard, first, list(islice(remaining, min(CHUNK, held - first)))))
+    return Plan(readable, shards, chunks)
 
 
 def crop_dataset(
-    dataset: str, index: Path, params: params.Crop, store: Path, table: Path, workers: int
+    dataset: str,
+    index: Path,
+    params: params.Crop,
+    store: Path,
+    table: Path,
+    workers: int,
+    shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Crop every photograph of an index.
 
     Args:
         dataset: names the raw folder the index's paths start from.
         index: ``index.parquet``.
-        params: rule, size and shape of the crops.
-        store: written: ``crops.npy``, uint8 RGB (n, size, size, 3), a slot for each photograph the index
-            could read, in its order; the slot of one that fails here stays black and belongs to no row.
+        params: rule, size, shape and format of the crops.
+        store: written: ``store.json``, and the folder ``store`` beside it: a row for each photograph the
+            index could read, in its order; that of one which fails here is black and belongs to no row.
         table: written: ``crops.parquet``, a row for each row of the index.
         workers: processes; the output does not depend on their number.
+        shard_bytes: about the size of a file of the store.
 
     Raises:
         UserError: more than ``max_failed_fraction`` of the photographs cannot be read (labels without a
-            photograph do not count), or there are none.
+            photograph do not count), there are none, or the disk is full.
     """
     from drgrade.data.registry import raw_root  # data builds on images, so images only asks it here
 
     rows = schema.read_table(index, schema.INDEX)
-    readable = rows["status"].isin(["ok", "unlabelled"]).to_numpy(dtype=bool)
     root = raw_root(dataset)
-    tasks = list(enumerate(root / path for path in rows.loc[readable, "path"]))
-    if not tasks:
+    planned = plan(rows, root, params, shard_bytes)
+    if not planned.chunks:
         raise UserError(f"{index}: lists no readable photograph; is {dataset} downloaded to {root}?")
-    with whole(store) as unfinished:
-        _blank_store(unfinished, len(tasks), params.size)
-        done = iter(enumerate(_crop_all(tasks, partial(_crop_into, unfinished, params), workers)))
-        records = []
-        for ok, image_id, reason in zip(readable, rows["image_id"], rows["reason"], strict=True):
-            slot, cropped = next(done) if ok else (None, _Cropped(reason=reason))
-            failed = cropped.status == "failed"
-            records.append({"image_id": image_id, "row": None if failed else slot} | cropped._asdict())
-        crops = pd.DataFrame(records)
+    with writing(store, planned.shards, params.size, params.format, params.quality) as writer:
+        done: list[Cropped] = []
+        work = partial(_crop_chunk, writer.folder, params)
+        for chunk, (cropped, pictures) in zip(
+            planned.chunks, _in_order(work, planned.chunks, workers), strict=True
+        ):
+            if pictures:
+                writer.add(chunk.shard, pictures)
+            done += cropped
+            if len(done) % 5000 < len(cropped):
+                log.info("%d of %d photographs", len(done), sum(planned.shards))
+        crops = _table(rows, planned.readable, done)
         _stop_if_too_many_failed(crops[rows["status"] != "missing"], params.max_failed_fraction)
     schema.write_table(crops, table, schema.CROPS)
     log.info("cropped %d of %d: %s", crops["row"].notna().sum(), len(crops), _tally(crops["rule"]))
 
 
-def _blank_store(path: Path, count: int, size: int) -> npt.NDArray[np.uint8]:
-    return np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(count, size, size, 3))
+def _crop_chunk(folder: Path, options: params.Crop, chunk: Chunk) -> tuple[list[Cropped], list[bytes]]:
+    """Crop some photographs; raw pixels go straight into their shard, encoded pictures are handed back."""
+    cropped, pictures = [], []
+    for path in chunk.paths:
+        try:
+            crop, geometry, rule = crop_photograph(Path(path), options)
+        except ReadError as error:
+            cropped.append(Cropped(reason=str(error)))
+            pictures.append(b"")
+        else:
+            cropped.append(Cropped(*geometry.box, geometry.scale, rule, "ok", ""))
+            pictures.append(encode(crop, options.format, options.quality))
+    if options.format == "raw":
+        write_raw(shard_path(folder, chunk.shard, "raw"), chunk.first, pictures)
+        pictures = []
+    return cropped, pictures
 
 
-def _crop_all(tasks: list[tuple[int, Path]], crop: "partial[_Cropped]", workers: int) -> list[_Cropped]:
-    if min(workers, len(tasks)) <= 1:
-        return [crop(task) for task in tasks]
+def _in_order(
+    work: "partial[tuple[list[Cropped], list[bytes]]]", chunks: list[Chunk], workers: int
+) -> Iterator[tuple[list[Cropped], list[bytes]]]:
+    """Results in the order of the chunks, few of them waiting: memory does not grow with the dataset."""
+    if min(workers, len(chunks)) <= 1:
+        yield from map(work, chunks)
+        return
     context = multiprocessing.get_context("spawn")  # a fork would copy the parent's threads half alive
+    waiting: deque[Future[tuple[list[Cropped], list[bytes]]]] = deque()
     try:
-        with ProcessPoolExecutor(min(workers, len(tasks)), context, cv2.setNumThreads, (1,)) as pool:
-            return list(pool.map(crop, tasks, chunksize=4))
+        with ProcessPoolExecutor(min(workers, len(chunks)), context, cv2.setNumThreads, (1,)) as pool:
+            for chunk in chunks:
+                waiting.append(pool.submit(work, chunk))
+                if len(waiting) == 4 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
     except BrokenProcessPool:
         raise UserError("crop: a worker died, most likely out of memory; run it with fewer workers") from None
+
+
+def _table(rows: pd.DataFrame, readable: npt.NDArray[np.bool_], cropped: list[Cropped]) -> pd.DataFrame:
+    """``crops.parquet``: what was cropped in its place among the rows of the index."""
+    table = pd.DataFrame(cropped, columns=Cropped._fields, index=rows.index[readable])
+    table["row"] = pd.array(range(len(table)), "Int64")
+    table.loc[table["status"] == "failed", "row"] = pd.NA
+    table = table.reindex(rows.index)
+    table["image_id"] = rows["image_id"]
+    table.loc[~readable, "status"] = "failed"
+    table.loc[~readable, "reason"] = rows["reason"][~readable]
+    return table.fillna({"rule": ""})
 
 
 def _stop_if_too_many_failed(photographs: pd.DataFrame, most: float) -> None:

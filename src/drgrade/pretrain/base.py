@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from drgrade.images.store import Pictures
 from drgrade.plugins import Registry
 
 METHODS = Registry("drgrade.pretrain")
@@ -27,7 +28,7 @@ class Material:
         patch: side of a patch in crop pixels.
     """
 
-    images: np.ndarray
+    images: Pictures
     rows: np.ndarray
     boxes: list[np.ndarray]
     patch: int

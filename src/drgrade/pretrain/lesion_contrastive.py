@@ -15,6 +15,7 @@ from torch import nn
 
 from drgrade.encoders import create_encoder, normalisation, width
 from drgrade.images.augment import augment, normalise
+from drgrade.images.store import windows
 from drgrade.pretrain.base import METHODS, Material, Method
 from drgrade.seeding import derive, numpy_rng, seed_everything
 from drgrade.training import Batches, Module, device, fit, loader
@@ -55,7 +56,7 @@ def window(box: np.ndarray, patch: int, size: int, rng: np.random.Generator) -> 
 
 
 class LesionPairs(Module):
-    """Pairs of windows from the memory-mapped crops, augmented in batches on the device."""
+    """Pairs of windows from the store of crops, augmented in batches on the device."""
 
     def __init__(self, network: Projector, material: Material, params: dict[str, Any]) -> None:
         super().__init__()
@@ -78,15 +79,14 @@ class LesionPairs(Module):
     def views(self, items: np.ndarray, view: int) -> torch.Tensor:
         """One augmented window for each photograph, normalised (B, 3, P, P)."""
         patch, size = self.material.patch, self.material.images.shape[1]
-        cuts = np.empty((len(items), patch, patch, 3), np.uint8)
-        seeds = []
-        for place, item in enumerate(items):
+        corners, seeds = [], []
+        for item in items:
             boxes = self.material.boxes[item]
             box = boxes[numpy_rng(self.seed, "box", self.current_epoch, int(item)).integers(len(boxes))]
             rng = numpy_rng(self.seed, "window", self.current_epoch, int(item), view)
-            x, y = window(box, patch, size, rng)
-            cuts[place] = self.material.images[self.material.rows[item], y : y + patch, x : x + patch]
+            corners.append(window(box, patch, size, rng))
             seeds.append(derive(self.seed, "augment", self.current_epoch, int(item), view))
+        cuts = windows(self.material.images, self.material.rows[items], np.array(corners), patch)
         batch = torch.from_numpy(cuts).to(device()).permute(0, 3, 1, 2)
         return normalise(augment(batch, self.settings["augment"], seeds, patch), self.mean, self.std)
 

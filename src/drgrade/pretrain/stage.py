@@ -4,6 +4,7 @@ With cross-validation the photographs of fold k are kept out of the encoder that
 they carry no grades here, but a test photograph seen in pretraining is still a test photograph seen.
 """
 
+import json
 import logging
 import shutil
 from pathlib import Path
@@ -15,7 +16,7 @@ import pandas as pd
 from drgrade.encoders import normalisation
 from drgrade.errors import UserError
 from drgrade.files import sha256, write_json
-from drgrade.images.store import open_store
+from drgrade.images.store import CropStore
 from drgrade.lesions.patches import read_patches
 from drgrade.pretrain.base import METHODS, Material
 from drgrade.schema import CROPS, INDEX, read_table
@@ -47,7 +48,7 @@ def pretrain(
         by_fold: one encoder for each fold of the index, blind to that fold, instead of one in all.
         index: ``index.parquet``.
         crops: ``crops.parquet``.
-        store: ``crops.npy``.
+        store: ``store.json``, its shards beside it.
         patches: ``patches.pkl``.
         manifest: ``encoder.json`` to write: architecture, normalisation, digests of inputs and weights.
         weights: folder to write: ``encoder.safetensors`` or ``encoder_fold<k>.safetensors``.
@@ -56,11 +57,12 @@ def pretrain(
         UserError: fewer than two photographs have a lesion to learn from.
     """
     kind = METHODS.get(method)
-    images = open_store(store)
+    images = CropStore(store)
     table = with_patches(index, crops, patches)
     folds = sorted(int(fold) for fold in table["fold"].dropna().unique()) if by_fold else [None]
     shutil.rmtree(weights, ignore_errors=True)
-    key = sha256(crops) + sha256(patches)
+    digests = {"crops": sha256(crops), "patches": sha256(patches), "store": sha256(store)}
+    key = json.dumps(digests)
     with track("pretrain", method, params | {"patch": patch}) as run:
         run.dataset("patches", patches)
         for fold in folds:
@@ -83,7 +85,7 @@ def pretrain(
             "mean": mean,
             "std": std,
             "patch": patch,
-            "inputs": {"crops": sha256(crops), "patches": sha256(patches)},
+            "inputs": digests,
             "weights": {path.name: sha256(path) for path in sorted(weights.iterdir())},
         }
         write_json(about, manifest)

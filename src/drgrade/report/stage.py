@@ -39,7 +39,7 @@ def make_report(
     Args:
         index: ``index.parquet`` of the photographs that were searched for lesions.
         crops_table: their ``crops.parquet``.
-        store: their ``crops.npy``.
+        store: their ``store.json``, its shards beside it.
         lesions: ``lesions.parquet``.
         patches_statistics: JSON of the stage patches.
         detector_metrics: JSON of the stage detector.
