@@ -1,16 +1,21 @@
 """Fetch files over the network, so that a bad connection costs time and never correctness."""
 
 import http.client
+import io
 import logging
 import os
 import shutil
+import stat
 import sys
 import tarfile
 import time
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 from drgrade.errors import UserError
 from drgrade.files import PARTIAL, sha256
@@ -52,6 +57,9 @@ def _stream(url: str, partial: Path) -> None:
     with response:
         if response.status != http.HTTPStatus.PARTIAL_CONTENT:
             have = 0  # the server does not resume
+        elif not response.headers.get("Content-Range", f"bytes {have}-").startswith(f"bytes {have}-"):
+            partial.unlink()
+            raise ConnectionError("the server resumes elsewhere")
         length = response.headers.get("Content-Length")
         total = have + int(length) if length is not None else None
         with partial.open("ab" if have else "wb") as file:
@@ -110,43 +118,88 @@ def fetch(url: str, path: Path, sha256_wanted: str | None, *, attempts: int = 5,
     os.replace(partial, path)
 
 
+class _Joined(io.RawIOBase):
+    """Several files, read one after the other as if they were one."""
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self._files = [path.open("rb") for path in paths]
+        self._starts = [0]
+        for path in paths:
+            self._starts.append(self._starts[-1] + path.stat().st_size)
+        self._at = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._starts[-1]}[whence]
+        if base + offset < 0:
+            raise OSError("seek before the start")
+        self._at = base + offset
+        return self._at
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        for file, start, end in zip(self._files, self._starts, self._starts[1:], strict=False):
+            if start <= self._at < end:
+                file.seek(self._at - start)
+                count = file.readinto(buffer)  # a short read ends with the file; the caller asks again
+                self._at += count
+                return count
+        return 0
+
+    def close(self) -> None:
+        for file in self._files:
+            file.close()
+        super().close()
+
+
 def _leaves(name: str) -> bool:
     parts = Path(name.replace("\\", "/")).parts
     return Path(name).is_absolute() or ".." in parts or name.startswith("\\")
 
 
-def _extract(archive: Path, folder: Path) -> None:
-    if zipfile.is_zipfile(archive):
-        with zipfile.ZipFile(archive) as packed:
-            for name in packed.namelist():
-                if _leaves(name):
-                    raise UserError(
-                        f"{archive}: member {name!r} leaves the folder; do not trust this archive"
-                    )
-            packed.extractall(folder)
-    else:
-        with tarfile.open(archive) as packed_tar:
+def _extract(archive: BinaryIO, name: Path, folder: Path) -> None:
+    if not zipfile.is_zipfile(archive):
+        archive.seek(0)
+        with tarfile.open(fileobj=archive) as packed_tar:
             packed_tar.extractall(folder, filter="data")
+        return
+    with zipfile.ZipFile(archive) as packed:
+        for member in packed.infolist():
+            if _leaves(member.filename) or stat.S_ISLNK(member.external_attr >> 16):
+                what = f"member {member.filename!r} leaves the folder or is a link"
+                raise UserError(f"{name}: {what}; do not trust this archive")
+        packed.extractall(folder)
 
 
-def unpack(archive: Path, folder: Path) -> None:
+def unpack(archive: Path | Sequence[Path], folder: Path) -> None:
     """Unpack a zip or tar into a new ``folder``, whole or not at all.
+
+    Args:
+        archive: a file, or the files it was cut into, in order.
+        folder: must not be there, or be empty.
 
     Raises:
         UserError: ``folder`` has files already, the archive is damaged, or a member would land outside the
             folder.
     """
+    paths = [archive] if isinstance(archive, Path) else list(archive)
     if folder.exists() and any(folder.iterdir()):
-        raise UserError(f"{folder}: not empty; move it away before unpacking {archive.name} there")
+        raise UserError(f"{folder}: not empty; move it away before unpacking {paths[0].name} there")
     partial = folder.with_name(folder.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        _extract(archive, partial)
+        with io.BufferedReader(_Joined(paths), BLOCK) as joined:
+            _extract(joined, paths[0], partial)
     except tarfile.FilterError as error:
-        raise UserError(f"{archive}: {error}; do not trust this archive") from None
-    except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile) as error:
-        raise UserError(f"{archive}: cannot be unpacked ({error}); fetch it again") from None
+        raise UserError(f"{paths[0]}: {error}; do not trust this archive") from None
+    except (OSError, EOFError, RuntimeError, zlib.error, tarfile.TarError, zipfile.BadZipFile) as error:
+        more = ", with all its parts" if len(paths) > 1 else ""
+        raise UserError(f"{paths[0]}: cannot be unpacked ({error}); fetch it again{more}") from None
     else:
         os.replace(partial, folder)
     finally:
