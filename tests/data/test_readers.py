@@ -50,6 +50,7 @@ def test_eyepacs_joins_labels_and_photographs(tmp_path: Path) -> None:
         "10",
         "right",
         4,
+        None,
         "grading",
         "train",
     ]

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from drgrade.data.fetch import fetch, unpack
 from drgrade.data.labels import PHOTOGRAPHS
-from drgrade.data.registry import DATASETS, Card, raw_root
+from drgrade.data.registry import DATASETS, Card, Dataset, count_report, raw_root
 from drgrade.errors import UserError
 from drgrade.files import sha256, write_file
 from drgrade.params import Download
 
 log = logging.getLogger(__name__)
 
-LISTED = (*PHOTOGRAPHS, ".csv")
+LISTED = (*PHOTOGRAPHS, ".csv", ".txt")
 HEADER = "path\tsize\tsha256"
 THREADS = 8
 
@@ -85,15 +85,28 @@ def fetch_files(card: Card, root: Path) -> None:
             unpack(path, folder)
 
 
+def check_counts(part: Dataset, root: Path) -> None:
+    """Warn of what a copy of a dataset lacks; nothing to say where the card gives no counts.
+
+    Raises:
+        UserError: a label file is not the official one.
+    """
+    if part.card.counts:
+        for line in count_report(part.card, part.read(root), root):
+            log.warning("not the complete dataset: %s", line)
+
+
 def download(dataset: str, params: Download, manifest: Path) -> None:
     """Paint, fetch or check the raw files of ``dataset`` under :func:`raw_root`, then write its manifest.
 
     Raises:
-        UserError: the dataset is unknown, or its files must be put there by hand and are not.
+        UserError: the dataset is unknown, its files must be put there by hand and are not, or a label file
+            is broken or not the official one.
     """
-    part = DATASETS.get(dataset)()
+    part: Dataset = DATASETS.get(dataset)()
     root = raw_root(dataset)
     log.info("%s: %s, licence: %s, source: %s", dataset, part.card.title, part.card.licence, part.card.source)
     fetch_files(part.card, root)
     part.download(root, params)
+    check_counts(part, root)
     log.info("%s: %d files listed in %s", root, write_manifest(root, manifest), manifest)

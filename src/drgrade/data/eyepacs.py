@@ -1,25 +1,50 @@
 """EyePACS as released for the Kaggle competition of 2015.
 
 Layout: ``trainLabels.csv`` (image, level), ``train/10_left.jpeg``; after the competition also
-``retinopathy_solution.csv`` (image, level, Usage) and ``test/1_left.jpeg``.
+``retinopathy_solution.csv`` (image, level, Usage) and ``test/1_left.jpeg``. Quality labels are those of
+EyeQ (Fu et al., MICCAI 2019), where ``Label_EyeQ_train.csv`` and ``Label_EyeQ_test.csv`` lie beside them.
 """
 
+import logging
 from pathlib import Path
 
 import pandas as pd
 
-from drgrade.data.labels import photographs, read_labels
-from drgrade.data.registry import DATASETS, READ_COLUMNS, Card, require
+from drgrade.data.kaggle import bring
+from drgrade.data.labels import photographs, read_labels, stem
+from drgrade.data.registry import DATASETS, READ_COLUMNS, Card, Count
+from drgrade.errors import UserError
 from drgrade.params import Download
+
+log = logging.getLogger(__name__)
 
 USAGE = {"public": "val", "private": "test"}
 """The two leaderboards of the competition serve as validation and test."""
+TRAIN, TEST = "trainLabels.csv", "retinopathy_solution.csv"
+QUALITY_FILES = ("Label_EyeQ_train.csv", "Label_EyeQ_test.csv")
+QUALITIES = ("good", "usable", "reject")
+"""EyeQ's 0, 1 and 2."""
 
 
-def _row(name: str, path: str | None, grade: int | None, split: str) -> tuple[str | int | None, ...]:
+def _row(
+    name: str, path: str | None, grade: int | None, quality: str | None, split: str
+) -> tuple[str | int | None, ...]:
     patient, _, side = name.rpartition("_")
     eye = side if patient and side in ("left", "right") else None
-    return name, path, patient if eye else name, eye, grade, "grading", split
+    return name, path, patient if eye else name, eye, grade, quality, "grading", split
+
+
+def _qualities(root: Path) -> dict[str, str]:
+    """EyeQ's judgement by image name, of the files that are there."""
+    found = {}
+    for file in (root / name for name in QUALITY_FILES):
+        for label in read_labels(file, "image", "quality") if file.exists() else ():
+            if label.grade is None or label.grade >= len(QUALITIES):
+                raise UserError(
+                    f"{file}: image {label.image!r}: quality {label.grade} is not 0, 1 or 2; fetch it again"
+                )
+            found[stem(label.image)] = QUALITIES[label.grade]
+    return found
 
 
 @DATASETS.register("eyepacs")
@@ -35,27 +60,36 @@ class EyePACS:
         access="form",
         citation="Cuadros & Bresnick, J Diabetes Sci Technol 3(3), 2009",
         instructions=(
-            "accept the rules at {source}, then put trainLabels.csv and the folder train/ into {root} "
-            "(and, for the official split, retinopathy_solution.csv and test/)"
+            "accept the rules at {source} and set up Kaggle credentials (~/.kaggle/kaggle.json), or put "
+            "trainLabels.csv and the folder train/ into {root} (and, for the official split, "
+            "retinopathy_solution.csv, which is not among the competition's files, and test/)"
         ),
+        kaggle="diabetic-retinopathy-detection",
+        counts={
+            "train": Count(35126, TRAIN, (25810, 2443, 5292, 873, 708)),
+            "val": Count(10906, TEST),
+            "test": Count(42670, TEST),
+            "val+test": Count(53576, TEST, (39533, 3762, 7861, 1214, 1206)),
+        },
     )
 
     def download(self, root: Path, params: Download) -> None:
-        """Check that the user has put the files there."""
-        require(self.card, root, "trainLabels.csv", "train")
+        """Fetch the training part from Kaggle, and the test part where its grades are, if not there."""
+        names = (TRAIN, "train")
+        bring(self.card, root, (*names, "test") if (root / TEST).exists() else names)
 
     def read(self, root: Path) -> pd.DataFrame:
         """Rows of the training part and, when there, of the test part; see :class:`Dataset`."""
-        rows = []
-        parts = [("train", "trainLabels.csv")]
-        if (root / "retinopathy_solution.csv").exists() or (root / "test").is_dir():
-            parts.append(("test", "retinopathy_solution.csv"))
-        for part, file in parts:
+        rows, quality = [], _qualities(root)
+        for part, file in (("train", TRAIN), ("test", TEST)):
             images = {name: f"{part}/{path.name}" for name, path in photographs(root / part).items()}
-            for label in read_labels(root / file, "image", "level", ("Usage",)):
-                split = USAGE.get(label.other["Usage"].lower(), part)
-                rows.append(_row(label.image, images.pop(label.image, None), label.grade, split))
-            rows += [_row(name, path, None, part) for name, path in images.items()]
+            if part == "train" or (root / file).exists():
+                for label in read_labels(root / file, "image", "level", ("Usage",)):
+                    name, split = label.image, USAGE.get(label.other["Usage"].lower(), part)
+                    rows.append(_row(name, images.pop(name, None), label.grade, quality.get(name), split))
+            elif images:
+                log.warning("%s: not found, so the photographs of test/ have no grades", root / file)
+            rows += [_row(name, path, None, quality.get(name), part) for name, path in images.items()]
         return pd.DataFrame(rows, columns=list(READ_COLUMNS))
 
     def masks(self, root: Path, image_id: str) -> dict[str, Path]:

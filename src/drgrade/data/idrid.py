@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from drgrade.data.labels import photographs, read_labels
-from drgrade.data.registry import DATASETS, READ_COLUMNS, Card, require
+from drgrade.data.registry import DATASETS, READ_COLUMNS, Card, Count, require
 from drgrade.params import Download
 
 PART_A, PART_B = "A. Segmentation", "B. Disease Grading"
@@ -33,7 +33,7 @@ def _row(
     part: str, split: str, name: str, path: str | None, grade: int | None
 ) -> tuple[str | int | None, ...]:
     image_id = f"{part}_{split}_{name}"
-    return image_id, path, image_id, None, grade, "grading" if part == "B" else "segmentation", split
+    return image_id, path, image_id, None, grade, None, "grading" if part == "B" else "segmentation", split
 
 
 @DATASETS.register("idrid")
@@ -53,6 +53,12 @@ class IDRiD:
             " and unpack both into {root}, "
             "or name the folder that holds 'A. Segmentation' and 'B. Disease Grading' in DRGRADE_IDRID_ROOT"
         ),
+        counts={
+            "train": Count(413, f"{PART_B}/{LABELS}/{LABEL_FILES['train']}", (134, 20, 136, 74, 49)),
+            "test": Count(103, f"{PART_B}/{LABELS}/{LABEL_FILES['test']}"),
+            "segmentation train": Count(54),
+            "segmentation test": Count(27),
+        },
     )
 
     def download(self, root: Path, params: Download) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from drgrade.errors import UserError
 from drgrade.schema import GRADES
 
-PHOTOGRAPHS = (".jpeg", ".jpg", ".png", ".tif", ".tiff")
+PHOTOGRAPHS = (".jpeg", ".jpg", ".png", ".tif", ".tiff", ".dcm")
 """Endings of files that are taken for photographs, in any case."""
 
 
@@ -23,6 +23,8 @@ class Label:
 def _grade(text: str, where: str, blank: bool) -> int | None:
     if not text and blank:
         return None
+    if blank:  # spreadsheets turn the whole numbers of a column with gaps into decimals
+        text = text.removesuffix(".0")
     if text not in {str(grade) for grade in GRADES}:
         raise UserError(f"{where}: grade {text!r} is not one of 0 to 4; correct it or delete the line")
     return int(text)
@@ -34,12 +36,12 @@ def read_labels(
     """Lines of a label file, in its order.
 
     Names of columns are compared without case and outer blanks; unnamed, empty and unknown columns are passed
-    over, as are empty lines. ``other`` columns may be absent. ``blank`` allows a line without a grade.
+    over, as are empty lines. ``other`` columns may be absent. ``blank`` allows a line without a grade, and
+    grades such as 2.0 beside it.
 
     Raises:
         UserError: the file is missing or not UTF-8 text, a column is missing, an image name is empty or comes
-            twice,
-            a grade is not 0 to 4; names the file and line.
+            twice, a grade is not 0 to 4; names the file and line.
     """
     try:
         lines = list(csv.reader(path.read_text(encoding="utf-8-sig").splitlines(), strict=True))
@@ -64,6 +66,12 @@ def read_labels(
         rest = {key: cells.get(key.lower(), "") for key in other}
         found[name] = Label(name, _grade(cells.get(grade.lower(), ""), where, blank), rest)
     return list(found.values())
+
+
+def stem(name: str) -> str:
+    """An image's name without the ending of a photograph, where it has one."""
+    ending = Path(name).suffix
+    return name.removesuffix(ending) if ending.lower() in PHOTOGRAPHS else name
 
 
 def photographs(folder: Path) -> dict[str, Path]:
