@@ -1,0 +1,115 @@
+"""DDR (Li et al., 2019): graded photographs, and some of them with lesion masks.
+
+Layout: ``DR_grading/train.txt`` ("007-0004-000.jpg 0", 5 for ungradable), ``DR_grading/train/``, the same for
+valid and test; ``lesion_segmentation/train/image/`` with masks in ``label/MA/`` (of valid in ``segmentation
+label/``), and HE, EX, SE. Patients are not named. Photographs of both tasks are named in the same way, so a
+name is taken for a patient: a graded one and its copy with masks stay in one split.
+"""
+
+from pathlib import Path
+
+import pandas as pd
+
+from drgrade.data.labels import photographs, stem
+from drgrade.data.registry import DATASETS, READ_COLUMNS, Card, Count, require
+from drgrade.errors import UserError
+from drgrade.params import Download
+from drgrade.schema import GRADES, LESIONS
+
+PARTS = {"train": "train", "valid": "val", "test": "test"}
+"""Folder of each official split."""
+GRADING, SEGMENTATION = "DR_grading", "lesion_segmentation"
+UNGRADABLE = 5
+MASK_FOLDERS = ("label", "segmentation label", "annotations")
+MASK_ENDINGS = (".tif", ".tiff", ".png")
+
+
+def _read_grades(file: Path) -> dict[str, int]:
+    """Grade 0 to 5 by image, in the file's order."""
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except FileNotFoundError:
+        raise UserError(f"{file}: no such file; put the dataset's label file there") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not a text file ({error}); fetch it again") from None
+    found: dict[str, int] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        *name, grade = line.rsplit(maxsplit=1)
+        if not name or grade not in {str(grade) for grade in (*GRADES, UNGRADABLE)}:
+            raise UserError(f"{file}: line {number}: needs an image and a grade of 0 to 5; correct it")
+        if found.setdefault(stem(name[0].strip()), int(grade)) != int(grade):
+            raise UserError(f"{file}: line {number}: image {name[0]!r} has another label already; keep one")
+    return found
+
+
+def _row(
+    subset: str, part: str, name: str, path: str | None, grade: int | None
+) -> tuple[str | int | None, ...]:
+    quality = "reject" if grade == UNGRADABLE else None
+    grade = None if quality else grade
+    return f"{subset}_{part}_{name}", path, name, None, grade, quality, subset, PARTS[part]
+
+
+@DATASETS.register("ddr")
+class DDR:
+    """Photographs graded 0-4 or ungradable, in three official parts; 757 more files with lesion masks."""
+
+    card = Card(
+        name="ddr",
+        title="DDR",
+        version="2019",
+        licence="none stated",
+        source="https://github.com/nkicsl/DDR-dataset",
+        access="form",
+        citation="Li et al., Information Sciences 501, 2019",
+        instructions=(
+            "fetch the archive that {source} links to and unpack it so that DR_grading/ and, for masks, "
+            "lesion_segmentation/ lie in {root}"
+        ),
+        counts={
+            "train": Count(6835, f"{GRADING}/train.txt"),
+            "val": Count(2733, f"{GRADING}/valid.txt"),
+            "test": Count(4105, f"{GRADING}/test.txt"),
+            "train+val+test": Count(13673, GRADING, (6266, 630, 4477, 236, 913)),
+            "segmentation train": Count(383),
+            "segmentation val": Count(149),
+            "segmentation test": Count(225),
+        },
+    )
+
+    def download(self, root: Path, params: Download) -> None:
+        """Check that the user has put the files there."""
+        require(self.card, root, GRADING)
+
+    def read(self, root: Path) -> pd.DataFrame:
+        """Rows of both tasks; see :class:`Dataset`. A part of which nothing is there is passed over."""
+        rows = []
+        for part in PARTS:
+            images = {
+                n: p.relative_to(root).as_posix() for n, p in photographs(root / GRADING / part).items()
+            }
+            file = root / GRADING / f"{part}.txt"
+            for name, grade in _read_grades(file).items() if images or file.exists() else ():
+                rows.append(_row("grading", part, name, images.pop(name, None), grade))
+            rows += [_row("grading", part, name, path, None) for name, path in images.items()]
+        for part in PARTS:
+            for name, path in photographs(root / SEGMENTATION / part / "image").items():
+                rows.append(_row("segmentation", part, name, path.relative_to(root).as_posix(), None))
+        return pd.DataFrame(rows, columns=list(READ_COLUMNS))
+
+    def masks(self, root: Path, image_id: str) -> dict[str, Path]:
+        """Mask files of a segmentation photograph; none for other photographs."""
+        subset, _, rest = image_id.partition("_")
+        part, _, name = rest.partition("_")
+        if subset != "segmentation" or part not in PARTS:
+            return {}
+        found: dict[str, Path] = {}
+        for code in LESIONS:
+            for folder in MASK_FOLDERS:
+                for ending in MASK_ENDINGS:
+                    path = root / SEGMENTATION / part / folder / code / f"{name}{ending}"
+                    if path.exists():
+                        found.setdefault(code, path)
+        return found
