@@ -161,11 +161,18 @@ def _leaves(name: str) -> bool:
     return Path(name).is_absolute() or ".." in parts or name.startswith("\\")
 
 
+def _inside(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
+    """Python's own check of tar members, which would otherwise make absolute names relative."""
+    if _leaves(member.name):
+        raise tarfile.AbsolutePathError(member)
+    return tarfile.data_filter(member, folder)
+
+
 def _extract(archive: BinaryIO, name: Path, folder: Path) -> None:
     if not zipfile.is_zipfile(archive):
         archive.seek(0)
         with tarfile.open(fileobj=archive) as packed_tar:
-            packed_tar.extractall(folder, filter="data")
+            packed_tar.extractall(folder, filter=_inside)
         return
     with zipfile.ZipFile(archive) as packed:
         for member in packed.infolist():
@@ -198,8 +205,9 @@ def unpack(archive: Path | Sequence[Path], folder: Path) -> None:
     except tarfile.FilterError as error:
         raise UserError(f"{paths[0]}: {error}; do not trust this archive") from None
     except (OSError, EOFError, RuntimeError, zlib.error, tarfile.TarError, zipfile.BadZipFile) as error:
+        why = "no whole zip or tar" if isinstance(error, tarfile.ReadError) else " ".join(str(error).split())
         more = ", with all its parts" if len(paths) > 1 else ""
-        raise UserError(f"{paths[0]}: cannot be unpacked ({error}); fetch it again{more}") from None
+        raise UserError(f"{paths[0]}: cannot be unpacked ({why}); fetch it again{more}") from None
     else:
         os.replace(partial, folder)
     finally:
