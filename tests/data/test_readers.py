@@ -1,5 +1,8 @@
+import logging
 import os
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -61,6 +64,38 @@ def test_eyepacs_joins_labels_and_photographs(tmp_path: Path) -> None:
     assert len(rows) == 6
 
 
+def test_eyepacs_takes_the_quality_labels_of_eyeq(tmp_path: Path) -> None:
+    touch(tmp_path, "train/10_left.jpeg", "train/10_right.jpeg", "train/13_left.jpeg", "test/1_left.jpeg")
+    put(tmp_path, "trainLabels.csv", "image,level\n10_left,0\n10_right,4\n15_left,2\n")
+    put(tmp_path, "retinopathy_solution.csv", "image,level,Usage\n1_left,3,Public\n")
+    head = ",image,quality,DR_grade\n"
+    put(
+        tmp_path,
+        "Label_EyeQ_train.csv",
+        head + "0,10_left.jpeg,0,0\n1,10_right.jpeg,2,4\n2,99_left.jpeg,1,0\n",
+    )
+    put(tmp_path, "Label_EyeQ_test.csv", head + "0,1_left.jpeg,1,3\n")
+    rows = by_id(EyePACS().read(tmp_path))
+    assert {name: row["quality_label"] for name, row in rows.items()} == {
+        "10_left": "good", "10_right": "reject", "15_left": None, "13_left": None, "1_left": "usable",
+    }  # fmt: skip
+    assert rows["10_right"]["grade"] == 4  # what is rejected keeps its grade
+    put(tmp_path, "Label_EyeQ_test.csv", head + "0,1_left.jpeg,3,3\n")
+    with pytest.raises(UserError, match=r"Label_EyeQ_test\.csv: .*1_left.*quality 3 is not 0, 1 or 2"):
+        EyePACS().read(tmp_path)
+
+
+def test_eyepacs_test_photographs_without_their_grades(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    touch(tmp_path, "train/10_left.jpeg", "test/1_left.jpeg")
+    put(tmp_path, "trainLabels.csv", "image,level\n10_left,0\n")
+    with caplog.at_level(logging.WARNING):
+        row = by_id(EyePACS().read(tmp_path))["1_left"]
+    assert (row["grade"], row["official_split"], row["path"]) == (None, "test", "test/1_left.jpeg")
+    assert "retinopathy_solution.csv: not found" in caplog.text
+
+
 def test_eyepacs_without_its_test_part(tmp_path: Path) -> None:
     touch(tmp_path, "train/10_left.jpeg")
     put(tmp_path, "trainLabels.csv", "image,level\n10_left,0\n")
@@ -120,6 +155,49 @@ def test_real_idrid_photographs_are_read() -> None:
     assert set(graded["grade"].dropna()) == {0, 1, 2, 3, 4}
 
 
+def test_own_folder_takes_quality_labels(tmp_path: Path) -> None:
+    touch(tmp_path, "images/a.png", "images/b.png")
+    put(tmp_path, "labels.csv", "image,grade,quality\na,2,Usable\nb,,reject\n")
+    rows = by_id(Folder().read(tmp_path))
+    assert (rows["a"]["quality_label"], rows["b"]["quality_label"]) == ("usable", "reject")
+    put(tmp_path, "labels.csv", "image,grade,quality\na,2,poor\n")
+    with pytest.raises(UserError, match=r"'a': quality 'poor' is not good, usable, reject"):
+        Folder().read(tmp_path)
+
+
+def tagged(path: Path, **tags: str) -> None:
+    """A DICOM file of these tags alone."""
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.uid import ExplicitVRLittleEndian
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.SOPClassUID = "1.2.840.10008.5.1.4.1.1.77.1.5.1"  # ophthalmic photography, 8 bit
+    dataset.SOPInstanceUID = "1.2.3"
+    for name, value in tags.items():
+        setattr(dataset, name, value)
+    dataset.save_as(path, enforce_file_format=True)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # pydicom, on a file that is none
+def test_own_dicom_photographs_name_patient_and_eye_where_the_labels_do_not(tmp_path: Path) -> None:
+    tagged(tmp_path / "images/a.dcm", PatientID="P1", ImageLaterality="L")
+    tagged(tmp_path / "images/b.dcm", PatientID="P1", Laterality="R")
+    tagged(tmp_path / "images/c_left.DCM", PatientID="")
+    tagged(tmp_path / "images/d.dcm", PatientID="P2", ImageLaterality="B")
+    tagged(tmp_path / "images/e.dcm", PatientID="P3", ImageLaterality="L")
+    (tmp_path / "images/f_right.dcm").write_bytes(b"no DICOM at all")
+    put(tmp_path, "labels.csv", "image,grade,patient,eye\na.dcm,0,,\nb,1,X,\ne,2,,OD\n")
+    rows = by_id(Folder().read(tmp_path))
+    assert {name: (row["patient_id"], row["eye"]) for name, row in rows.items()} == {
+        "a": ("P1", "left"), "b": ("X", "right"), "c_left": ("c", "left"), "d": ("P2", None),
+        "e": ("P3", "right"), "f_right": ("f", "right"),
+    }  # fmt: skip
+    assert rows["a"]["path"] == "images/a.dcm"
+
+
 def test_own_folder_takes_patients_from_names_or_columns(tmp_path: Path) -> None:
     touch(tmp_path, "images/a_left.png", "images/b.JPG", "images/c.tif", "images/notes.txt", "images/d.png")
     put(tmp_path, "labels.csv", "Image, Grade ,patient,eye\na_left.png,2,,\nb,0,P7,OD\nd,,,\ngone,1,,\n")
@@ -176,7 +254,10 @@ def test_same_name_with_two_endings_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "needs"), [("eyepacs", "trainLabels.csv"), ("idrid", "A. Segmentation"), ("folder", "images")]
 )
-def test_data_that_the_user_brings_says_what_to_put_where(tmp_path: Path, name: str, needs: str) -> None:
+def test_data_that_the_user_brings_says_what_to_put_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, needs: str
+) -> None:
+    monkeypatch.setitem(sys.modules, "kagglehub", SimpleNamespace())  # never the network
     part = DATASETS.get(name)()
     with pytest.raises(UserError) as error:
         part.download(tmp_path, Download())
@@ -186,7 +267,7 @@ def test_data_that_the_user_brings_says_what_to_put_where(tmp_path: Path, name: 
 
 
 def test_every_card_is_named_after_its_module() -> None:
-    for name in ("demo", "eyepacs", "idrid", "folder"):
+    for name in ("demo", "eyepacs", "idrid", "aptos", "messidor2", "ddr", "folder"):
         assert DATASETS.get(name).card.name == name
 
 

@@ -1,8 +1,8 @@
 """Your own photographs: ``images/`` beside ``labels.csv``.
 
-Its columns are image, grade and, if known, patient, eye (left, right) and quality (good, usable, reject). Where
-it tells no patient or eye, the tags of a DICOM file do, then names such as ``17_left.jpg``.
-Patient ids are used as they are and appear in the tables: pseudonymise first.
+Its columns are image, grade and, if known, patient, eye (left, right) and quality (good, usable, reject).
+Where it tells no patient or eye, the tags of a DICOM file do, then names such as ``17_left.jpg``. Patient ids
+are used as they are and appear in the tables: pseudonymise first.
 """
 
 from pathlib import Path

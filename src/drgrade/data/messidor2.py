@@ -79,8 +79,8 @@ class Messidor2:
         source="https://www.adcis.net/en/third-party/messidor2/",
         access="form",
         citation=(
-            "Decencière et al., Image Anal Stereol 33(3), 2014; Abràmoff et al., JAMA Ophthalmol 131(3), 2013; "
-            "grades: Krause et al., Ophthalmology 125(8), 2018"
+            "Decencière et al., Image Anal Stereol 33(3), 2014; "
+            "Abràmoff et al., JAMA Ophthalmol 131(3), 2013; grades: Krause et al., Ophthalmology 125(8), 2018"
         ),
         instructions=(
             "ask for the photographs at {source} and put IMAGES/ and messidor-2.csv into {root}, with "
