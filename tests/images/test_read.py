@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from drgrade.images.crop import crop_photograph
-from drgrade.images.read import ReadError, read_photograph
+from drgrade.images.read import ReadError, read_photograph, read_size
 from drgrade.params import Crop
 
 
@@ -172,3 +172,221 @@ class TestReadErrors:
     def test_float_pixels(self, tmp_path):
         path = save(tmp_path / "float.tif", np.ones((8, 8), np.float32))
         assert "float" in self.reason(path)
+
+
+UNCOMPRESSED = "1.2.840.10008.1.2.1"
+BASELINE_JPEG = "1.2.840.10008.1.2.4.50"
+
+
+def dicom(path: Path, pixels, kind: str, bits=8, syntax=UNCOMPRESSED, data=None, **tags) -> Path:
+    """A photograph as a hospital's archive exports it; ``data`` takes the place of the array's own bytes."""
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.encaps import encapsulate
+
+    found = Dataset()
+    found.file_meta = FileMetaDataset()
+    found.file_meta.TransferSyntaxUID = syntax
+    found.SOPClassUID = "1.2.840.10008.5.1.4.1.1.77.1.5.1"  # ophthalmic photography, 8 bit
+    found.SOPInstanceUID = "1.2.3"
+    found.Rows, found.Columns = pixels.shape[:2]
+    found.SamplesPerPixel = 3 if pixels.ndim == 3 else 1
+    found.PhotometricInterpretation = kind
+    found.BitsAllocated, found.BitsStored, found.HighBit = 8 * pixels.itemsize, bits, bits - 1
+    found.PixelRepresentation = int(pixels.dtype.kind == "i")
+    if pixels.ndim == 3:
+        found.PlanarConfiguration = 0
+    for name, value in tags.items():
+        setattr(found, name, value)
+    data = pixels.tobytes() if data is None else data
+    found.PixelData = data if syntax == UNCOMPRESSED else encapsulate([data])
+    found["PixelData"].VR = "OB" if pixels.itemsize == 1 else "OW"
+    found.save_as(path, enforce_file_format=True)
+    return path
+
+
+def jpeg_of(picture, **options) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "JPEG", **options)
+    return file.getvalue()
+
+
+def grey_rgb(grey):
+    return np.repeat(np.asarray(grey, np.uint8)[..., None], 3, axis=2)
+
+
+class TestDicom:
+    noise = np.random.default_rng(5).integers(0, 256, (40, 60, 3)).astype(np.uint8)
+
+    @pytest.mark.parametrize("name", ["a.dcm", "a.DCM", "IM0001", "wrong.jpg"])
+    def test_colour_is_read_whatever_the_file_is_called(self, tmp_path, name):
+        path = dicom(tmp_path / name, self.noise, "RGB")
+        np.testing.assert_array_equal(read_photograph(path), self.noise)
+        assert read_size(path) == (60, 40)
+
+    def test_planes_one_after_the_other(self, tmp_path):
+        planes = self.noise.transpose(2, 0, 1).tobytes()
+        path = dicom(tmp_path / "a.dcm", self.noise, "RGB", data=planes, PlanarConfiguration=1)
+        np.testing.assert_array_equal(read_photograph(path), self.noise)
+
+    def test_grey_and_inverted_grey(self, tmp_path):
+        grey = self.noise[..., 0]
+        np.testing.assert_array_equal(
+            read_photograph(dicom(tmp_path / "2.dcm", grey, "MONOCHROME2")), grey_rgb(grey)
+        )
+        np.testing.assert_array_equal(
+            read_photograph(dicom(tmp_path / "1.dcm", grey, "MONOCHROME1")), grey_rgb(255 - grey)
+        )
+
+    @pytest.mark.parametrize(("bits", "step"), [(16, 256), (12, 16), (10, 4)])
+    def test_deep_grey_is_scaled_by_its_stored_bits(self, tmp_path, bits, step):
+        deep = np.random.default_rng(1).integers(0, 2**bits, (30, 40)).astype(np.uint16)
+        read = read_photograph(dicom(tmp_path / "a.dcm", deep, "MONOCHROME2", bits))
+        np.testing.assert_array_equal(read, grey_rgb(deep // step))
+
+    def test_signed_grey(self, tmp_path):
+        signed = np.array([[-32768, -1, 0, 32767]] * 4, np.int16)
+        read = read_photograph(dicom(tmp_path / "a.dcm", signed, "MONOCHROME2", 16))
+        np.testing.assert_array_equal(read[0, :, 0], [0, 127, 128, 255])
+
+    def test_deep_colour(self, tmp_path):
+        deep = np.random.default_rng(2).integers(0, 2**16, (30, 40, 3)).astype(np.uint16)
+        read = read_photograph(dicom(tmp_path / "a.dcm", deep, "RGB", 16))
+        np.testing.assert_array_equal(read, deep // 256)
+
+    def test_luminance_and_chroma(self, tmp_path):
+        """DICOM PS3.3 C.7.6.3.1.2: full range, centred at 128."""
+        y, cb, cr = (self.noise[..., n].astype(float) for n in range(3))
+        expected = np.dstack([
+            y + 1.402 * (cr - 128), y - 0.344136 * (cb - 128) - 0.714136 * (cr - 128), y + 1.772 * (cb - 128)
+        ]).clip(0, 255)  # fmt: skip
+        read = read_photograph(dicom(tmp_path / "a.dcm", self.noise, "YBR_FULL"))
+        assert np.abs(read - expected).max() <= 1
+        # 4:2:2: two pixels of a row share their chroma, stored Y Y Cb Cr
+        paired = self.noise.copy()
+        paired[:, 1::2, 1:] = paired[:, ::2, 1:]
+        data = np.dstack([paired[:, ::2, 0], paired[:, 1::2, 0], paired[:, ::2, 1], paired[:, ::2, 2]])
+        full = read_photograph(dicom(tmp_path / "b.dcm", paired, "YBR_FULL"))
+        half = read_photograph(dicom(tmp_path / "c.dcm", paired, "YBR_FULL_422", data=data.tobytes()))
+        np.testing.assert_array_equal(half, full)
+
+    def test_palette(self, tmp_path):
+        table = np.random.default_rng(3).integers(0, 256, (256, 3)).astype(np.uint16)
+        tags = {}
+        for n, name in enumerate(("Red", "Green", "Blue")):
+            tags[f"{name}PaletteColorLookupTableDescriptor"] = [256, 0, 16]
+            tags[f"{name}PaletteColorLookupTableData"] = (table[:, n] * 257).tobytes()
+        indices = self.noise[..., 0]
+        read = read_photograph(dicom(tmp_path / "a.dcm", indices, "PALETTE COLOR", **tags))
+        np.testing.assert_array_equal(read, table[indices])
+
+    def test_jpeg_inside(self, tmp_path):
+        picture = eye()
+        data = jpeg_of(picture, quality=92)
+        path = dicom(tmp_path / "a.dcm", picture, "YBR_FULL_422", syntax=BASELINE_JPEG, data=data)
+        np.testing.assert_array_equal(read_photograph(path), np.asarray(Image.open(io.BytesIO(data))))
+        assert read_size(path) == (900, 600)
+
+    def reason(self, path):
+        with pytest.raises(ReadError) as error:
+            read_photograph(path)
+        assert str(path.parent) not in str(error.value)
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    @pytest.mark.parametrize("kept", [0.1, 0.5, 0.97])
+    def test_truncated(self, tmp_path, kept):
+        whole = dicom(tmp_path / "a.dcm", self.noise, "RGB").read_bytes()
+        path = tmp_path / "cut.dcm"
+        path.write_bytes(whole[: len(whole) - int((1 - kept) * self.noise.size)])
+        assert self.reason(path) == "truncated DICOM"
+        assert read_size(path) == (60, 40)  # the header is whole
+
+    @pytest.mark.filterwarnings("ignore::UserWarning")  # pydicom, on the same
+    @pytest.mark.parametrize("kept", [0.3, 0.9, 0.99])
+    def test_truncated_jpeg_inside(self, tmp_path, kept):
+        noisy = eye() ^ np.random.default_rng(0).integers(0, 32, (600, 900, 3)).astype(np.uint8)
+        data = jpeg_of(noisy)
+        path = dicom(tmp_path / "a.dcm", noisy, "YBR_FULL_422", syntax=BASELINE_JPEG, data=data)
+        short = dicom(
+            tmp_path / "b.dcm",
+            noisy,
+            "YBR_FULL_422",
+            syntax=BASELINE_JPEG,
+            data=data[: int(kept * len(data))],
+        )
+        assert "truncated" in self.reason(short)
+        path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
+        self.reason(path)
+
+    @pytest.mark.filterwarnings("ignore::UserWarning")  # pydicom, on a file that is none
+    def test_what_is_no_single_picture(self, tmp_path):
+        film = dicom(
+            tmp_path / "film.dcm", self.noise, "RGB", data=self.noise.tobytes() * 2, NumberOfFrames=2
+        )
+        assert self.reason(film) == "DICOM of 2 frames; export the photograph alone"
+        with pytest.raises(ReadError, match="2 frames"):
+            read_size(film)
+        (tmp_path / "text.dcm").write_text("no DICOM at all, and rather short")
+        (tmp_path / "empty.dcm").touch()
+        header = dicom(tmp_path / "header.dcm", self.noise, "RGB", data=b"").read_bytes()
+        (tmp_path / "cut.dcm").write_bytes(header[:160])
+        assert "not a DICOM picture" in self.reason(tmp_path / "text.dcm")
+        assert "not a DICOM picture" in self.reason(tmp_path / "cut.dcm")
+        assert self.reason(tmp_path / "empty.dcm") == "empty file"
+        for name in ("text.dcm", "cut.dcm", "empty.dcm"):
+            with pytest.raises(ReadError, match=r"not a DICOM|empty file"):
+                read_size(tmp_path / name)
+
+    def test_what_cannot_be_decoded_here_is_named(self, tmp_path):
+        lossless = "1.2.840.10008.1.2.4.80"
+        path = dicom(tmp_path / "a.dcm", self.noise, "RGB", syntax=lossless, data=b"\xff\xd8\xff\xd9")
+        assert "JPEG-LS" in self.reason(path)
+
+    @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")  # pydicom, on damaged tags
+    def test_damaged_bytes_are_an_error_or_a_picture(self, tmp_path):
+        rng = np.random.default_rng(0)
+        whole = dicom(tmp_path / "a.dcm", self.noise, "RGB").read_bytes()
+        path = tmp_path / "damaged.dcm"
+        for _ in range(150):
+            data = bytearray(whole)
+            for place in rng.integers(128, len(whole) - self.noise.size, 3):
+                data[place] = rng.integers(0, 256)
+            path.write_bytes(data)
+            try:
+                width, height = read_size(path)
+                picture = read_photograph(path)
+            except ReadError:
+                continue
+            assert picture.shape == (height, width, 3)
+            assert picture.dtype == np.uint8
+
+
+class TestSize:
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    @pytest.mark.parametrize("name", ["a.jpg", "a.png"])
+    def test_is_that_of_the_picture_as_read(self, tmp_path, name, orientation):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        path = save(tmp_path / name, eye(64, 48, 20), exif=exif)
+        height, width = read_photograph(path).shape[:2]
+        assert read_size(path) == (width, height)
+        assert (width, height) == ((48, 64) if orientation >= 5 else (64, 48))
+
+    def test_comes_from_the_header_alone(self, tmp_path):
+        path = save(tmp_path / "a.jpg", eye())
+        path.write_bytes(path.read_bytes()[:700])
+        assert read_size(path) == (900, 600)
+
+    def test_reasons(self, tmp_path):
+        (tmp_path / "empty.jpg").touch()
+        (tmp_path / "text.jpg").write_text("image,level")
+        (tmp_path / "cut.png").write_bytes(b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0")
+        reasons = {}
+        for name in ("empty.jpg", "text.jpg", "cut.png", "none.jpg", "none.dcm"):
+            with pytest.raises(ReadError) as error:
+                read_size(tmp_path / name)
+            reasons[name] = str(error.value)
+        assert reasons["empty.jpg"] == "empty file"
+        assert reasons["text.jpg"] == "not an image"
+        assert reasons["none.jpg"] == reasons["none.dcm"] == "no such file or directory"
+        assert reasons["cut.png"]

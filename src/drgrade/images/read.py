@@ -203,6 +203,8 @@ def _read_dicom(data: bytes) -> Picture:
         text = " ".join(str(error).split())
         if "truncated" in text or "less than expected" in text:
             raise ReadError("truncated DICOM") from None
+        if isinstance(error, RuntimeError):  # no decoder for it
+            raise ReadError(f"no decoder for DICOM of {found.file_meta.TransferSyntaxUID.name}") from None
         raise ReadError(f"cannot be decoded ({type(error).__name__}: {text})") from None
     picture = _eight_bits(pixels, bits)
     if kind == "MONOCHROME1":  # the lowest value is white
