@@ -1,0 +1,74 @@
+"""What the authors of the systems here have released, that a user may bring: where it goes, what takes it.
+
+Nothing is fetched: no licence is stated for any of it. Of the other systems there is nothing to list: o_O and
+RAM released no weights, and CLPI's are in a form and at a link that are of no use here.
+"""
+
+from dataclasses import dataclass
+
+_RELEASES = "releases of github.com/YijinHuang/Lesion-based-Contrastive-Learning (v1.0)"
+_UNSTATED = "none stated"
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A released file, as its authors describe it; none was tried here."""
+
+    name: str
+    what: str
+    source: str
+    licence: str
+    place: str
+    """Where to put it, relative to the working folder."""
+    key: str | None
+    """Key of ``params.yaml`` that takes its path, ``*`` for any experiment; None where a function does."""
+    use: str
+
+
+PUBLISHED = (
+    Artefact(
+        name="resnet50_128_07.pt",
+        what="ResNet-50 pretrained on lesion patches of 128 px, detections above 0.7 (MICCAI 2021)",
+        source=_RELEASES,
+        licence=_UNSTATED,
+        place="data/weights/resnet50_128_07.pt",
+        key="experiments.*.start",
+        use="with encoder: resnet50; a state dict without head",
+    ),
+    Artefact(
+        name="resnet50_128_08.pt",
+        what="the same, detections above 0.8",
+        source=_RELEASES,
+        licence=_UNSTATED,
+        place="data/weights/resnet50_128_08.pt",
+        key="experiments.*.start",
+        use="with encoder: resnet50; a state dict without head",
+    ),
+    Artefact(
+        name="resnet50_128_08_100.pt",
+        what="the same, fine-tuned to grade, with a head of one output, which is left out",
+        source=_RELEASES,
+        licence=_UNSTATED,
+        place="data/weights/resnet50_128_08_100.pt",
+        key="experiments.*.start",
+        use="with encoder: resnet50; take it that it has seen the grades of EyePACS: do not test it there",
+    ),
+    Artefact(
+        name="prediction pickles, raw",
+        what="every detection on cropped, unscaled EyePACS photographs, above 0.05",
+        source=_RELEASES,
+        licence=_UNSTATED,
+        place="data/published/",
+        key=None,
+        use="drgrade.lesions.patches.read_raw; with legacy_swap for patches as published",
+    ),
+    Artefact(
+        name="prediction pickles, filtered",
+        what="lesion patches in 512 px crops (EyePACS_predictions_128_05.pkl: detections above 0.5)",
+        source=_RELEASES,
+        licence=_UNSTATED,
+        place="data/published/",
+        key=None,
+        use="drgrade.lesions.patches.read_patches; x was scaled by the height and y by the width",
+    ),
+)
