@@ -131,6 +131,13 @@ def test_what_a_filter_left_out_is_cropped_all_the_same(index, tmp_path):
     assert pd.isna(table.loc["i3", "row"])
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_shard_of_nothing_but_failures_is_black(index, tmp_path, format):
+    store, _ = run(index, tmp_path / "out", format, shard_bytes=1)  # a shard a photograph
+    assert len(json.loads(store.read_text())["shards"]) == 20
+    assert CropStore(store)[[3, 4]].max(axis=(1, 2, 3)).astype(bool).tolist() == [False, True]
+
+
 def test_another_run_replaces_the_store_whole(index, tmp_path):
     run(index, tmp_path / "out", "jpeg")
     store, _ = run(index, tmp_path / "out", "raw")

@@ -149,7 +149,9 @@ class CropStore:
                 if self.format == "raw":
                     data, offsets = np.load(first, mmap_mode="r"), None
                 else:
-                    data, offsets = np.memmap(first, np.uint8, "r"), np.load(rest[0])
+                    offsets = np.load(rest[0])
+                    # a shard of photographs that all failed is an empty file, which cannot be mapped
+                    data = np.memmap(first, np.uint8, "r") if offsets[-1] else np.empty(0, np.uint8)
             except (OSError, ValueError) as error:
                 raise UserError(f"{first}: not a readable shard ({error}); {self._remedy}") from None
             if (data.shape[1:] != self.shape[1:]) if offsets is None else len(offsets) != rows + 1:
