@@ -1,6 +1,6 @@
-import os
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -100,6 +100,111 @@ class TestCropPhotograph:
         assert disc_squash.box == (disc.x0, 0, disc.x1, 1000)
 
 
+def published_clpi(picture, side):
+    """CLPI's preprocessing step by step: scale, middle, median, mask; and its box in original pixels."""
+    height, width = picture.shape[:2]
+    factor = side / min(width, height)
+    scaled = round(width * factor), round(height * factor)
+    middle = cv2.resize(picture, scaled, interpolation=cv2.INTER_CUBIC)
+    left, top = (round((length - side) / 2.0) for length in scaled)
+    middle = middle[top : top + side, left : left + side]
+    background = cv2.medianBlur(np.ascontiguousarray(middle), 2 * int(side / 20) + 1).astype(int)
+    stretched = (4 * middle.astype(int) - 4 * background + 128).clip(0, 255)
+    disc = np.zeros((side, side, 1), np.uint8)
+    cv2.circle(disc, (side // 2, side // 2), int(side * 90 / 200), 1, -1)
+    corners = np.array([left, top, left + side, top + side])
+    return disc * stretched, corners * np.tile([width / scaled[0], height / scaled[1]], 2)
+
+
+class TestGrahamAndClpi:
+    def test_graham_scales_the_published_radius_to_half_the_crop(self, tmp_path):
+        path = save(tmp_path / "eye.png", eye(900, 600, 280, spot=(500.0, 250.0, 12)))
+        crop, geometry, rule = crop_photograph(path, Crop(rule="graham", size=140))
+        assert rule == "graham"
+        assert geometry.box == (170, 20, 730, 580)
+        # the spot alone differs from its surroundings, other than the disc's rim
+        spot = (crop == 255).all(axis=2)
+        rows, columns = np.nonzero(spot)
+        place = geometry.to_original([[columns.mean() + 0.5, rows.mean() + 0.5]])[0]
+        assert place == pytest.approx((500, 250), abs=4)
+        assert (crop[0] == 128).all()
+        assert crop[70, 20].tolist() == [128] * 3
+
+    @pytest.mark.parametrize("aspect", ["pad", "squash"])
+    def test_graham_has_no_seam_where_the_photograph_ends(self, tmp_path, aspect):
+        flat = eye(900, 600, 400)
+        path = save(tmp_path / "cut off.png", flat)
+        crop, geometry, _ = crop_photograph(path, Crop(rule="graham", size=160, aspect=aspect))
+        assert geometry.box == (50, -100, 850, 700)
+        # a flat eye is flat grey to the top row that the photograph has, and beyond it
+        assert (crop[:, 60:100] == 128).all()
+        noise = np.random.default_rng(0).integers(-30, 30, flat.shape)
+        path = save(
+            tmp_path / "textured.png", np.where(flat > 0, flat + noise, 0).clip(0, 255).astype(np.uint8)
+        )
+        crop, _, _ = crop_photograph(path, Crop(rule="graham", size=160, aspect=aspect))
+        for beyond, within in ((crop[:20], crop[20:22]), (crop[140:], crop[138:140])):
+            assert (beyond == 128).all()
+            assert within[:, 60:100].std() > 5
+
+    def test_graham_falls_back_to_the_disc(self, tmp_path):
+        picture = eye()
+        picture[295:305, 200:] = 0  # a bar across the middle row
+        path = save(tmp_path / "barred.png", picture)
+        crop, geometry, rule = crop_photograph(path, Crop(rule="graham", size=64))
+        assert rule == "graham:fallback_disc"
+        assert geometry.box == pytest.approx((170, 20, 730, 580), abs=3)
+        assert crop.shape == (64, 64, 3)
+
+    @pytest.mark.parametrize(
+        ("width", "height", "size"),
+        [(150, 100, 64), (97, 143, 64), (69, 64, 64), (67, 64, 64), (60, 50, 128)],
+    )
+    def test_clpi_bit_for_bit(self, tmp_path, width, height, size):
+        rng = np.random.default_rng(width)
+        picture = cv2.GaussianBlur(rng.integers(0, 256, (height, width, 3)).astype(np.uint8), (0, 0), 1.5)
+        path = save(tmp_path / "noise.png", picture)
+        crop, geometry, rule = crop_photograph(path, Crop(rule="clpi", size=size))
+        expected, corners = published_clpi(picture, size)
+        assert rule == "clpi"
+        np.testing.assert_array_equal(crop, expected)
+        assert geometry.box == pytest.approx(tuple(corners), abs=0.5)
+
+    def test_clpi_rounds_half_offsets_to_even(self, tmp_path):
+        for width, left in ((67, 2), (69, 2), (71, 4)):  # 1.5, 2.5, 3.5
+            path = save(tmp_path / f"{width}.png", np.zeros((64, width, 3), np.uint8))
+            _, geometry, _ = crop_photograph(path, Crop(rule="clpi", size=64))
+            assert geometry.box == (left, 0, left + 64, 64)
+
+    @pytest.mark.parametrize("rule", ["graham", "clpi"])
+    def test_reduced_decoding_moves_nothing(self, tmp_path, rule):
+        # not a multiple of 8: the last reduced column covers pixels that are not there
+        picture = eye(1205, 803, 390, spot=(660.0, 300.0, 30))
+        path = save(tmp_path / "eye.jpg", picture, quality=95, subsampling=0)
+        whole = save(tmp_path / "eye.png", picture)
+        for size in (64, 96):
+            crop, geometry, _ = crop_photograph(path, Crop(rule=rule, size=size))
+            _, exact, _ = crop_photograph(whole, Crop(rule=rule, size=size))
+            assert np.abs(np.subtract(geometry.box, exact.box)).max() * exact.scale <= 1.3
+            middle = geometry.to_crop([[660, 300]])[0].astype(int)
+            assert (crop[middle[1], middle[0]] > 150).all()  # the spot; about it 128
+
+    @pytest.mark.parametrize("rule", ["disc", "o_O", "graham", "clpi"])
+    @pytest.mark.parametrize("shape", [(1, 1), (40, 160), (160, 40), (90, 131)])
+    @pytest.mark.parametrize("level", [0, 5, 255])
+    def test_no_picture_without_an_eye_stops_a_rule(self, tmp_path, rule, shape, level):
+        path = save(tmp_path / "flat.png", np.full((*shape, 3), level, np.uint8))
+        for aspect in ("pad", "squash"):
+            crop, geometry, found_by = crop_photograph(path, Crop(rule=rule, size=32, aspect=aspect))
+            assert crop.shape == (32, 32, 3)
+            assert crop.dtype == np.uint8
+            assert found_by.startswith(rule)
+            x0, y0, x1, y1 = geometry.box
+            assert x0 < shape[1]
+            assert y0 < shape[0]
+            assert min(x1, y1) > 0
+
+
 def write_index(path, rows):
     table = pd.DataFrame(rows, columns=["image_id", "path", "status", "reason"])
     for column in schema.INDEX:
@@ -178,18 +283,32 @@ class TestCropDataset:
             crop_dataset("demo", index, OPTIONS, tmp_path / "c.json", tmp_path / "c.parquet", 1)
 
 
-REAL = Path(os.environ.get("DRGRADE_IDRID_ROOT", "no such folder"))
+class TestRealPhotographs:
+    """IDRiD: the field of view is about 3420 of 4288 pixels wide, cut off at top and bottom."""
 
+    def crops(self, idrid, rule):
+        paths = sorted(idrid.glob("*/1. Original Images/*/*.jpg"))[::12]
+        assert len(paths) >= 10
+        for path in paths:
+            _, geometry, found_by = crop_photograph(path, Crop(rule=rule, size=512))
+            assert found_by == rule, path.name
+            yield path, geometry
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="DRGRADE_IDRID_ROOT: no real photographs here")
-def test_real_photographs_agree_with_the_published_box():
-    paths = sorted(REAL.glob("*/1. Original Images/*/*.jpg"))[::12]
-    assert len(paths) >= 10
-    for path in paths:
-        _, disc, rule = crop_photograph(path, Crop(size=512))
-        _, published, _ = crop_photograph(path, Crop(rule="o_O", size=512))
-        assert rule == "disc", path.name
-        # IDRiD: the field of view is about 3420 of 4288 pixels wide, cut off at top and bottom
-        assert 3350 < disc.x1 - disc.x0 < 3850, path.name
-        assert (disc.x0, disc.x1) == pytest.approx((published.x0, published.x1), abs=60), path.name
-        assert (disc.y0 + disc.y1) / 2 == pytest.approx(1424, abs=30), path.name
+    def test_disc_and_published_box_agree(self, idrid):
+        for (path, disc), (_, published) in zip(
+            self.crops(idrid, "disc"), self.crops(idrid, "o_O"), strict=True
+        ):
+            assert 3350 < disc.x1 - disc.x0 < 3850, path.name
+            assert (disc.x0, disc.x1) == pytest.approx((published.x0, published.x1), abs=60), path.name
+            assert (disc.y0 + disc.y1) / 2 == pytest.approx(1424, abs=30), path.name
+
+    def test_graham_is_as_wide_as_the_disc_in_the_middle_of_the_photograph(self, idrid):
+        for (path, disc), (_, graham) in zip(
+            self.crops(idrid, "disc"), self.crops(idrid, "graham"), strict=True
+        ):
+            assert graham.x1 - graham.x0 == pytest.approx(disc.x1 - disc.x0, rel=0.05), path.name
+            assert (graham.x0 + graham.x1) / 2 == pytest.approx(2144, abs=8), path.name
+
+    def test_clpi_takes_the_middle(self, idrid):
+        for path, clpi in self.crops(idrid, "clpi"):
+            assert clpi.box == pytest.approx((720, 0, 3568, 2848), abs=4), path.name
