@@ -10,6 +10,8 @@ import numpy as np
 from drgrade.images.rules import Picture
 
 GREY = 128
+KEPT = 0.45
+"""Radius, as a share of the crop's side, of the disc that both keep."""
 
 
 def without_local_mean(crop: Picture) -> Picture:
