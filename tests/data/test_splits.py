@@ -1,3 +1,4 @@
+import time
 from pathlib import Path
 
 import numpy as np
@@ -6,7 +7,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drgrade.data.splits import assign_splits, check_disjoint, label_subset, limit_patients
+from drgrade.data.splits import (
+    FRACTIONS,
+    assign_splits,
+    check_disjoint,
+    label_fractions,
+    label_subset,
+    limit_patients,
+    split_groups,
+)
 from drgrade.errors import UserError
 from drgrade.params import Index
 
@@ -22,6 +31,7 @@ def make_table(
     ]
     table = pd.DataFrame(rows, columns=["image_id", "patient_id", "grade", "official_split"])
     table["sha256"] = [f"{n:064x}" for n in range(len(table))]
+    table["phash"] = pd.Series(pd.NA, table.index, "string")
     table = table.assign(subset="grading", status="ok")
     return table.astype({"grade": "Int8", "official_split": "string", "sha256": "string"})
 
@@ -30,6 +40,7 @@ def add_masked(table: pd.DataFrame, count: int, tested: int = 0) -> pd.DataFrame
     masked = pd.DataFrame({"image_id": [f"A_{n}" for n in range(count)]})
     masked["patient_id"] = masked["image_id"]
     masked["sha256"] = [f"a{n:063x}" for n in range(count)]
+    masked["phash"] = pd.Series(pd.NA, masked.index, "string")
     masked["official_split"] = ["test" if n < tested else "train" for n in range(count)]
     masked = masked.assign(subset="segmentation", status="ok", grade=pd.NA)
     both = pd.concat([table, masked], ignore_index=True)
@@ -163,7 +174,7 @@ def test_folds_from_a_file(tmp_path: Path) -> None:
     ("text", "says"),
     [
         ("image_id,fold\n0_0,1\n0_1,1\n1_0,0\n", "no fold for 1 graded photographs, such as 2_0"),
-        ("image_id,fold\n0_0,0\n0_1,1\n1_0,0\n2_0,1\n", "0_0 (fold 0) and 0_1 (fold 1): same patient_id"),
+        ("image_id,fold\n0_0,0\n0_1,1\n1_0,0\n2_0,1\n", "0_0 (fold 0) and 0_1 (fold 1): same patient"),
         ("image_id,fold\n0_0,2\n", "line 2: needs image_id and a fold of 0 to 1"),
         ("image_id,fold\n0_0,x\n", "line 2"),
         ("name,fold\n0_0,1\n", "line 2"),
@@ -183,13 +194,13 @@ def test_absent_folds_file(tmp_path: Path) -> None:
 
 def test_check_disjoint_names_what_straddles() -> None:
     table = make_table([(0, 0), (1,), (2,)]).assign(split=["train", "test", "val", "train"], fold=pd.NA)
-    with pytest.raises(UserError, match=r"0_0 \(split train\) and 0_1 \(split test\): same patient_id"):
-        check_disjoint(table)
+    with pytest.raises(UserError, match=r"0_0 \(train\) and 0_1 \(test\): same patient"):
+        check_disjoint(table, 10)
     table = make_table([(0,), (1,)]).assign(split=["train", "test"], fold=pd.NA)
-    check_disjoint(table)
+    check_disjoint(table, 10)
     table["sha256"] = "same"
-    with pytest.raises(UserError, match="same sha256"):
-        check_disjoint(table)
+    with pytest.raises(UserError, match="same content"):
+        check_disjoint(table, 10)
 
 
 @settings(max_examples=30, deadline=None)
@@ -224,3 +235,153 @@ def test_limit_is_kept_and_spread_over_grades(count, limit, seed) -> None:
     assert set(kept["grade"]) == set(table["grade"])
     share = strata(kept).value_counts() / len(chosen) - strata(table).value_counts() / count
     assert share.abs().max() <= 5.0 / len(chosen)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(5, 80), st.integers(0, 99))
+def test_label_fractions_are_the_smallest_subset_of_each_row(count, seed) -> None:
+    rng = np.random.default_rng(seed)
+    table = make_table([tuple(rng.integers(0, 5, rng.integers(1, 3)).tolist()) for _ in range(count)])
+    fraction = label_fractions(table, seed)
+    for share in FRACTIONS:
+        assert set(table.loc[fraction <= share, "image_id"]) == set(label_subset(table, share, seed))
+    assert fraction.max() <= 1
+
+
+def flipped(digits: str, bits: int) -> str:
+    return f"{int(digits, 16) ^ ((1 << bits) - 1):064x}"
+
+
+def hashed(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+    """With perceptual hashes that are far apart."""
+    rng = np.random.default_rng(seed)
+    return table.assign(phash=pd.array([rng.bytes(32).hex() for _ in range(len(table))], dtype="string"))
+
+
+ties = st.lists(st.tuples(st.integers(0, 11), st.integers(0, 11), st.booleans()), max_size=10)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 6), min_size=12, max_size=12), ties, st.booleans())
+def test_groups_are_what_patients_and_copies_tie_together(people, ties, look) -> None:
+    table = hashed(pd.DataFrame({"image_id": map(str, range(12)), "patient_id": [f"p{n}" for n in people]}))
+    table["sha256"] = pd.array([f"{n:064x}" for n in range(12)], dtype="string")
+    for a, b, perceptual in ties:
+        table.loc[b, "phash" if perceptual else "sha256"] = table["phash" if perceptual else "sha256"][a]
+    alike = {(a, b) for a in range(12) for b in range(12) if table["patient_id"][a] == table["patient_id"][b]}
+    alike |= {(a, b) for a in range(12) for b in range(12) if table["sha256"][a] == table["sha256"][b]}
+    if look:
+        alike |= {(a, b) for a in range(12) for b in range(12) if table["phash"][a] == table["phash"][b]}
+    reach = {a: {a} for a in range(12)}
+    for _ in range(12):
+        reach = {a: {c for b in found for c in range(12) if (b, c) in alike} for a, found in reach.items()}
+    groups = split_groups(table, 10 if look else None)
+    assert groups.tolist() == [min(table["patient_id"][b] for b in reach[a]) for a in range(12)]
+
+
+@pytest.mark.parametrize(("bits", "apart"), [(10, 10), (10, 11), (0, 0), (0, 1), (None, 0)])
+def test_near_identical_photographs_share_a_part(bits, apart, caplog) -> None:
+    table = hashed(make_table([(n % 5,) for n in range(40)]))
+    for n in range(20):
+        table.loc[n + 20, "phash"] = flipped(table["phash"][n], apart)
+    split = assign_splits(table, Index(duplicate_bits=bits))["split"]
+    together = bits is not None and apart <= bits
+    assert (split[:20].tolist() == split[20:].tolist()) == together
+    assert (f"0_0 (patient 0) and 20_0 (patient 20): {apart} bits apart" in caplog.text) == together
+
+
+def test_missing_hashes_tie_nothing() -> None:
+    table = make_table([(0,)] * 20)
+    assert split_groups(table.assign(sha256=pd.NA), 10).nunique() == 20
+
+
+def test_broken_downloads_are_no_copies() -> None:
+    table = make_table([(n % 5,) for n in range(20)])
+    table["status"] = "unreadable"
+    table["sha256"] = "e" * 64  # all empty files
+    assert assign_splits(table, Index())["split"].nunique() == 3
+
+
+def test_official_moves_are_listed_pair_by_pair(caplog) -> None:
+    table = hashed(
+        make_table([(n % 5,) for n in range(20)], ["test" if n < 5 else "train" for n in range(20)])
+    )
+    table.loc[19, "sha256"] = table.loc[0, "sha256"]
+    table.loc[18, "phash"] = flipped(table["phash"][1], 3)
+    split = assign_splits(table, Index(scheme="official"))["split"]
+    assert split[[18, 19]].tolist() == ["test", "test"]
+    assert "0_0 (test) and 19_0 (train): same content" in caplog.text
+    assert "18_0 (train) and 1_0 (test): same picture but for 3 bits" in caplog.text
+
+
+def listed(tmp_path: Path, text: str, table: pd.DataFrame) -> pd.DataFrame:
+    (tmp_path / "split.csv").write_text(text)
+    return assign_splits(table, Index(scheme="file"), split_file=tmp_path / "split.csv")
+
+
+def test_split_from_a_file(tmp_path: Path) -> None:
+    table = make_table([(0, 1), (2,), (None,), (3,)])
+    text = "image_id,note,split\n0_0,a,val\n0_1,b,val\n1_0,,test\n3_0,,train\nelsewhere,,train\n"
+    split = listed(tmp_path, text, table)
+    assert split["split"].fillna("none").tolist() == ["val", "val", "test", "none", "train"]
+    assert split["fold"].isna().all()
+
+
+def test_a_split_file_may_leave_out_what_it_does_not_name(tmp_path: Path, caplog) -> None:
+    table = make_table([(0,), (1,), (2,), (3,)])
+    split = listed(tmp_path, "image_id,split\n*,\n0_0,test\n1_0,train\n2_0,\n", table)["split"]
+    assert split.fillna("none").tolist() == ["test", "train", "none", "none"]
+    assert "1 graded photographs are not listed: left out" in caplog.text
+    assert listed(tmp_path, "image_id,split\n*,train\n0_0,test\n", table)["split"].tolist() == [
+        "test",
+        *["train"] * 3,
+    ]
+
+
+def test_masked_copies_follow_a_split_file(tmp_path: Path) -> None:
+    table = add_masked(make_table([(n % 5,) for n in range(6)]), count=4, tested=1)
+    table.loc[table["image_id"] == "A_3", "sha256"] = table["sha256"][1]
+    text = "image_id,split\n" + "".join(f"{n}_0,{'test' if n == 1 else 'train'}\n" for n in range(6))
+    split = listed(tmp_path, text, table).set_index("image_id")["split"]
+    assert split["A_3"] == "test"
+    assert split["A_0"] == "test"
+    assert sorted(split[["A_1", "A_2"]]) == ["train", "val"]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("image_id,split\n0_0,train\n0_1,train\n", "no split for 1 graded photographs, such as 1_0"),
+        ("image_id,split\n0_0,train\n0_1,val\n1_0,test\n", "0_0 (train) and 0_1 (val): same patient"),
+        ("image_id,split\n0_0,train\n0_0,val\n", "line 3: 0_0 is train already"),
+        ("image_id,split\n0_0,training\n", "line 2: needs an image_id and a split"),
+        ("image_id\n0_0\n", "line 2: needs"),
+        ("image_id,split\n0_0.png,train\n", "lists none of the dataset's image_ids, such as 0_0"),
+        ("", "lists none"),
+    ],
+)
+def test_broken_split_files(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(UserError) as error:
+        listed(tmp_path, text, make_table([(0, 1), (2,)]))
+    assert says in str(error.value)
+
+
+def test_a_split_file_with_near_copies_across_parts_is_refused(tmp_path: Path) -> None:
+    table = hashed(make_table([(0,), (1,), (2,)]))
+    table.loc[2, "phash"] = flipped(table["phash"][0], 4)
+    with pytest.raises(UserError, match=r"0_0 \(train\) and 2_0 \(test\): same picture but for 4 bits"):
+        listed(tmp_path, "image_id,split\n0_0,train\n1_0,val\n2_0,test\n", table)
+
+
+def test_absent_split_file(tmp_path: Path) -> None:
+    for path in (tmp_path / "none.csv", None):
+        with pytest.raises(UserError, match="split_file"):
+            assign_splits(make_table([(0,)]), Index(scheme="file"), split_file=path)
+
+
+def test_a_hundred_thousand_photographs_take_seconds() -> None:
+    table = hashed(make_table([(n % 5, n % 5) for n in range(50_000)]))
+    start = time.perf_counter()
+    split = assign_splits(table, Index())["split"]
+    assert time.perf_counter() - start < 20  # 1.5 s alone on one core; quadratic ways take minutes
+    assert split.value_counts()["test"] == 25_000

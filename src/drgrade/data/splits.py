@@ -1,18 +1,23 @@
 """Divide photographs into training, validation and test parts: by patient, alike in grades, reproducibly.
 
-Photographs that must stay together form a group: those of one patient, and, through byte-identical copies,
-those of several. A group's stratum is its highest grade. The order within a stratum comes from a hash of seed
-and group, so a draw does not depend on the order of the table.
+Photographs that must stay together form a group: those of one patient, and, through copies (identical bytes,
+or perceptual hashes within a few bits), those of several. A group's stratum is its highest grade. The order
+within a stratum comes from a hash of seed and group, so a draw does not depend on the order of the table.
 """
 
-import csv
 import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
+from drgrade.data.duplicates import near_duplicates
+from drgrade.data.overlaps import straddling
+from drgrade.data.split_lists import read_lines, split_as_listed
 from drgrade.errors import UserError
 from drgrade.params import Index
 from drgrade.seeding import derive
@@ -21,30 +26,46 @@ log = logging.getLogger(__name__)
 
 STRICTEST = ("test", "val", "train")
 """A group with rows in several parts goes to the first of these: what is tested is never trained on."""
+FRACTIONS = (0.01, 0.05, 0.1, 0.25, 1.0)
+"""Shares of the labels that the field trains with; each lies inside the next."""
+SHOWN = 10
 
 
-def split_groups(table: pd.DataFrame) -> pd.Series:
-    """Group of each row: its patient, or the first of the patients that share identical photographs.
+def split_groups(table: pd.DataFrame, bits: int | None) -> pd.Series:
+    """Group of each row: its patient, or the first of the patients that copies of photographs tie together.
 
-    ``table`` has patient_id and sha256 (missing where there is no photograph). Copies are logged.
+    Args:
+        table: with patient_id, sha256 and phash (missing where there is no photograph), and image_id.
+        bits: photographs whose perceptual hashes differ in at most this many bits (0-15) are copies; None
+            compares bytes alone.
+
+    Returns:
+        Names of groups, on the table's index. Copies under different patients are logged.
     """
-    parent: dict[str, str] = {}
+    patients = pd.factorize(table["patient_id"])[0]
+    copies = [(a, b, 0) for a, b in _repeats(table["sha256"])]
+    if bits is not None:
+        copies += near_duplicates(table["phash"].tolist(), bits)
+    ends = np.array([(a, b) for a, b, _ in copies], np.int64).reshape(-1, 2)
+    graph = coo_array((np.ones(len(ends), bool), patients[ends].T), shape=(patients.max(initial=-1) + 1,) * 2)
+    tied = connected_components(graph, directed=False)[1][patients]
+    image, patient = table["image_id"].tolist(), table["patient_id"].tolist()
+    found = dict.fromkeys(
+        f"{image[a]} (patient {patient[a]}) and {image[b]} (patient {patient[b]}): {bits} bits apart"
+        for a, b, bits in copies
+        if patients[a] != patients[b]
+    )
+    if found:
+        log.warning("%d copies under different patients, kept in one part: %s", len(found), "; ".join(found))
+    return table["patient_id"].groupby(tied).transform("min")
 
-    def root(patient: str) -> str:
-        while (above := parent.get(patient, patient)) != patient:
-            patient = above
-        return patient
 
-    known = table[table["sha256"].notna() & table["sha256"].duplicated(keep=False)]
-    for digest, patients in known.groupby("sha256", sort=True)["patient_id"].agg(list).items():
-        first, *others = sorted(set(patients))
-        if others:
-            log.warning("same photograph (sha256 %s...) for patients %s: kept in one split", str(digest)[:12],
-                        ", ".join([first, *others]))  # fmt: skip
-        for other in others:
-            low, high = sorted((root(first), root(other)))
-            parent[high] = low
-    return table["patient_id"].map(root)
+def _repeats(keys: pd.Series) -> list[tuple[int, int]]:
+    """Places of equal keys, each with the first of them."""
+    codes = pd.factorize(keys)[0]
+    again = np.flatnonzero(pd.Series(codes).duplicated() & (codes >= 0))
+    first = dict(zip(codes[::-1].tolist(), range(len(codes) - 1, -1, -1), strict=True))
+    return [(first[codes[row]], int(row)) for row in again]
 
 
 def _order(groups: pd.Series, grades: pd.Series, seed: int, purpose: str) -> pd.Series:
@@ -72,17 +93,23 @@ def _holdout(ordered: Sequence[str], params: Index) -> dict[str, str]:
 
 def _official(table: pd.DataFrame, ordered: Sequence[str], params: Index) -> dict[str, str]:
     """The dataset's own parts; its training part is divided unless it names a validation part itself."""
-    given = table.assign(part=table["official_split"].fillna("train")).groupby("group")["part"].agg(set)
-    if "test" not in set(table["official_split"].dropna()):
+    official = table["official_split"]
+    if not (official == "test").any():
         raise UserError(
             "index.scheme: official, but the dataset names no test photographs; use holdout or kfold"
         )
-    mixed = [group for group, parts in given.items() if len(parts) > 1]
-    if mixed:
+    strictness = official.fillna("train").map({part: n for n, part in enumerate(STRICTEST)}).astype(int)
+    by_group = strictness.groupby(table["group"]).agg(["min", "max"])
+    mixed = by_group.index[by_group["min"] != by_group["max"]]
+    if len(mixed):
+        given = table[table["group"].isin(mixed)].assign(split=official.fillna("train"))
+        pairs = straddling(given.assign(fold=pd.Series(pd.NA, given.index, "Int8")), params.duplicate_bits)
         log.warning(
-            "%d groups lie in several official parts; moved whole to the stricter: %s", len(mixed), mixed[:5]
+            "%d groups lie in several official parts; moved whole to the stricter: %s",
+            len(mixed),
+            "; ".join(pairs),
         )
-    parts = {group: next(part for part in STRICTEST if part in given[group]) for group in ordered}
+    parts = {str(group): STRICTEST[n] for group, n in by_group["min"].items()}
     if "val" not in parts.values():
         training = [group for group in ordered if parts[group] == "train"]
         parts.update(dict.fromkeys(_pick(training, params.val_fraction), "val"))
@@ -90,17 +117,13 @@ def _official(table: pd.DataFrame, ordered: Sequence[str], params: Index) -> dic
 
 
 def _read_folds(path: Path, folds: int) -> dict[str, int]:
-    """Fold of each image_id in a committed CSV (image_id, fold)."""
-    try:
-        lines = list(csv.DictReader(path.read_text().splitlines()))
-    except FileNotFoundError:
-        raise UserError(
-            f"index.folds_file: {path}: no such file; commit it or set folds_file to null"
-        ) from None
+    """Fold of each image_id in a committed CSV (image_id, fold); lines without a fold are skipped."""
     found: dict[str, int] = {}
-    for number, line in enumerate(lines, 2):
-        image_id, fold = line.get("image_id"), line.get("fold") or ""
-        if not image_id or not fold.isdigit() or int(fold) >= folds:
+    for number, line in enumerate(read_lines(path, "index.folds_file"), 2):
+        image_id, fold = line.get("image_id"), line.get("fold")
+        if image_id and fold == "":
+            continue
+        if not image_id or not fold or not fold.isdigit() or int(fold) >= folds:
             raise UserError(
                 f"{path}: line {number}: needs image_id and a fold of 0 to {folds - 1}; correct it"
             )
@@ -127,56 +150,80 @@ def _folds(table: pd.DataFrame, ordered: Sequence[str], params: Index) -> pd.Ser
     return table["image_id"].map(fold)
 
 
-def assign_splits(table: pd.DataFrame, params: Index) -> pd.DataFrame:
+def assign_splits(table: pd.DataFrame, params: Index, split_file: Path | None = None) -> pd.DataFrame:
     """``table`` with the columns split (train, val, test) and fold (0..k-1 under ``kfold``, else missing).
 
-    Needs image_id, patient_id, sha256, grade, subset, official_split and status. Under ``kfold`` every
+    Needs image_id, patient_id, sha256, phash, grade, subset, official_split and status. Under ``kfold`` every
     grading row is ``train`` with a fold. Rows of the segmentation subset are never folded: official test rows
-    are ``test``, of the others ``val_fraction`` (at least one, where there are two) is ``val``; identical
-    copies of graded photographs follow those.
+    are ``test``, of the others ``val_fraction`` (at least one, where there are two) is ``val``; copies of
+    graded photographs follow those.
+
+    Args:
+        table: the rows to divide.
+        params: scheme, shares and seed.
+        split_file: CSV (image_id, split) that the scheme ``file`` divides by; photographs it leaves out have
+            no split.
 
     Raises:
-        UserError: the scheme does not suit the dataset, the folds file is broken, or a patient straddles.
+        UserError: the scheme does not suit the dataset, a file is broken, or a patient or copy straddles.
     """
-    table = table.assign(group=split_groups(table), fold=pd.Series(pd.NA, table.index, "Int8"))
+    table = table.assign(fold=pd.Series(pd.NA, table.index, "Int8"))
+    # broken downloads, such as empty files, are alike but no copies
+    seen = table.assign(sha256=table["sha256"].mask(table["status"] == "unreadable", pd.NA))
+    table["group"] = split_groups(seen, params.duplicate_bits)
     grading, masked = table[table["subset"] == "grading"], table[table["subset"] != "grading"]
     ordered = list(_order(grading["group"], grading["grade"], params.seed, "split").index)
-    parts = dict.fromkeys(ordered, "train")
-    if params.scheme == "kfold":
+    listed = pd.Series(pd.NA, grading.index, "string")
+    parts: dict[str, str] = {}
+    if params.scheme == "file":
+        if split_file is None:
+            raise UserError(
+                "datasets.<name>.split_file: the scheme 'file' needs a CSV (image_id, split); name it"
+            )
+        listed = split_as_listed(grading, split_file)
+        parts = dict(zip(grading.loc[listed.notna(), "group"], listed.dropna(), strict=True))
+    elif params.scheme == "kfold":
         table.loc[grading.index, "fold"] = _folds(grading, ordered, params).astype("Int8")
+        parts = dict.fromkeys(ordered, "train")
     elif len(grading):
         parts = (
             _holdout(ordered, params) if params.scheme == "holdout" else _official(grading, ordered, params)
         )
-    tested = set(masked.loc[masked["official_split"] == "test", "group"])
-    own = list(_order(masked["group"], masked["grade"], params.seed, "segmentation").index)
-    free = [group for group in own if group not in tested and group not in parts]
-    val = _pick(free, params.val_fraction or 0.1) if len(free) > 1 else set()
-    for group in own:
-        parts.setdefault(group, "test" if group in tested else "val" if group in val else "train")
+    parts |= _divide_masked(masked, params, parts)
     table["split"] = table["group"].map(parts).astype("string")
-    check_disjoint(table)
+    if params.scheme == "file":
+        table.loc[grading.index, "split"] = listed
+    check_disjoint(table.assign(sha256=seen["sha256"]), params.duplicate_bits)
     return table.drop(columns="group")
 
 
-def check_disjoint(table: pd.DataFrame) -> None:
-    """Make sure that no patient and no photograph (by sha256) is in two splits or two folds.
+def _divide_masked(masked: pd.DataFrame, params: Index, parts: dict[str, str]) -> dict[str, str]:
+    """Part of each group of the segmentation subset that is not among the graded ``parts``."""
+    tested = set(masked.loc[masked["official_split"] == "test", "group"])
+    own = list(_order(masked["group"], masked["grade"], params.seed, "segmentation").index)
+    own = [group for group in own if group not in parts]
+    free = [group for group in own if group not in tested]
+    val = _pick(free, params.val_fraction or 0.1) if len(free) > 1 else set()
+    return {group: "test" if group in tested else "val" if group in val else "train" for group in own}
+
+
+def check_disjoint(table: pd.DataFrame, bits: int | None) -> None:
+    """Make sure that no patient and no photograph (by content or perceptual hash) is in two splits or folds.
 
     Raises:
         UserError: some are; lists pairs of image_ids.
     """
-    pairs = []
-    for key in ("patient_id", "sha256"):
-        for part in ("split", "fold"):
-            rows = table[table[key].notna() & table[part].notna()]
-            straddling = rows.groupby(key)[part].nunique() > 1
-            for value in sorted(straddling[straddling].index):
-                same = rows[rows[key] == value].drop_duplicates(part)
-                (a, b), (x, y) = same["image_id"].iloc[:2], same[part].iloc[:2]
-                pairs.append(f"{a} ({part} {x}) and {b} ({part} {y}): same {key}")
+    pairs = straddling(table, bits)
     if pairs:
-        more = f"; and {len(pairs) - 10} more" if len(pairs) > 10 else ""
-        raise UserError(f"splits overlap: {'; '.join(pairs[:10])}{more}; put each patient into one part")
+        more = f"; and {len(pairs) - SHOWN} more" if len(pairs) > SHOWN else ""
+        raise UserError(f"splits overlap: {'; '.join(pairs[:SHOWN])}{more}; put each patient into one part")
+
+
+def _shares(rows: pd.DataFrame, fractions: Sequence[float], seed: int) -> pd.DataFrame:
+    """For each patient (index) and fraction (columns), whether it is among that share of its stratum."""
+    strata = _order(rows["patient_id"], rows["grade"], seed, "labels")
+    place, size = strata.groupby(strata).cumcount(), strata.groupby(strata).transform("size")
+    return pd.DataFrame({share: place < (size * share).round().clip(lower=1) for share in fractions})
 
 
 def label_subset(rows: pd.DataFrame, fraction: float, seed: int) -> list[str]:
@@ -185,11 +232,14 @@ def label_subset(rows: pd.DataFrame, fraction: float, seed: int) -> list[str]:
     ``rows`` (image_id, patient_id, grade) are the training rows of an index. A smaller fraction with the same
     seed lies inside a larger one. Sorted.
     """
-    strata = _order(rows["patient_id"], rows["grade"], seed, "labels")
-    place = strata.groupby(strata).cumcount()
-    wanted = (strata.groupby(strata).transform("size") * fraction).round().clip(lower=1)
-    chosen = strata.index[place < wanted]
-    return sorted(rows.loc[rows["patient_id"].isin(chosen), "image_id"])
+    among = _shares(rows, [fraction], seed)[fraction]
+    return sorted(rows.loc[rows["patient_id"].isin(among.index[among]), "image_id"])
+
+
+def label_fractions(rows: pd.DataFrame, seed: int) -> pd.Series:
+    """The smallest of FRACTIONS whose :func:`label_subset` holds each row; on the rows' index."""
+    smallest = _shares(rows, FRACTIONS, seed).idxmax(axis=1)  # nested: the first that is true
+    return rows["patient_id"].map(smallest).astype("Float64")
 
 
 def limit_patients(rows: pd.DataFrame, limit: int, seed: int) -> set[str]:
@@ -202,11 +252,11 @@ def limit_patients(rows: pd.DataFrame, limit: int, seed: int) -> set[str]:
     due = (strata.groupby(strata).cumcount() + 0.5) / strata.groupby(strata).transform("size")
     first = strata.groupby(strata).cumcount() > 0  # one patient of every grade before the second of any
     order = pd.DataFrame({"first": first, "due": due}).sort_values(["first", "due"], kind="stable").index
-    counts = rows["patient_id"].value_counts()
+    counts = rows["patient_id"].value_counts().to_dict()
     chosen: set[str] = set()
     room = limit
     for patient in order:
         if counts[patient] <= room:
             chosen.add(patient)
-            room -= int(counts[patient])
+            room -= counts[patient]
     return chosen

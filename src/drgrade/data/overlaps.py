@@ -1,0 +1,271 @@
+"""Find photographs and patients that are on both sides of a line: trained on here, tested on there.
+
+Two photographs overlap at one of four levels: the same image_id or the same patient (within a dataset, where
+such names mean something), the same bytes, or perceptual hashes within a few bits (also across datasets).
+Which overlaps leak depends on what the datasets are used for; docs/splits.md explains the rule.
+"""
+
+import logging
+from collections.abc import Collection, Mapping
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+
+from drgrade.data.duplicates import near_pairs
+from drgrade.errors import UserError
+from drgrade.files import whole, write_json
+from drgrade.params import Roles
+from drgrade.schema import INDEX, read_table
+
+log = logging.getLogger(__name__)
+
+KEYS = {"image": ["dataset", "image_id"], "patient": ["dataset", "patient_id"], "content": ["sha256"]}
+"""Levels of exact overlap, and the columns that are then equal. The fourth level is ``perceptual``."""
+LEVELS = (*KEYS, "perceptual")
+COLUMNS = ["dataset_a", "image_a", "part_a", "dataset_b", "image_b", "part_b", "level", "distance"]
+JUDGED = ["dataset", "image_id", *COLUMNS, "use_a", "use_b", "verdict"]
+SHOWN = 10
+TRAIN, VAL, TEST = 1, 1 << 21, 1 << 22
+"""Uses of a photograph as bits, the least strict first; fold k, tested by its own model and trained on by the
+others, is bit 20 - k."""
+
+Ints = npt.NDArray[np.integer]
+
+
+def pair_up(rows: pd.DataFrame, cells: pd.Series, bits: int | None) -> pd.DataFrame:
+    """Overlapping pairs of ``rows`` (dataset, image_id, patient_id, sha256, phash): a, b, level, distance.
+
+    a < b are places in ``rows``; distance is 0 but for perceptual pairs, which leave out identical content.
+    Each row is paired with the first overlapping row of each cell (such as a part), so a thousand copies are
+    some thousand pairs and every row that has a partner in a cell is seen to have it.
+
+    Raises:
+        ValueError: ``bits`` is neither None nor 0-15, or a perceptual hash is none.
+    """
+    codes = {level: _codes(rows, keys) for level, keys in KEYS.items()}
+    same = pd.DataFrame({"code": [], "other": [], "distance": []}, dtype=np.int64)
+    found = [_linked(code, cells, same).assign(level=level) for level, code in codes.items()]
+    if bits is not None:
+        code, hashes = pd.factorize(rows["phash"])
+        near = [np.stack(block) for block in near_pairs(hashes.tolist(), bits)]
+        a, b, apart = np.concatenate(near, axis=1) if near else np.empty((3, 0), np.int64)
+        both = {"code": np.r_[a, b], "other": np.r_[b, a], "distance": np.r_[apart, apart]}
+        alike = _linked(code, cells, pd.DataFrame(both))
+        content = codes["content"]
+        identical = (content[alike["a"]] == content[alike["b"]]) & (content[alike["a"]] >= 0)
+        found.append(alike[~identical].assign(level="perceptual"))
+    return pd.concat(found, ignore_index=True)
+
+
+def _codes(rows: pd.DataFrame, keys: list[str]) -> Ints:
+    """Number of each row's key, -1 where a part of it is missing."""
+    number = rows.groupby(keys, sort=False).ngroup()
+    return number.fillna(-1).to_numpy(np.int64)
+
+
+def _linked(codes: Ints, cells: pd.Series, links: pd.DataFrame) -> pd.DataFrame:
+    """Pairs (a, b, distance) of rows of equal codes, and of codes that ``links`` (both ways) calls near."""
+    rows = pd.DataFrame({"code": codes, "cell": cells.to_numpy(), "a": np.arange(len(codes))})
+    shared = rows["code"].duplicated(keep=False) | rows["code"].isin(links["code"])
+    rows = rows[(rows["code"] >= 0) & shared]
+    own = pd.DataFrame({"code": rows["code"].unique(), "distance": 0}).assign(other=lambda t: t["code"])
+    first = rows.drop_duplicates(["code", "cell"])[["code", "a"]].set_axis(["other", "b"], axis=1)
+    pairs = rows.merge(pd.concat([own, links]), on="code").merge(first, on="other")
+    pairs = pairs[pairs["a"] != pairs["b"]]
+    low, high = np.minimum(pairs["a"], pairs["b"]), np.maximum(pairs["a"], pairs["b"])
+    return pairs.assign(a=low, b=high)[["a", "b", "distance"]].drop_duplicates().sort_values(["a", "b"])
+
+
+def part_of(table: pd.DataFrame) -> pd.Series:
+    """``fold k`` with cross-validation, else train, val, test, or nothing."""
+    fold = "fold " + table["fold"].astype("Int8").astype("string")
+    return fold.fillna(table["split"].astype("string")).fillna("")
+
+
+def straddling(table: pd.DataFrame, bits: int | None) -> list[str]:
+    """Sentences about the pairs of one dataset's rows that overlap and are in different splits or folds.
+
+    ``table`` has image_id, patient_id, sha256, split, fold, and phash unless ``bits`` is None. A row without
+    a fold may have the patient of one with a fold, as long as both are in the same split.
+    """
+    rows = table.assign(dataset="", part=part_of(table)).sort_values("image_id", ignore_index=True)
+    pairs = pair_up(rows, rows["part"], bits)
+    part, split = rows["part"].to_numpy(), rows["split"].fillna("").to_numpy()
+    fold = rows["fold"].astype("Int8").fillna(-1).to_numpy(np.int64)
+    a, b = pairs["a"].to_numpy(), pairs["b"].to_numpy()
+    apart = (split[a] != split[b]) | ((fold[a] != fold[b]) & (fold[a] >= 0) & (fold[b] >= 0))
+    pairs = pairs[apart & (part[a] != "") & (part[b] != "")]
+    image = rows["image_id"].to_numpy()
+    return [
+        f"{image[pair.a]} ({part[pair.a]}) and {image[pair.b]} ({part[pair.b]}): "
+        f"{_reason(str(pair.level), int(str(pair.distance)))}"
+        for pair in pairs.itertuples()
+    ]
+
+
+def _reason(level: str, distance: int) -> str:
+    return f"same picture but for {distance} bits" if level == "perceptual" else f"same {level}"
+
+
+def _rows(indexes: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """The usable rows of all datasets, in order, with dataset and part."""
+    named = [table[table["status"] == "ok"].assign(dataset=name) for name, table in indexes.items()]
+    rows = pd.concat(named, ignore_index=True).sort_values(["dataset", "image_id"], ignore_index=True)
+    return rows.assign(part=part_of(rows))
+
+
+def _pairs(rows: pd.DataFrame, bits: int | None) -> pd.DataFrame:
+    """Pairs across datasets, subsets or parts; within one, copies only: two eyes of a patient are no news."""
+    cells = rows.groupby(["dataset", "subset", "part"], sort=False).ngroup()
+    pairs = pair_up(rows, cells, bits)
+    part = rows["part"].to_numpy()
+    return pairs[(pairs["level"] != "patient") | (part[pairs["a"]] != part[pairs["b"]])]
+
+
+def _named(rows: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
+    ends = {
+        f"{name}_{end}": rows.loc[pairs[end], column].to_numpy()
+        for end in "ab"
+        for name, column in (("dataset", "dataset"), ("image", "image_id"), ("part", "part"))
+    }
+    return pd.DataFrame(ends).assign(level=pairs["level"].to_numpy(), distance=pairs["distance"].to_numpy())
+
+
+def find_overlaps(indexes: Mapping[str, pd.DataFrame], bits: int | None) -> pd.DataFrame:
+    """Overlapping pairs of photographs within and across datasets, with columns COLUMNS.
+
+    Args:
+        indexes: ``index.parquet`` of each dataset; rows whose status is not ok take no part.
+        bits: perceptual hashes within this many bits are copies (0-15); None compares bytes alone.
+
+    Returns:
+        A row a pair and level (image, patient, content, perceptual). Each photograph is paired with the first
+        of every part it overlaps, rather than with all. A patient's photographs in one part are left out.
+    """
+    rows = _rows(indexes)
+    return _named(rows, _pairs(rows, bits))[COLUMNS]
+
+
+def uses(rows: pd.DataFrame, roles: Roles) -> Ints:
+    """What each row is for, over all roles, as bits: see TRAIN; 0 where it is not used at all."""
+    name, split = rows["dataset"], rows["split"].astype("string").fillna("")
+    masked = rows["subset"] == "segmentation"
+    graded = ~masked & rows["grade"].notna()
+    part = split.map({"train": TRAIN, "val": VAL, "test": TEST}).fillna(0).to_numpy(np.int64, copy=True)
+    folded = rows["fold"].notna().to_numpy()
+    part[folded] = 1 << (20 - rows["fold"][folded].to_numpy(np.int64))
+    # Nothing is chosen on the detector's validation photographs, but heat maps are scored on them.
+    lesions = np.where(split == "train", TRAIN, np.where(split == "", 0, TEST))
+    blind = roles.pretrain == roles.grade  # one encoder a fold, which has not seen the fold
+    pretrain = np.where(split == "train", part if blind else TRAIN, 0)
+    return np.asarray(
+        np.where(masked & (name == roles.lesions), lesions, 0)
+        | np.where(name == roles.pretrain, pretrain, 0)
+        | np.where(graded & (name == roles.grade), part, 0)
+        | np.where(graded & name.isin(roles.external), TEST, 0),
+        np.int64,
+    )
+
+
+def judge(indexes: Mapping[str, pd.DataFrame], roles: Roles, bits: int | None) -> pd.DataFrame:
+    """Overlapping pairs with columns JUDGED: a leak is a pair whose photographs are not all for one thing.
+
+    use_a and use_b are train, val, test, fold k or several of these, over all roles; the verdict is leak,
+    same part, or unused. dataset and image_id name the photograph to leave out: of a leak's two, the one
+    further from the test. A photograph that is itself trained on and tested on is a pair with itself.
+    """
+    rows = _rows(indexes)
+    use = uses(rows, roles)
+    alone = np.flatnonzero(np.bitwise_count(use) > 1)
+    own = pd.DataFrame({"a": alone, "b": alone, "level": "image", "distance": 0})
+    pairs = pd.concat([own, _pairs(rows, bits)], ignore_index=True)
+    a, b = use[pairs["a"]], use[pairs["b"]]
+    leak = (np.bitwise_count(a | b) > 1) & (a > 0) & (b > 0)
+    drop = rows.loc[np.where((a & -a) <= (b & -b), pairs["a"], pairs["b"])].reset_index(drop=True)
+    names = {bits_: _use_name(int(bits_)) for bits_ in np.unique(use)}
+    judged = _named(rows, pairs).assign(
+        use_a=[names[one] for one in a],
+        use_b=[names[one] for one in b],
+        verdict=np.where(leak, "leak", np.where((a == 0) | (b == 0), "unused", "same part")),
+        dataset=drop["dataset"].where(leak, ""),
+        image_id=drop["image_id"].where(leak, ""),
+    )
+    order = ["verdict", "dataset_a", "image_a", "dataset_b", "image_b", "level"]
+    return judged[JUDGED].sort_values(order, ignore_index=True)
+
+
+def _use_name(use: int) -> str:
+    folds = [(1 << (20 - k), f"fold {k}") for k in range(20)]
+    return " ".join(
+        name for bit, name in [(TRAIN, "train"), *folds, (VAL, "val"), (TEST, "test")] if use & bit
+    )
+
+
+def check_overlaps(
+    indexes: Mapping[str, pd.DataFrame], roles: Roles, bits: int | None, refuse: Collection[str] = LEVELS
+) -> pd.DataFrame:
+    """The pairs of :func:`judge`, when none of them leaks at a level of ``refuse``.
+
+    Raises:
+        UserError: some do; their number, the first ten, and the remedy.
+    """
+    judged = judge(indexes, roles, bits)
+    _refuse(judged, refuse, "the photographs on the training side")
+    return judged
+
+
+def _refuse(judged: pd.DataFrame, levels: Collection[str], remedy: str) -> None:
+    leaks = judged[(judged["verdict"] == "leak") & judged["level"].isin(list(levels))]
+    if leaks.empty:
+        return
+    shown = [
+        f"{row.dataset_a}/{row.image_a} ({row.use_a}) and {row.dataset_b}/{row.image_b} ({row.use_b}): "
+        f"{_reason(str(row.level), int(str(row.distance)))}"
+        for row in leaks.head(SHOWN).itertuples()
+    ]
+    more = f"; and {len(leaks) - SHOWN} more" if len(leaks) > SHOWN else ""
+    raise UserError(
+        f"{len(leaks)} overlaps between training and test: {'; '.join(shown)}{more}; "
+        f"leave out one of each, in datasets.<name>.exclude: {remedy}"
+    )
+
+
+def validate(
+    indexes: Mapping[str, Path],
+    roles: Roles,
+    bits: int | None,
+    out: Path,
+    refuse: Collection[str] = LEVELS,
+) -> None:
+    """The stage ``validate``: write ``overlaps.csv`` and ``validate.json`` below ``out``, then refuse leaks.
+
+    Args:
+        indexes: ``index.parquet`` of every dataset that has a role.
+        roles: which dataset plays which.
+        bits: as ``index.duplicate_bits``.
+        out: folder to write to. ``overlaps.csv`` has the columns JUDGED and can be given as
+            ``datasets.<name>.exclude``: dataset and image_id are empty for harmless pairs.
+        refuse: levels at which a leak stops the run; at the others it is only listed.
+
+    Raises:
+        UserError: such a leak; both files are written before.
+    """
+    tables = {name: read_table(path, INDEX) for name, path in sorted(indexes.items())}
+    judged = judge(tables, roles, bits)
+    with whole(out / "overlaps.csv") as partial:
+        judged.to_csv(partial, index=False, lineterminator="\n")
+    counts = judged.groupby(["verdict", "level"]).size()
+    summary = {
+        "duplicate_bits": bits,
+        "photographs": {name: int((table["status"] == "ok").sum()) for name, table in tables.items()},
+        "leaks": int((judged["verdict"] == "leak").sum()),
+        "pairs": {
+            verdict: {str(level): int(n) for level, n in counts[verdict].items()}
+            for verdict in sorted(set(judged["verdict"]))
+        },
+    }
+    write_json(summary, out / "validate.json")
+    log.info("%d overlapping pairs, %d of them leaks", len(judged), summary["leaks"])
+    _refuse(judged, refuse, f"{out / 'overlaps.csv'} lists those on the training side")

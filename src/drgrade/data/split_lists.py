@@ -1,0 +1,85 @@
+"""Splits that somebody else made: lists of photographs and the part each belongs to."""
+
+import csv
+import logging
+from pathlib import Path
+
+import pandas as pd
+
+from drgrade.errors import UserError
+
+log = logging.getLogger(__name__)
+
+PARTS = ("train", "val", "test")
+OTHERS = "*"
+"""Stands in a list for every graded photograph that it does not name."""
+
+
+def read_lines(path: Path, key: str) -> list[dict[str, str]]:
+    """Lines of a CSV with a header, blank where a cell is missing; ``key`` names the param that asks for it.
+
+    Raises:
+        UserError: there is no such file, or it is not text.
+    """
+    try:
+        lines = csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines(), restval="")
+        return [{name: cell or "" for name, cell in line.items() if name is not None} for line in lines]
+    except FileNotFoundError:
+        raise UserError(f"{key}: {path}: no such file; commit it or set {key} to null") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path}: not a text CSV ({error}); save it as UTF-8") from None
+
+
+def read_split_list(path: Path) -> dict[str, str]:
+    """Part of each image_id in a CSV (image_id, split); other columns are ignored.
+
+    The part is train, val, test, or empty: such a photograph takes no part. The image_id ``*`` stands for all
+    graded photographs that are not listed, so ``*,`` leaves them out.
+
+    Raises:
+        UserError: no such file, another part, or an image_id listed under two parts.
+    """
+    found: dict[str, str] = {}
+    for number, line in enumerate(read_lines(path, "datasets.<name>.split_file"), 2):
+        image_id, part = line.get("image_id", ""), line.get("split")
+        if not image_id or part is None or part not in (*PARTS, ""):
+            raise UserError(
+                f"{path}: line {number}: needs an image_id and a split of train, val, test or nothing"
+            )
+        if found.setdefault(image_id, part) != part:
+            raise UserError(
+                f"{path}: line {number}: {image_id} is {found[image_id] or 'left out'} already; keep one line"
+            )
+    return found
+
+
+def split_as_listed(table: pd.DataFrame, path: Path) -> pd.Series:
+    """Part of each grading row as a list says; missing where the list leaves it out.
+
+    Raises:
+        UserError: the list is broken, knows none of the photographs, or lacks a graded one.
+    """
+    listed = read_split_list(path)
+    others = listed.pop(OTHERS, None)
+    known = table["image_id"].isin(listed.keys())
+    if not known.any():
+        example = "" if table.empty else f", such as {table['image_id'].iloc[0]}"
+        raise UserError(
+            f"{path}: lists none of the dataset's image_ids{example}; name photographs as the index does"
+        )
+    lacking = table.loc[~known & table["grade"].notna() & (table["status"] == "ok"), "image_id"]
+    if len(lacking) and others is None:
+        raise UserError(
+            f"{path}: no split for {len(lacking)} graded photographs, such as {lacking.iloc[0]}; "
+            f"list them, or add the line '{OTHERS},' to leave them out"
+        )
+    if len(lacking):
+        log.warning(
+            "%s: %d graded photographs are not listed: %s", path.name, len(lacking), others or "left out"
+        )
+    absent = len(listed) - int(known.sum())
+    if absent:
+        log.warning("%s: %d of %d listed photographs are not in the dataset", path.name, absent, len(listed))
+    graded = table["grade"].notna()
+    parts = table["image_id"].map(listed).astype("string").mask(~known & graded, others or "")
+    return parts.mask(parts == "", pd.NA)
