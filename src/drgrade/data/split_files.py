@@ -1,0 +1,82 @@
+"""A split saved as a file: who trains, validates and tests, with its digest and counts."""
+
+import io
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from drgrade.data.overlaps import part_of
+from drgrade.data.splits import label_fractions
+from drgrade.errors import UserError
+from drgrade.files import sha256, write_file, write_json
+from drgrade.params import Index
+
+SPLIT = {
+    "image_id": "string",
+    "patient_id": "string",
+    "grade": "Int8",
+    "split": "string",
+    "fold": "Int8",
+    "label_fraction": "Float64",  # the smallest of splits.FRACTIONS that a training photograph belongs to
+}
+"""Columns of ``split.csv``, a row for each photograph that takes part, sorted by image_id."""
+
+
+def write_split(table: pd.DataFrame, folder: Path, params: Index) -> str:
+    """Save who trains, validates and tests: ``split.csv`` (SPLIT) and ``split.json`` (its digest and counts).
+
+    Args:
+        table: an index with split and fold; rows whose status is ok and that have a part are saved.
+        folder: where to write; same table, same bytes.
+        params: scheme and seed, which also draws the label fractions.
+
+    Returns:
+        SHA-256 of ``split.csv``.
+    """
+    rows = table[(table["status"] == "ok") & table["split"].notna()]
+    training = rows[(rows["split"] == "train") & (rows["subset"] == "grading") & rows["grade"].notna()]
+    fractions = label_fractions(training, params.seed).reindex(rows.index)
+    rows = rows.assign(label_fraction=fractions.astype("Float64")).sort_values("image_id")
+    text = io.StringIO()
+    rows[list(SPLIT)].to_csv(text, index=False, lineterminator="\n")
+    write_file(folder / "split.csv", text.getvalue().encode())
+    digest = sha256(folder / "split.csv")
+    summary = {"sha256": digest, "seed": params.seed, "scheme": params.scheme, "counts": _counts(rows)}
+    write_json(summary, folder / "split.json")
+    return digest
+
+
+def _counts(rows: pd.DataFrame) -> dict[str, dict[str, int]]:
+    """Photographs by part (train, val, test, fold k) and grade, and the part's patients."""
+    counts: dict[str, dict[str, int]] = {}
+    for part, members in rows.groupby(part_of(rows), sort=True):
+        grades = members["grade"].value_counts().sort_index()
+        counts[str(part)] = {f"grade {grade}": int(n) for grade, n in grades.items()} | {
+            "photographs": len(members),
+            "patients": int(members["patient_id"].nunique()),
+        }
+    return counts
+
+
+def read_split(path: Path) -> pd.DataFrame:
+    """A saved split, with the columns SPLIT, after checking it against the ``split.json`` beside it.
+
+    Raises:
+        UserError: a file is missing, was changed since it was written, or is no split.
+    """
+    about = path.with_suffix(".json")
+    try:
+        expected, actual = json.loads(about.read_text())["sha256"], sha256(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{error.filename}: no such file; run the stage index first") from None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{about}: holds no sha256; run the stage index again") from None
+    if actual != expected:
+        raise UserError(
+            f"{path}: not as {about.name} says (sha256 {actual[:12]}...); run the stage index again"
+        )
+    table = pd.read_csv(path, dtype=SPLIT, keep_default_na=False, na_values=[""])
+    if list(table.columns) != list(SPLIT) or table["image_id"].duplicated().any():
+        raise UserError(f"{path}: not a split: needs the columns {', '.join(SPLIT)}, and an image_id once")
+    return table
