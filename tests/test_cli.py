@@ -33,7 +33,17 @@ def test_every_verb_explains_itself(verb, capsys):
     [
         (["check", "gone.yaml"], "drgrade: error: gone.yaml: no such file"),
         (
-            ["index", "--dataset", "demo", "--manifest", "gone.tsv", "--out", "i.parquet"],
+            [
+                "index",
+                "--dataset",
+                "demo",
+                "--manifest",
+                "gone.tsv",
+                "--out",
+                "i.parquet",
+                "--split",
+                "s.csv",
+            ],
             "drgrade: error: gone.tsv",
         ),
         (

@@ -9,7 +9,8 @@ def test_a_small_run_says_nothing():
 def test_a_large_run_says_what_it_needs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     params = Params(
-        datasets={"demo": Dataset(), "eyepacs": Dataset()}, roles=Roles(pretrain="eyepacs", grade="eyepacs")
+        datasets={"demo": Dataset(), "eyepacs": Dataset()},
+        roles=Roles(pretrain="eyepacs", grade="eyepacs", external=[]),
     )
     lines = estimate(params, cores=2)
     # 88,702 crops of 256 px in RGB are 17.4 GB
@@ -19,12 +20,13 @@ def test_a_large_run_says_what_it_needs(tmp_path, monkeypatch):
 
 def test_limit_and_manifest_count(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    small = Params(datasets={"demo": Dataset(), "eyepacs": Dataset(limit=100)}, roles=Roles(grade="eyepacs"))
+    roles = Roles(grade="eyepacs", external=[])
+    small = Params(datasets={"demo": Dataset(), "eyepacs": Dataset(limit=100)}, roles=roles)
     assert estimate(small, cores=2) == []
     manifest = tmp_path / "results/eyepacs/download/manifest.tsv"
     manifest.parent.mkdir(parents=True)
     manifest.write_text("path\tsize\tsha256\n" + "".join(f"{n}.jpeg\t1\tx\n" for n in range(3000)))
-    whole = Params(datasets={"demo": Dataset(), "eyepacs": Dataset()}, roles=Roles(grade="eyepacs"))
+    whole = Params(datasets={"demo": Dataset(), "eyepacs": Dataset()}, roles=roles)
     assert "eyepacs: 3000 photographs" in estimate(whole, cores=2)[0]
 
 

@@ -33,10 +33,29 @@ def download(args: Arguments) -> None:
 
 
 def index(args: Arguments) -> None:
-    """List the photographs of a dataset, join their labels, split them by patient."""
+    """List photographs and labels, look at each photograph, split by patient."""
     from drgrade.data.index import build_index
 
-    build_index(args.dataset, _block(args.params, "index"), args.limit, args.manifest, args.out)
+    build_index(
+        args.dataset,
+        _block(args.params, "index"),
+        args.limit,
+        args.manifest,
+        args.out,
+        split=args.split,
+        split_file=args.split_file,
+        exclude=args.exclude,
+        workers=args.workers,
+    )
+
+
+def overlaps(args: Arguments) -> None:
+    """Refuse photographs and patients that are trained on in one place and tested on in another."""
+    from drgrade.data.overlaps import overlaps
+
+    block = _block(args.params, "overlaps")
+    indexes = {name: Path(path) for name, path in args.index}
+    overlaps(indexes, _block(args.roles, "roles"), block.duplicate_bits, args.out, block.refuse)
 
 
 def crop(args: Arguments) -> None:
@@ -110,7 +129,7 @@ def pretrain(args: Arguments) -> None:
 
 def grade(args: Arguments) -> None:
     """Train and test one experiment, all its seeds and folds."""
-    from drgrade.grading.stage import grade
+    from drgrade.grading.stage import External, grade
 
     experiment = _block(args.experiment_params, "experiment")
     grade(
@@ -118,6 +137,7 @@ def grade(args: Arguments) -> None:
         experiment,
         _block(args.params, "grade"),
         _block(args.crop_params, "crop"),
+        dataset=args.dataset,
         index=args.index,
         crops=args.crops,
         store=args.store,
@@ -125,6 +145,7 @@ def grade(args: Arguments) -> None:
         predictions=args.predictions,
         manifest=args.manifest,
         models=args.models,
+        external=[External(name, *map(Path, paths)) for name, *paths in args.external],
     )
 
 
@@ -244,7 +265,15 @@ def _parser() -> argparse.ArgumentParser:
     sub = verb(index)
     sub.add_argument("--dataset", required=True)
     sub.add_argument("--limit", type=_limit, default=None, help="use only so many graded photographs")
-    _paths(sub, "manifest", "out")
+    sub.add_argument("--workers", type=int, default=os.cpu_count())
+    _paths(sub, "manifest", "out", "split")
+    _paths(sub, "split_file", "exclude", optional=True)
+    sub = verb(overlaps)
+    sub.add_argument("--roles", default="{}", metavar="JSON", help="the block roles of params.yaml")
+    sub.add_argument(
+        "--index", nargs=2, action="append", required=True, metavar=("DATASET", "PATH"), help="one a dataset"
+    )
+    _paths(sub, "out")
     sub = verb(crop)
     sub.add_argument("--dataset", required=True)
     sub.add_argument("--workers", type=int, default=os.cpu_count())
@@ -266,7 +295,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--by-fold", action="store_true", help="one encoder a fold, blind to that fold")
     _paths(sub, "index", "crops", "store", "patches", "manifest", "weights")
     sub = verb(grade)
+    sub.add_argument("--dataset", required=True)
     sub.add_argument("--experiment", required=True)
+    sub.add_argument(
+        "--external", nargs=4, action="append", default=[], metavar=("DATASET", "INDEX", "CROPS", "STORE"),
+        help="test on another dataset too",
+    )  # fmt: skip
     sub.add_argument("--experiment-params", default="{}", metavar="JSON", help="its row of params.yaml")
     sub.add_argument(
         "--crop-params", default="{}", metavar="JSON", help="the block crop, kept with the model"

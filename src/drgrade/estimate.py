@@ -19,8 +19,8 @@ def count(params: Params, dataset: str) -> int:
     if manifest.exists():
         names = (line.split("\t")[0].lower() for line in manifest.read_text().splitlines())
         known = sum(name.endswith((".jpg", ".jpeg", ".png")) for name in names)
-    elif dataset == "demo":
-        known = 2 * params.download.demo.patients + params.download.demo.segmentation
+    elif painted := getattr(params.download, dataset, None):
+        known = 2 * painted.patients + painted.segmentation
     else:
         known = PUBLISHED.get(dataset, (0, 0.0))[0]
     return min(limit, known) if limit and known else limit or known
@@ -28,7 +28,7 @@ def count(params: Params, dataset: str) -> int:
 
 def trainings(params: Params) -> int:
     """Networks that will be fine-tuned: experiments by seeds by folds."""
-    folds = params.index.folds if params.index.scheme == "kfold" else 1
+    folds = params.index.folds if params.scheme(params.roles.grade) == "kfold" else 1
     return sum(len(row.seeds) * folds for row in params.experiments.values() if row.grader != "majority")
 
 

@@ -51,7 +51,7 @@ class Roles(Block):
     """Its photographs are searched for lesions and used, without grades, for pretraining."""
     grade: Name = "demo"
     """Trains and tests the graders: needs grades."""
-    external: list[Name] = []
+    external: list[Name] = ["demo_site"]
     """Test the graders once more, as they are, on all graded photographs of these."""
 
 
@@ -61,7 +61,7 @@ class Demo(Block):
     patients: Annotated[int, Field(ge=5)] = 60
     """Patients with a graded photograph of each eye."""
     segmentation: Annotated[int, Field(ge=0)] = 16
-    """Further photographs with exact lesion masks, in the layout of IDRiD part A."""
+    """Further photographs with exact lesion masks, in the layout of IDRiD part A; 0: no such layout."""
     width: Annotated[int, Field(ge=256, le=4288)] = 800
     """Mean width of a photograph in pixels; cameras differ around it."""
     seed: Seed = 7
@@ -71,7 +71,8 @@ class Demo(Block):
     label_noise: Fraction = 0.0
     """Chance that a written grade is one off the true one, as another reader's would be."""
     camera_shift: Fraction = 0.0
-    """How far the camera differs from the usual one: colour, blur, vignette, noise, compression."""
+    """How far the camera differs from the usual one: colour, blur, vignette, noise, compression; at 1
+    pictures are also 0.8 as wide and show the whole field."""
 
 
 class Download(Block):
@@ -106,6 +107,20 @@ class Index(Block):
     """Leave out photographs that the dataset itself calls ungradable (EyeQ reject, and the like)."""
     seed: Seed = 1
     """Seed of the split."""
+
+
+class Overlaps(Block):
+    """Look for photographs and patients that are trained on in one place and tested on in another."""
+
+    refuse: list[Literal["image", "patient", "content", "perceptual"]] = [
+        "image",
+        "patient",
+        "content",
+        "perceptual",
+    ]
+    """Levels at which an overlap stops the run; the others are only listed in ``overlaps.csv``."""
+    duplicate_bits: Annotated[int, Field(ge=0, le=15)] | None = 10
+    """As ``index.duplicate_bits``, here also across datasets."""
 
 
 class Crop(Block):
@@ -311,11 +326,12 @@ class Report(Block):
 class Params(Block):
     """Everything that decides a result."""
 
-    datasets: dict[Name, Dataset] = {"demo": Dataset()}
+    datasets: dict[Name, Dataset] = {"demo": Dataset(), "demo_site": Dataset()}
     """The datasets that take part."""
     roles: Roles = Roles()
     download: Download = Download()
     index: Index = Index()
+    overlaps: Overlaps = Overlaps()
     crop: Crop = Crop()
     lesion_boxes: LesionBoxes = LesionBoxes()
     detector: Detector = Detector()
@@ -334,6 +350,10 @@ class Params(Block):
     explain: Explain = Explain()
     report: Report = Report()
 
+    def scheme(self, dataset: str) -> Scheme:
+        """How a dataset is split: its own scheme, else that of ``index``."""
+        return self.datasets[dataset].scheme or self.index.scheme
+
     @model_validator(mode="after")
     def _possible(self) -> Self:
         for role, names in self.roles.model_dump().items():
@@ -341,14 +361,14 @@ class Params(Block):
                 if dataset not in self.datasets:
                     raise ValueError(
                         f"roles.{role}: {dataset!r} is not one of datasets "
-                        f"({', '.join(self.datasets)}); add it there"
+                        f"({', '.join(self.datasets)}); add it there or change the role"
                     )
         if self.roles.grade in self.roles.external:
             raise ValueError(
                 f"roles.external: {self.roles.grade!r} trains the graders; an external test is on other data"
             )
         for name, dataset in self.datasets.items():
-            if (dataset.scheme or self.index.scheme) == "file" and dataset.split_file is None:
+            if self.scheme(name) == "file" and dataset.split_file is None:
                 raise ValueError(
                     f"datasets.{name}.split_file: the scheme 'file' needs a CSV (image_id, split); name it"
                 )
@@ -357,7 +377,7 @@ class Params(Block):
                 f"explain.experiment: {self.explain.experiment!r} is not one of experiments "
                 f"({', '.join(self.experiments)})"
             )
-        scheme = self.datasets[self.roles.grade].scheme or self.index.scheme
+        scheme = self.scheme(self.roles.grade)
         if scheme == "kfold" and self.grade.select == "best" and self.index.folds < 3:
             raise ValueError(
                 "grade.select: 'best' needs a validation fold beside the test fold; "

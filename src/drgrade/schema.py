@@ -71,10 +71,11 @@ LESION_BOXES = {
 """``lesions.parquet``: detections in original pixels."""
 
 PREDICTIONS = {
+    "dataset": "string",
     "image_id": "string",
     "patient_id": "string",
     "eye": "string",
-    "split": "string",
+    "split": "string",  # val, test, or external: another dataset, all of it
     "grade": "Int8",
     "score": "Float64",  # expected grade, 0-4
     "p0": "Float64",

@@ -1,3 +1,4 @@
+import hashlib
 import json
 from itertools import combinations
 from pathlib import Path
@@ -8,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drgrade.data.overlaps import COLUMNS, JUDGED, check_overlaps, find_overlaps, judge, straddling, validate
+from drgrade.data.overlaps import COLUMNS, JUDGED, check_overlaps, find_overlaps, judge, overlaps, straddling
 from drgrade.errors import UserError
 from drgrade.params import Roles
 from drgrade.schema import INDEX, write_table
@@ -291,26 +292,30 @@ def test_the_stage_writes_both_files_before_it_refuses(tmp_path: Path) -> None:
     paths = {name: tmp_path / f"{name}.parquet" for name in ("main", "out")}
     for name, table in leaking().items():
         write_table(table, paths[name], INDEX)
-    with pytest.raises(UserError, match=r"overlaps\.csv lists those on the training side"):
-        validate(paths, APART, BITS, tmp_path / "validate")
-    written = pd.read_csv(tmp_path / "validate" / "overlaps.csv", keep_default_na=False)
+    with pytest.raises(UserError, match=r"leaks\.csv lists those on the training side"):
+        overlaps(paths, APART, BITS, tmp_path / "once")
+    written = pd.read_csv(tmp_path / "once" / "overlaps.csv", keep_default_na=False)
     assert list(written.columns) == JUDGED
     assert len(written) == 15
     assert set(written.loc[written["dataset"] == "main", "image_id"]) == {f"i{n}" for n in range(13)}
-    summary = json.loads((tmp_path / "validate" / "validate.json").read_text())
+    summary = json.loads((tmp_path / "once" / "overlaps.json").read_text())
     assert summary == {
         "duplicate_bits": BITS,
+        "indexes": {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in paths.items()},
         "leaks": 13,
         "pairs": {"leak": {"content": 13}, "same part": {"content": 2}},
         "photographs": {"main": 15, "out": 12},
     }
-    before = (tmp_path / "validate" / "overlaps.csv").read_bytes()
-    validate(paths, APART, BITS, tmp_path / "again", refuse=["patient"])
+    leaks = pd.read_csv(tmp_path / "once" / "leaks.csv")
+    assert set(leaks.loc[leaks["dataset"] == "main", "image_id"]) == {f"i{n}" for n in range(13)}
+    before = (tmp_path / "once" / "overlaps.csv").read_bytes()
+    overlaps(paths, APART, BITS, tmp_path / "again", refuse=["patient"])
     assert (tmp_path / "again" / "overlaps.csv").read_bytes() == before
 
 
 def test_nothing_to_find(tmp_path: Path) -> None:
     write_table(make_index({}, {}), tmp_path / "main.parquet", INDEX)
-    validate({"main": tmp_path / "main.parquet"}, ALL, BITS, tmp_path)
+    overlaps({"main": tmp_path / "main.parquet"}, ALL, BITS, tmp_path)
+    assert not (tmp_path / "leaks.csv").exists()
     assert (tmp_path / "overlaps.csv").read_text() == ",".join(JUDGED) + "\n"
-    assert json.loads((tmp_path / "validate.json").read_text())["pairs"] == {}
+    assert json.loads((tmp_path / "overlaps.json").read_text())["pairs"] == {}

@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import cohen_kappa_score, f1_score, roc_auc_score
 
 from drgrade.errors import UserError
-from drgrade.evaluate.leaderboard import COLUMNS, evaluate, final_results
+from drgrade.evaluate.leaderboard import COLUMNS, EXTERNAL_COLUMNS, evaluate, final_results
 from drgrade.params import Evaluate
 from drgrade.schema import PREDICTIONS, write_table
 
@@ -25,6 +25,7 @@ def predictions(name, noise, seeds=(0,), split="test", rng_seed=0):
         grades = np.clip(np.floor(score + 0.5), 0, 4)
         table = pd.DataFrame(
             {
+                "dataset": "own",
                 "image_id": [f"{patient}_{eye}" for patient in range(PATIENTS) for eye in ("left", "right")],
                 "patient_id": np.repeat(np.arange(PATIENTS), 2).astype(str),
                 "eye": ["left", "right"] * PATIENTS,
@@ -138,6 +139,7 @@ def test_same_predictions_same_bytes(three, tmp_path):
     files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.*"))
     assert [str(path) for path in files] == [
         "confusion.csv",
+        "external.csv",
         "figures/confusion.png",
         "figures/leaderboard.png",
         "leaderboard.csv",
@@ -216,3 +218,34 @@ def test_the_best_model_is_chosen_on_validation(tmp_path):
 
 def test_nothing_held_out_no_best(tmp_path):
     assert final_results(written(tmp_path, predictions("a", 0.3)))[1] is None
+
+
+def test_external_datasets_stand_beside_and_change_nothing_else(tmp_path):
+    """Site b's truth differs from the own dataset's; QWK by scikit-learn."""
+    good, bad = predictions("good", 0.3, seeds=(0, 1)), predictions("bad", 3, seeds=(0, 1))
+    for table in (good, bad):
+        table["dataset"] = "own"
+    evaluate(written(tmp_path / "alone", good, bad), PARAMS, tmp_path / "alone/out")
+    there = [
+        predictions(name, noise, seeds=(0, 1), split="external", rng_seed=7).assign(dataset=site)
+        for site, name, noise in (("b", "bad", 2), ("b", "good", 0.5), ("a", "bad", 2), ("a", "good", 0.5))
+    ]
+    both = [pd.concat([table, *(one for one in there if one["experiment"][0] == table["experiment"][0])])
+            for table in (good, bad)]  # fmt: skip
+    evaluate(written(tmp_path / "both", *both), PARAMS, tmp_path / "both/out")
+    for name in ("leaderboard.csv", "metrics.json", "confusion.csv"):
+        assert (tmp_path / "both/out" / name).read_bytes() == (tmp_path / "alone/out" / name).read_bytes()
+    table = pd.read_csv(tmp_path / "both/out/external.csv")
+    assert list(table.columns) == list(EXTERNAL_COLUMNS)
+    assert list(zip(table["dataset"], table["experiment"], strict=True)) == [
+        ("a", "good"), ("a", "bad"), ("b", "good"), ("b", "bad"),
+    ]  # fmt: skip
+    seeds = [rows for _, rows in there[1].groupby("seed")]
+    kappas = [cohen_kappa_score(rows["grade"], rows["predicted"], weights="quadratic") for rows in seeds]
+    expected = np.mean(kappas)
+    assert table["qwk"][2] == pytest.approx(expected, abs=1e-6)
+    own = pd.read_csv(tmp_path / "both/out/leaderboard.csv").set_index("experiment")["qwk"]
+    assert table["drop"][2] == pytest.approx(own["good"] - expected, abs=2e-6)
+    empty = pd.read_csv(tmp_path / "alone/out/external.csv")
+    assert list(empty.columns) == list(EXTERNAL_COLUMNS)
+    assert empty.empty

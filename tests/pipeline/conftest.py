@@ -15,8 +15,11 @@ ROOT = Path(__file__).parents[2]
 TRACKED = ("Snakefile", "dvc.yaml", "workflow", "profiles", "src", ".dvcignore")
 
 TINY = {
-    "datasets": {"demo": {"limit": None}},
-    "download": {"demo": {"patients": 10, "segmentation": 4, "width": 320}},
+    "datasets": {"demo": {"limit": None}, "demo_site": {"limit": None}},
+    "download": {
+        "demo": {"patients": 10, "segmentation": 4, "width": 320},
+        "demo_site": {"patients": 5, "segmentation": 0, "width": 320, "seed": 8, "camera_shift": 1.0},
+    },
     "index": {"val_fraction": 0.2, "test_fraction": 0.3},
     "crop": {"size": 96},
     "lesion_boxes": {"tile": 128},

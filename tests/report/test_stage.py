@@ -1,6 +1,7 @@
 import base64
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -61,7 +62,20 @@ def test_what_is_written(out):
         "model_cards/good.md",
         "model_cards/majority.md",
         "report.html",
+        "worst_sheet.png",
     ]
+
+
+def test_external_tests_are_on_the_page_and_only_then(run, out, page, tmp_path):
+    assert "other_site" in page.text
+    assert "0.088" in page.text
+    other = tmp_path / "leaderboard"
+    shutil.copytree(run["leaderboard"].parent, other)
+    external = other / "external.csv"
+    external.write_text(external.read_text().splitlines()[0] + "\n")
+    make_report(**run | {"leaderboard": other / "leaderboard.csv"}, out=tmp_path / "out")
+    assert "On other datasets" not in (tmp_path / "out/report.html").read_text()
+    assert "On other datasets" in (out / "report.html").read_text()
 
 
 def test_every_row_is_counted(run, out):
@@ -79,7 +93,7 @@ def test_every_row_is_counted(run, out):
 def test_page_stands_alone(out, page):
     for tag in ("script", "link", "iframe", "object"):
         assert not page.all(tag)
-    assert len(page.all("img")) == 5
+    assert len(page.all("img")) == 6
     for image in page.all("img"):
         kind, data = image["src"].split(",")
         assert kind == "data:image/png;base64"
@@ -92,7 +106,7 @@ def test_page_can_be_read_aloud(page):
     assert page.all("html")[0]["lang"] == "en"
     assert len(page.all("h1")) == 1
     assert all("scope" in head for head in page.all("th"))
-    assert len(page.all("caption")) == len(page.all("table")) == 5
+    assert len(page.all("caption")) == len(page.all("table")) == 6
     targets = {attrs["id"] for _, attrs in page.tags if "id" in attrs}
     links = [link["href"].removeprefix("#") for link in page.all("a")]
     assert links

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -31,6 +32,8 @@ LESIONS, PRETRAIN, GRADE = (
     PARAMS.roles.pretrain,
     PARAMS.roles.grade,
 )
+EXTERNAL = PARAMS.roles.external
+USED = list(dict.fromkeys([LESIONS, PRETRAIN, GRADE, *EXTERNAL]))
 EXPERIMENTS = list(PARAMS.experiments)
 METHODS = [name for name in type(PARAMS.pretrain).model_fields]
 
@@ -48,6 +51,30 @@ def block(*keys):
     for key in keys:
         values = values[key]
     return json.dumps(values, sort_keys=True)
+
+
+def index_block(wildcards):
+    """The block of the rule index, with what a dataset says of its own."""
+    scheme = PARAMS.scheme(wildcards.dataset)
+    return json.dumps(RESOLVED["index"] | {"scheme": scheme}, sort_keys=True)
+
+
+def split_files(wildcards):
+    """The user's lists that the index of a dataset is made by."""
+    dataset = PARAMS.datasets[wildcards.dataset]
+    folds = (
+        PARAMS.index.folds_file if PARAMS.scheme(wildcards.dataset) == "kfold" else None
+    )
+    return [path for path in (folds, dataset.split_file, dataset.exclude) if path]
+
+
+def split_options(wildcards):
+    """The same as options of the verb; the folds are in its block."""
+    dataset = PARAMS.datasets[wildcards.dataset]
+    files = {"--split-file": dataset.split_file, "--exclude": dataset.exclude}
+    return " ".join(
+        f"{option} {shlex.quote(path)}" for option, path in files.items() if path
+    )
 
 
 def at(dataset, path):

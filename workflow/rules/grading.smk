@@ -1,9 +1,12 @@
 """Pretrain encoders, train the experiments."""
 
+TABLES_OF_CROPS = ("index/index.parquet", "crop/crops.parquet", "crop/store.json")
+
 
 rule pretrain:
     input:
         sources("pretrain"),
+        rules.overlaps.output.summary,
         index=at(PRETRAIN, "index/index.parquet"),
         crops=at(PRETRAIN, "crop/crops.parquet"),
         store=at(PRETRAIN, "crop/store.json"),
@@ -22,7 +25,9 @@ rule pretrain:
         patch=PARAMS.patches.size,
         # a test photograph must not have been seen, not even without its grade
         by_fold=(
-            "--by-fold" if PRETRAIN == GRADE and PARAMS.index.scheme == "kfold" else ""
+            "--by-fold"
+            if PRETRAIN == GRADE and PARAMS.scheme(GRADE) == "kfold"
+            else ""
         ),
     message:
         "Pretrain an encoder: {wildcards.method}"
@@ -35,11 +40,14 @@ rule pretrain:
 rule grade:
     input:
         sources("grade"),
+        rules.overlaps.output.summary,
         start_weights,
         index=at(GRADE, "index/index.parquet"),
         crops=at(GRADE, "crop/crops.parquet"),
         store=at(GRADE, "crop/store.json"),
         shards=ancient(at(GRADE, "crop/store")),
+        external=[at(name, path) for name in EXTERNAL for path in TABLES_OF_CROPS],
+        external_shards=[ancient(at(name, "crop/store")) for name in EXTERNAL],
     output:
         predictions=at(GRADE, "grade/{experiment}/predictions.parquet"),
         manifest=at(GRADE, "grade/{experiment}/models.json"),
@@ -54,10 +62,16 @@ rule grade:
         experiment=lambda wildcards: block("experiments", wildcards.experiment),
         crop=block("crop"),
         weights=weights_option,
+        dataset=GRADE,
+        external=[
+            f"--external {name} {' '.join(at(name, path) for path in TABLES_OF_CROPS)}"
+            for name in EXTERNAL
+        ],
     message:
         "Train and test the experiment {wildcards.experiment}"
     shell:
         "drgrade grade --experiment {wildcards.experiment} --experiment-params {params.experiment:q}"
-        " --params {params.block:q} --crop-params {params.crop:q} {params.weights} --index {input.index} --crops {input.crops}"
-        " --store {input.store} --predictions {output.predictions} --manifest {output.manifest}"
-        " --models {output.models} > {log} 2>&1"
+        " --params {params.block:q} --crop-params {params.crop:q} {params.weights} --dataset {params.dataset}"
+        " --index {input.index} --crops {input.crops} --store {input.store} {params.external}"
+        " --predictions {output.predictions} --manifest {output.manifest} --models {output.models}"
+        " > {log} 2>&1"

@@ -21,21 +21,46 @@ rule download:
 rule index:
     input:
         sources("index"),
-        [PARAMS.index.folds_file] if PARAMS.index.folds_file else [],
+        split_files,
         manifest=rules.download.output.manifest,
     output:
         index="results/{dataset}/index/index.parquet",
+        split="results/splits/{dataset}.csv",
+        summary="results/splits/{dataset}.json",
     log:
         "logs/{dataset}/index.log",
     threads: workflow.cores
     params:
-        block=block("index"),
+        block=index_block,
         limit=lambda wildcards: PARAMS.datasets[wildcards.dataset].limit,
+        lists=split_options,
     message:
-        "List, label and split the photographs of {wildcards.dataset}"
+        "List, look at and split the photographs of {wildcards.dataset}"
     shell:
         "drgrade index --dataset {wildcards.dataset} --params {params.block:q} --limit {params.limit}"
-        " --manifest {input.manifest} --out {output.index} > {log} 2>&1"
+        " --workers {threads} {params.lists} --manifest {input.manifest} --out {output.index}"
+        " --split {output.split} > {log} 2>&1"
+
+
+rule overlaps:
+    input:
+        sources("overlaps"),
+        indexes=expand(rules.index.output.index, dataset=USED),
+    output:
+        overlaps="results/overlaps/overlaps.csv",
+        summary="results/overlaps/overlaps.json",
+    log:
+        "logs/overlaps.log",
+    params:
+        block=block("overlaps"),
+        roles=block("roles"),
+        indexes=[f"--index {name} {at(name, 'index/index.parquet')}" for name in USED],
+        folder=subpath(output.summary, parent=True),
+    message:
+        "Look for photographs that are trained on here and tested on there"
+    shell:
+        "drgrade overlaps --params {params.block:q} --roles {params.roles:q} {params.indexes}"
+        " --out {params.folder} > {log} 2>&1"
 
 
 rule crop:

@@ -4,6 +4,7 @@
 rule lesion_boxes:
     input:
         sources("lesion_boxes"),
+        rules.overlaps.output.summary,
         index=at(LESIONS, "index/index.parquet"),
         crops=at(LESIONS, "crop/crops.parquet"),
     output:

@@ -9,6 +9,11 @@ rule evaluate:
     output:
         metrics=at(GRADE, "evaluate/metrics.json"),
         confusion=at(GRADE, "evaluate/confusion.csv"),
+        external=report(
+            at(GRADE, "evaluate/external.csv"),
+            caption="../report/external.rst",
+            category="1 Leaderboard",
+        ),
         leaderboard=report(
             at(GRADE, "evaluate/leaderboard.csv"),
             caption="../report/leaderboard.rst",
@@ -89,6 +94,7 @@ rule report:
         detector=rules.detector.output.metrics,
         leaderboard=rules.evaluate.output.leaderboard,
         charts=[rules.evaluate.output.chart, rules.evaluate.output.matrices],
+        external=rules.evaluate.output.external,
         metrics=rules.evaluate.output.metrics,
         heat_maps=rules.explain.output.sheet,
     output:
@@ -101,6 +107,11 @@ rule report:
         crop_sheet=report(
             at(GRADE, "report/crop_sheet.png"),
             caption="../report/crop_sheet.rst",
+            category="2 What went in",
+        ),
+        worst_sheet=report(
+            at(GRADE, "report/worst_sheet.png"),
+            caption="../report/worst_sheet.rst",
             category="2 What went in",
         ),
         lesion_sheet=report(

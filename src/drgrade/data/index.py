@@ -1,64 +1,23 @@
 """List a dataset's photographs with their labels, state and split: ``index.parquet``."""
 
+import csv
 import logging
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
-from PIL import Image, UnidentifiedImageError
 
 from drgrade.data.download import read_manifest
 from drgrade.data.registry import DATASETS, raw_root
+from drgrade.data.split_files import write_split
 from drgrade.data.splits import assign_splits, limit_patients
 from drgrade.errors import UserError
+from drgrade.images.survey import Survey, survey_all
 from drgrade.params import Index
 from drgrade.schema import INDEX, write_table
 
 log = logging.getLogger(__name__)
-
-THREADS = 8
-ORIENTATION = 0x0112
-"""EXIF tag; from 5 on, width and height are exchanged for display."""
-
-
-def read_size(path: Path) -> tuple[int, int]:
-    """Width and height of a photograph as displayed, from its header alone.
-
-    Raises:
-        ValueError: the file is empty, unreadable or not an image; says which.
-    """
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            turned = image.getexif().get(ORIENTATION, 1) >= 5
-    except UnidentifiedImageError:
-        raise ValueError("empty file" if path.stat().st_size == 0 else "not an image") from None
-    except (
-        OSError,
-        SyntaxError,
-        TypeError,
-        Image.DecompressionBombError,
-    ) as error:  # broken headers raise any of these
-        raise ValueError(f"unreadable header: {' '.join(str(error).split())}") from None
-    return (height, width) if turned else (width, height)
-
-
-def _state(
-    root: Path, path: str | None, grade: int | None, subset: str, size: int | None
-) -> tuple[object, ...]:
-    """Width, height, status and reason of one row; ``size`` in bytes as the manifest has it."""
-    if path is None:
-        return None, None, "missing", "label without a photograph"
-    file = root / path
-    if size is None or file.stat().st_size != size:
-        raise UserError(f"{file}: not as in the manifest; run drgrade download {root.name} again")
-    try:
-        width, height = read_size(file)
-    except ValueError as error:
-        return None, None, "unreadable", str(error)
-    if grade is None and subset == "grading":
-        return width, height, "unlabelled", "no label"
-    return width, height, "ok", ""
 
 
 def _limited(table: pd.DataFrame, limit: int, seed: int) -> pd.DataFrame:
@@ -74,10 +33,112 @@ def _limited(table: pd.DataFrame, limit: int, seed: int) -> pd.DataFrame:
     return kept.reset_index(drop=True)
 
 
-def build_index(dataset: str, params: Index, limit: int | None, manifest: Path, out: Path) -> None:
-    """Join photographs and labels of ``dataset``, look into each header, split by patient, write ``out``.
+def _excluded(path: Path | None, dataset: str) -> set[str]:
+    """Image ids of a CSV with a column image_id; where it has a column dataset, those of this one.
+
+    Raises:
+        UserError: no such file, or no such column.
+    """
+    if path is None:
+        return set()
+    try:
+        lines = list(csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines()))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not readable ({error}); correct datasets.<name>.exclude") from None
+    if lines and "image_id" not in lines[0]:
+        raise UserError(f"{path}: line 1: no column 'image_id'; add it")
+    return {line["image_id"] for line in lines if line.get("dataset", dataset) == dataset}
+
+
+def _digests(root: Path, paths: pd.Series, listed: dict[str, tuple[int, str]]) -> list[str | None]:
+    """SHA-256 of each photograph, as the manifest has it.
+
+    Raises:
+        UserError: a file is not what the manifest says.
+    """
+    digests = []
+    for path in paths:
+        size, digest = listed.get(path, (None, None)) if isinstance(path, str) else (None, None)
+        if isinstance(path, str) and (size is None or (root / path).stat().st_size != size):
+            raise UserError(f"{root / path}: not as in the manifest; run drgrade download {root.name} again")
+        digests.append(digest)
+    return digests
+
+
+def _state(row: Any, params: Index, excluded: set[str]) -> tuple[str, str]:
+    """Status and reason of one row."""
+    rejected = row.quality_label == "reject" if isinstance(row.quality_label, str) else False
+    if not isinstance(row.path, str):
+        return "missing", "label without a photograph"
+    if row.unreadable:
+        return "unreadable", row.unreadable
+    if row.image_id in excluded:
+        return "filtered", "excluded by datasets.<name>.exclude"
+    if params.drop_rejected and rejected:
+        return "filtered", "ungradable, says the dataset (index.drop_rejected)"
+    if row.quality < params.min_quality:
+        return "filtered", f"quality {row.quality:.2f} is below index.min_quality {params.min_quality:g}"
+    if pd.isna(row.grade) and row.subset == "grading":
+        return "unlabelled", "ungradable, says the dataset" if rejected else "no label"
+    return "ok", ""
+
+
+def assemble(
+    table: pd.DataFrame,
+    looks: Sequence[Survey],
+    params: Index,
+    *,
+    excluded: frozenset[str] | set[str] = frozenset(),
+    split_file: Path | None = None,
+) -> pd.DataFrame:
+    """The index of what a dataset's reader found and what a look at each photograph told.
+
+    Args:
+        table: columns READ_COLUMNS and sha256, a row for each photograph and each label.
+        looks: one for each row; an empty one where there is no photograph.
+        params: the block ``index``.
+        excluded: image ids that take no part.
+        split_file: the CSV of the scheme ``file``.
+
+    Returns:
+        The columns of ``drgrade.schema.INDEX`` and more, in the order of ``table``.
+
+    Raises:
+        UserError: the split is impossible.
+    """
+    seen = pd.DataFrame(list(looks), columns=list(Survey._fields), index=table.index)
+    table = table.join(seen.rename(columns={"reason": "unreadable"}))
+    states = [_state(row, params, set(excluded)) for row in table.itertuples()]
+    table[["status", "reason"]] = pd.DataFrame(states, index=table.index, columns=["status", "reason"])
+    return assign_splits(table, params, split_file=split_file)
+
+
+def build_index(
+    dataset: str,
+    params: Index,
+    limit: int | None,
+    manifest: Path,
+    out: Path,
+    *,
+    split: Path,
+    split_file: Path | None = None,
+    exclude: Path | None = None,
+    workers: int = 1,
+) -> None:
+    """Join photographs and labels of ``dataset``, look at each photograph, split by patient.
 
     A photograph that cannot be used is a row with a status and a reason. SHA-256 come from ``manifest``.
+
+    Args:
+        dataset: its registered name.
+        params: the block ``index``.
+        limit: use only so many graded photographs.
+        manifest: of the stage download.
+        out: written: ``index.parquet``.
+        split: written: the split as CSV, and beside it a JSON with the digests of both and the counts.
+        split_file: the CSV to split by, under the scheme ``file``.
+        exclude: a CSV with a column image_id: photographs that take no part.
+        workers: photographs looked at side by side; the result does not depend on it.
 
     Raises:
         UserError: a label file is broken, the raw files changed since the manifest, or the split is
@@ -87,25 +148,17 @@ def build_index(dataset: str, params: Index, limit: int | None, manifest: Path, 
     table = (
         DATASETS.get(dataset)()
         .read(root)
-        .astype({"grade": "Int8", "path": "string", "official_split": "string"})
+        .astype({"grade": "Int8", "path": "string", "official_split": "string", "quality_label": "string"})
     )
     if not len(table):
         raise UserError(f"{root}: no photographs and no labels; see the dataset's layout")
     if limit is not None:
         table = _limited(table, limit, params.seed)
     table = table.sort_values("image_id", ignore_index=True)
-    paths = [path if isinstance(path, str) else None for path in table["path"]]
-    grades = [None if pd.isna(grade) else int(grade) for grade in table["grade"]]
-    facts = [listed.get(path, (None, None)) if path else (None, None) for path in paths]
-    with ThreadPoolExecutor(THREADS) as pool:
-        sizes = [size for size, _ in facts]
-        states = list(pool.map(_state, [root] * len(table), paths, grades, table["subset"], sizes))
-    table[["width", "height", "status", "reason"]] = pd.DataFrame(states, index=table.index)
-    table["sha256"] = pd.array([digest for _, digest in facts], dtype="string")
-    for measured in ("fov", "sharpness", "exposure", "contrast", "quality", "quality_label", "phash"):
-        table[measured] = pd.NA
-    table = assign_splits(table, params)
-    log.info(
-        "%s: %s", dataset, ", ".join(f"{n} {status}" for status, n in table["status"].value_counts().items())
-    )
+    table["sha256"] = pd.array(_digests(root, table["path"], listed), dtype="string")
+    looks = survey_all([root / path if isinstance(path, str) else None for path in table["path"]], workers)
+    table = assemble(table, looks, params, excluded=_excluded(exclude, dataset), split_file=split_file)
+    counts = table["status"].value_counts()
+    log.info("%s: %s", dataset, ", ".join(f"{n} {status}" for status, n in counts.items()))
     write_table(table, out, INDEX)
+    write_split(table, split, params, out)

@@ -15,7 +15,7 @@ import pandas as pd
 
 from drgrade.data.duplicates import near_pairs
 from drgrade.errors import UserError
-from drgrade.files import whole, write_json
+from drgrade.files import sha256, whole, write_json
 from drgrade.params import Roles
 from drgrade.schema import INDEX, read_table
 
@@ -232,25 +232,25 @@ def _refuse(judged: pd.DataFrame, levels: Collection[str], remedy: str) -> None:
     )
 
 
-def validate(
+def overlaps(
     indexes: Mapping[str, Path],
     roles: Roles,
     bits: int | None,
     out: Path,
     refuse: Collection[str] = LEVELS,
 ) -> None:
-    """The stage ``validate``: write ``overlaps.csv`` and ``validate.json`` below ``out``, then refuse leaks.
+    """The stage ``overlaps``: write ``overlaps.csv`` and ``overlaps.json`` below ``out``, then refuse leaks.
 
     Args:
         indexes: ``index.parquet`` of every dataset that has a role.
         roles: which dataset plays which.
-        bits: as ``index.duplicate_bits``.
-        out: folder to write to. ``overlaps.csv`` has the columns JUDGED and can be given as
-            ``datasets.<name>.exclude``: dataset and image_id are empty for harmless pairs.
+        bits: as ``overlaps.duplicate_bits``.
+        out: folder to write to. ``overlaps.csv`` has the columns JUDGED; where there are leaks,
+            ``leaks.csv`` has those alone and can be given as ``datasets.<name>.exclude``.
         refuse: levels at which a leak stops the run; at the others it is only listed.
 
     Raises:
-        UserError: such a leak; both files are written before.
+        UserError: such a leak; the files are written before.
     """
     tables = {name: read_table(path, INDEX) for name, path in sorted(indexes.items())}
     judged = judge(tables, roles, bits)
@@ -260,12 +260,17 @@ def validate(
     summary = {
         "duplicate_bits": bits,
         "photographs": {name: int((table["status"] == "ok").sum()) for name, table in tables.items()},
+        "indexes": {name: sha256(path) for name, path in sorted(indexes.items())},
         "leaks": int((judged["verdict"] == "leak").sum()),
         "pairs": {
             verdict: {str(level): int(n) for level, n in counts[verdict].items()}
             for verdict in sorted(set(judged["verdict"]))
         },
     }
-    write_json(summary, out / "validate.json")
+    write_json(summary, out / "overlaps.json")
+    leaks = out / "leaks.csv"
+    leaks.unlink(missing_ok=True)
+    if summary["leaks"]:  # a file of its own: Snakemake takes away what a failed job was to make
+        judged[judged["verdict"] == "leak"].to_csv(leaks, index=False, lineterminator="\n")
     log.info("%d overlapping pairs, %d of them leaks", len(judged), summary["leaks"])
-    _refuse(judged, refuse, f"{out / 'overlaps.csv'} lists those on the training side")
+    _refuse(judged, refuse, f"{leaks} lists those on the training side")

@@ -23,16 +23,17 @@ SPLIT = {
 """Columns of ``split.csv``, a row for each photograph that takes part, sorted by image_id."""
 
 
-def write_split(table: pd.DataFrame, folder: Path, params: Index) -> str:
-    """Save who trains, validates and tests: ``split.csv`` (SPLIT) and ``split.json`` (its digest and counts).
+def write_split(table: pd.DataFrame, path: Path, params: Index, index: Path) -> str:
+    """Save who trains, validates and tests: a CSV (SPLIT) and a JSON beside it (digests and counts).
 
     Args:
         table: an index with split and fold; rows whose status is ok and that have a part are saved.
-        folder: where to write; same table, same bytes.
+        path: of the CSV; same table, same bytes.
         params: scheme and seed, which also draws the label fractions.
+        index: ``index.parquet`` as written, whose digest the JSON holds.
 
     Returns:
-        SHA-256 of ``split.csv``.
+        SHA-256 of the CSV.
     """
     rows = table[(table["status"] == "ok") & table["split"].notna()]
     training = rows[(rows["split"] == "train") & (rows["subset"] == "grading") & rows["grade"].notna()]
@@ -40,10 +41,16 @@ def write_split(table: pd.DataFrame, folder: Path, params: Index) -> str:
     rows = rows.assign(label_fraction=fractions.astype("Float64")).sort_values("image_id")
     text = io.StringIO()
     rows[list(SPLIT)].to_csv(text, index=False, lineterminator="\n")
-    write_file(folder / "split.csv", text.getvalue().encode())
-    digest = sha256(folder / "split.csv")
-    summary = {"sha256": digest, "seed": params.seed, "scheme": params.scheme, "counts": _counts(rows)}
-    write_json(summary, folder / "split.json")
+    write_file(path, text.getvalue().encode())
+    digest = sha256(path)
+    summary = {
+        "sha256": digest,
+        "index": sha256(index),
+        "seed": params.seed,
+        "scheme": params.scheme,
+        "counts": _counts(rows),
+    }
+    write_json(summary, path.with_suffix(".json"))
     return digest
 
 
@@ -60,7 +67,7 @@ def _counts(rows: pd.DataFrame) -> dict[str, dict[str, int]]:
 
 
 def read_split(path: Path) -> pd.DataFrame:
-    """A saved split, with the columns SPLIT, after checking it against the ``split.json`` beside it.
+    """A saved split, with the columns SPLIT, after checking it against the JSON beside it.
 
     Raises:
         UserError: a file is missing, was changed since it was written, or is no split.

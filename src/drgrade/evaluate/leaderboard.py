@@ -1,6 +1,7 @@
 """The stage ``evaluate``: all experiments side by side, from their prediction tables alone.
 
-Only rows of the split ``test`` are measured; under cross-validation those are the out-of-fold rows.
+The leaderboard is of the split ``test``; under cross-validation those are the out-of-fold rows. What the same
+models do on other datasets stands beside it.
 """
 
 import logging
@@ -13,7 +14,7 @@ import pandas as pd
 
 from drgrade.evaluate.intervals import bootstrap, interval
 from drgrade.evaluate.metrics import confusion, qwk, recall, summary
-from drgrade.evaluate.predictions import Measured, read_experiment, same_photographs
+from drgrade.evaluate.predictions import Measured, read_experiment, read_external, same_photographs
 from drgrade.files import whole, write_json
 from drgrade.params import Evaluate
 from drgrade.report.plots import confusion_chart, leaderboard_chart
@@ -31,14 +32,17 @@ COLUMNS = (
     "vs_majority", "vs_majority_low", "vs_majority_high", "vs_best", "vs_best_low", "vs_best_high",
 )  # fmt: skip
 """Columns of ``leaderboard.csv``."""
+EXTERNAL_COLUMNS = ("dataset", *COLUMNS[:13], "drop")
+"""Columns of ``external.csv``; ``drop`` is the QWK lost between the own test photographs and these."""
 
 
 def evaluate(predictions: Sequence[Path], params: Evaluate, out: Path) -> None:
     """Measure experiments on the photographs they were all tested on.
 
     Writes ``metrics.json`` (by experiment: means over seeds, interval, per grade, per seed),
-    ``leaderboard.csv`` (best QWK first), ``confusion.csv`` (first seed: experiment, actual, predicted),
-    ``figures/leaderboard.png`` and ``figures/confusion.png``.
+    ``leaderboard.csv`` (best QWK first), ``external.csv`` (the same on each external dataset, in the
+    leaderboard's order; without any, only its header), ``confusion.csv`` (first seed: experiment, actual,
+    predicted), ``figures/leaderboard.png`` and ``figures/confusion.png``.
 
     Args:
         predictions: one ``predictions.parquet`` an experiment, all its seeds in it.
@@ -55,6 +59,8 @@ def evaluate(predictions: Sequence[Path], params: Evaluate, out: Path) -> None:
     table = leaderboard(metrics, draws)
     write_json(rounded(metrics), out / "metrics.json")
     write_csv(table, out / "leaderboard.csv")
+    elsewhere = [one for path in predictions for one in read_external(path)]
+    write_csv(external(elsewhere, table, params), out / "external.csv")
     ranked = sorted(experiments, key=lambda experiment: list(table["experiment"]).index(experiment.name))
     write_csv(pd.concat([first_seed(experiment) for experiment in ranked]), out / "confusion.csv")
     leaderboard_chart(table, {one.name: seed_values(one) for one in ranked}, out / "figures/leaderboard.png")
@@ -140,6 +146,30 @@ def leaderboard(metrics: Mapping[str, dict[str, Any]], draws: Mapping[str, np.nd
         rows.append(row)
     table = pd.DataFrame(rows).reindex(columns=list(COLUMNS))
     return table.sort_values(["qwk", "experiment"], ascending=[False, True], ignore_index=True).round(DIGITS)
+
+
+def external(measured: Sequence[Measured], table: pd.DataFrame, params: Evaluate) -> pd.DataFrame:
+    """What each experiment does on each external dataset, with EXTERNAL_COLUMNS.
+
+    Args:
+        measured: one for each experiment and dataset.
+        table: the leaderboard.
+        params: resamples of the bootstrap and their seed.
+
+    Raises:
+        UserError: experiments were tested on different photographs of a dataset.
+    """
+    own = table.set_index("experiment")["qwk"]
+    place = {name: row for row, name in enumerate(table["experiment"])}
+    rows = []
+    for dataset in sorted({one.dataset for one in measured}):
+        there = sorted((one for one in measured if one.dataset == dataset), key=lambda one: place[one.name])
+        same_photographs(there)
+        for one in there:
+            values = measure(one, resampled(one, params))
+            about = {"dataset": dataset, "experiment": one.name, "seeds": len(one.seeds)}
+            rows.append({**values, **about, "drop": float(own[one.name]) - values["qwk"]})
+    return pd.DataFrame(rows).reindex(columns=list(EXTERNAL_COLUMNS)).round(DIGITS)
 
 
 def first_seed(experiment: Measured) -> pd.DataFrame:

@@ -14,10 +14,11 @@ from drgrade.schema import GRADES, PREDICTIONS, read_table
 
 @dataclass(frozen=True)
 class Measured:
-    """The test predictions of one experiment, photographs in order of image_id.
+    """The test predictions of one experiment on one dataset, photographs in order of image_id.
 
     Attributes:
         name: of the experiment.
+        dataset: it was tested on.
         seeds: training seeds, ascending (S,).
         photographs: image_id, patient_id, grade; one row for each photograph (N).
         predicted: grades, int64 (S, N).
@@ -25,6 +26,7 @@ class Measured:
     """
 
     name: str
+    dataset: str
     seeds: list[int]
     photographs: pd.DataFrame
     predicted: np.ndarray
@@ -45,13 +47,34 @@ def read_experiment(path: Path) -> Measured:
     """Read the test rows of one experiment and check them.
 
     Raises:
-        UserError: no test rows, several experiments in one table, a missing or impossible grade, a score
-            that is not a number, a photograph twice, or seeds tested on different photographs.
+        UserError: no test rows, or they are not sound; see :func:`checked`.
     """
     table = read_table(path, PREDICTIONS)
-    table = table[table["split"] == "test"].sort_values(["seed", "image_id"])
+    table = table[table["split"] == "test"]
     if table.empty:
         raise UserError(f"{path}: no rows of the split test; is index.test_fraction 0?")
+    return checked(table, path)
+
+
+def read_external(path: Path) -> list[Measured]:
+    """The predictions of one experiment on each external dataset, in order of their names; often none.
+
+    Raises:
+        UserError: the rows are not sound; see :func:`checked`.
+    """
+    table = read_table(path, PREDICTIONS)
+    table = table[table["split"] == "external"]
+    return [checked(rows, path) for _, rows in table.groupby("dataset", sort=True)]
+
+
+def checked(table: pd.DataFrame, path: Path) -> Measured:
+    """Tested rows of one experiment and dataset, of all seeds.
+
+    Raises:
+        UserError: several experiments in one table, a missing or impossible grade, a score that is not a
+            number, a photograph twice, or seeds tested on different photographs.
+    """
+    table = table.sort_values(["seed", "image_id"])
     names = table["experiment"].unique()
     if len(names) != 1:
         raise UserError(
@@ -75,6 +98,7 @@ def read_experiment(path: Path) -> Measured:
         same_rows(one[facts], other[facts], f"{path}: seed {one['seed'][0]}", f"seed {other['seed'][0]}")
     return Measured(
         name=str(names[0]),
+        dataset=str(table["dataset"].iloc[0]),
         seeds=[int(part["seed"][0]) for part in parts],
         photographs=parts[0][facts],
         predicted=np.stack([part["predicted"].to_numpy(np.int64) for part in parts]),

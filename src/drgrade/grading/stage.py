@@ -3,7 +3,9 @@
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,22 @@ from drgrade.errors import UserError
 from drgrade.evaluate.metrics import to_grades
 from drgrade.files import sha256, write_json
 from drgrade.grading.base import GRADERS, Grader, Photographs, Training
-from drgrade.images.store import CropStore, Pictures
+from drgrade.images.store import CropStore
 from drgrade.params import Crop, Experiment, Grade
 from drgrade.schema import CROPS, GRADES, INDEX, PREDICTIONS, read_table, write_table
 from drgrade.tracking import models_digest, track
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class External:
+    """A dataset that only tests: all of its graded photographs, by models that nothing of it has shaped."""
+
+    name: str
+    index: Path
+    crops: Path
+    store: Path
 
 
 def grade(
@@ -29,6 +41,7 @@ def grade(
     params: Grade,
     crop: Crop,
     *,
+    dataset: str,
     index: Path,
     crops: Path,
     store: Path,
@@ -36,6 +49,7 @@ def grade(
     predictions: Path,
     manifest: Path,
     models: Path,
+    external: Sequence[External] = (),
 ) -> None:
     """Train and test one experiment.
 
@@ -44,22 +58,26 @@ def grade(
         experiment: its row of ``params.yaml``.
         params: the ``grade`` block.
         crop: the ``crop`` block, kept with each model so that it can grade new photographs.
+        dataset: it learns from.
         index: ``index.parquet``.
         crops: ``crops.parquet``.
         store: ``store.json``, its shards beside it.
         weights: folder with ``encoder.safetensors`` (or ``encoder_fold<k>.safetensors``) when
             ``experiment.start`` names a pretraining method.
-        predictions: table to write: validation and test rows of every seed.
+        predictions: table to write: validation, test and external rows of every seed.
         manifest: ``models.json`` to write: every model's seed, fold and digest.
         models: folder to write: a sub-folder for each model.
+        external: datasets to test on once more; with cross-validation the mean over the folds' models.
 
     Raises:
         UserError: there is nothing to train on, or the start weights are missing.
     """
     table = graded(index, crops)
     images = CropStore(store)
+    outside = [(one.name, CropStore(one.store), graded(one.index, one.crops)) for one in external]
     shutil.rmtree(models, ignore_errors=True)
     rows, listed = [], []
+    external_votes: dict[tuple[int, str], list[np.ndarray]] = defaultdict(list)
     with track("grade", name, {"experiment": experiment.model_dump(), "grade": params.model_dump()}) as run:
         run.dataset("crops", crops)
         for seed, fold, parts in trainings(table, experiment, params.select):
@@ -83,8 +101,21 @@ def grade(
                 )
                 grader.save(models / label)
                 remember(models / label / "model.json", crop)
-            rows += [predict(grader, images, parts[part], part, name, seed) for part in ("val", "test")]
+            for part in ("val", "test"):
+                probabilities = grader.predict(images, parts[part]["row"].to_numpy(np.int64))
+                rows.append(
+                    predicted(parts[part], probabilities, dataset, split=part, experiment=name, seed=seed)
+                )
+            for other, pictures, photographs in outside:
+                votes = grader.predict(pictures, photographs["row"].to_numpy(np.int64))
+                external_votes[seed, other].append(votes)
             listed.append({"seed": seed, "fold": fold, "files": digests(models / label, models)})
+        for other, _, photographs in outside:
+            for seed in experiment.seeds:
+                probabilities = np.mean(external_votes[seed, other], axis=0)
+                rows.append(
+                    predicted(photographs, probabilities, other, split="external", experiment=name, seed=seed)
+                )
         write_table(pd.concat(rows), predictions, PREDICTIONS)
         write_json({"experiment": name, "grader": experiment.grader, "models": listed}, manifest)
         run.artifact(models, "models")
@@ -151,18 +182,18 @@ def start_weights(start: str, weights: Path | None, fold: int | None) -> str:
     return str(path)
 
 
-def predict(
-    grader: Grader, images: Pictures, table: pd.DataFrame, split: str, name: str, seed: int
+def predicted(
+    table: pd.DataFrame, probabilities: np.ndarray, dataset: str, *, split: str, experiment: str, seed: int
 ) -> pd.DataFrame:
-    """The prediction table of one split."""
-    probabilities = grader.predict(images, table["row"].to_numpy(np.int64))
+    """The rows of ``predictions.parquet`` for photographs (n) and their grade probabilities (n, 5)."""
     score = probabilities @ np.array(GRADES)
     filled: dict[str, Any] = {f"p{grade}": probabilities[:, grade] for grade in GRADES}
     filled |= {
+        "dataset": dataset,
         "split": split,
         "score": score,
         "predicted": to_grades(score),
-        "experiment": name,
+        "experiment": experiment,
         "seed": seed,
     }
     return table[["image_id", "patient_id", "eye", "grade"]].assign(**filled)

@@ -29,6 +29,7 @@ METRICS = {
 SCHEMES = {
     "official": "the dataset's own split, its training part divided into training and validation",
     "holdout": "whole patients drawn into training, validation and test",
+    "file": "as a list of the user's says",
     "kfold": "cross-validation by patient; every photograph is graded by a model that never saw its patient",
 }
 
@@ -75,7 +76,8 @@ def data(params: Mapping[str, Any]) -> list[str]:
             f"source {card.source}; citation {card.citation}"
         )
     index = params["index"]
-    return [*lines, "", f"Split: {SCHEMES[index['scheme']]} (seed {index['seed']})."]
+    scheme = params["datasets"][params["roles"]["grade"]]["scheme"] or index["scheme"]
+    return [*lines, "", f"Split: {SCHEMES[scheme]} (seed {index['seed']})."]
 
 
 def model(experiment: Mapping[str, Any], params: Mapping[str, Any]) -> list[str]:

@@ -15,7 +15,7 @@ from drgrade.images.store import Crops
 from drgrade.report.inputs import grade_counts, input_counts
 from drgrade.report.model_card import NOTICE, model_card
 from drgrade.report.page import Page, flattened
-from drgrade.report.sheets import crop_sheet, lesion_sheet
+from drgrade.report.sheets import crop_sheet, lesion_sheet, worst_sheet
 from drgrade.schema import CROPS, INDEX, LESION_BOXES, read_table
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ def make_report(
     out: Path,
     heat_maps: Path | None = None,
 ) -> None:
-    """Write ``report.html``, ``crop_sheet.png``, ``lesion_sheet.png``, ``input.csv``, ``model_cards/*.md``.
+    """Write ``report.html``, its three sheets of photographs, ``input.csv`` and ``model_cards/*.md``.
 
     Args:
         index: ``index.parquet`` of the photographs that were searched for lesions.
@@ -43,7 +43,7 @@ def make_report(
         lesions: ``lesions.parquet``.
         patches_statistics: JSON of the stage patches.
         detector_metrics: JSON of the stage detector.
-        leaderboard: ``leaderboard.csv``, with the stage's ``figures/`` beside it.
+        leaderboard: ``leaderboard.csv``, with the stage's ``external.csv`` and ``figures/`` beside it.
         metrics: ``metrics.json`` of the stage evaluate.
         params: the whole resolved params.
         out: folder to write to.
@@ -59,6 +59,7 @@ def make_report(
     with whole(out / "input.csv") as partial:
         counts.to_csv(partial, index=False, lineterminator="\n")
     crop_sheet(rows, crops, params["report"]["sheet"], out / "crop_sheet.png")
+    worst_sheet(rows, crops, params["report"]["sheet"], out / "worst_sheet.png")
     boxes = read_table(lesions, LESION_BOXES)
     lesion_sheet(rows, crops, boxes, params["patches"], out / "lesion_sheet.png")
     unmeasured = sorted(set(params["experiments"]) - set(measured))
@@ -69,6 +70,7 @@ def make_report(
 
     page = Page("Grading diabetic retinopathy: report", NOTICE)
     add_leaderboard(page, leaderboard)
+    add_external(page, leaderboard.with_name("external.csv"))
     add_inputs(page, counts, rows, params)
     add_pictures(page, out, params, heat_maps)
     page.section("Lesion detector and patches")
@@ -113,6 +115,34 @@ def add_leaderboard(page: Page, leaderboard: Path) -> None:
         "Confusion matrix of each experiment's first seed, actual grade in rows, predicted in columns.",
         "Counts of test photographs; the darker, the larger the share of the actual grade.",
     )
+
+
+def add_external(page: Page, path: Path) -> None:
+    """The same models on other datasets; nothing when there is none."""
+    try:
+        table = pd.read_csv(path)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not a readable table ({error}); run the stage evaluate") from None
+    if table.empty:
+        return
+    page.section(
+        "On other datasets",
+        "The same models, as they are, on all graded photographs of datasets that had no part in training "
+        "or selection. The drop is the QWK lost against the own test photographs.",
+    )
+    ends = zip(table["qwk_low"], table["qwk_high"], strict=True)
+    lines = {
+        "dataset": table["dataset"],
+        "photographs": table["n"],
+        "experiment": table["experiment"],
+        "QWK": table["qwk"],
+        "95 % interval": [f"{low:.3f} to {high:.3f}" for low, high in ends],
+        "drop": table["drop"],
+        "accuracy": table["accuracy"],
+        "mean error": table["mae"],
+        "referable AUC": table["referable_auc"],
+    }
+    page.table(pd.DataFrame(lines), "Means over training seeds; intervals over patients")
 
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:
@@ -164,6 +194,12 @@ def add_pictures(page: Page, out: Path, params: dict[str, Any], heat_maps: Path 
         out / "lesion_sheet.png",
         "Cropped fundus photographs with boxes around detected lesions.",
         f"Detections that score above {params['patches']['min_score']:g}, a colour for each kind of lesion.",
+    )
+    page.image(
+        out / "worst_sheet.png",
+        "Contact sheet of the photographs with the lowest computed quality.",
+        "The photographs that are hardest to grade by their computed quality, worst first, with the measure "
+        "that is to blame. index.min_quality leaves out those below a limit.",
     )
     if heat_maps is not None:
         page.section("What the model looks at")

@@ -1,0 +1,64 @@
+"""Look at every photograph once, small: its size, quality and perceptual hash, or why it is no use."""
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from drgrade.images.fingerprint import perceptual_hash
+from drgrade.images.quality import measure
+from drgrade.images.read import ReadError, read_reduced, read_size
+from drgrade.images.rules import fit_disc
+
+SIDE = 320
+"""Shorter side asked of the decoder, in pixels: an eighth of most cameras' resolution, nearly free."""
+
+
+class Survey(NamedTuple):
+    """What one look at a photograph tells; columns of ``index.parquet``.
+
+    Attributes:
+        width: in pixels, as displayed; None when not even the header can be read.
+        height: likewise.
+        fov: measures of :mod:`drgrade.images.quality`, 0-1; None when the photograph cannot be decoded.
+        sharpness: likewise.
+        exposure: likewise.
+        contrast: likewise.
+        quality: the lowest of the four.
+        phash: perceptual hash, 64 hexadecimal digits; None for a picture without content.
+        reason: why it cannot be read; empty when it can.
+    """
+
+    width: int | None = None
+    height: int | None = None
+    fov: float | None = None
+    sharpness: float | None = None
+    exposure: float | None = None
+    contrast: float | None = None
+    quality: float | None = None
+    phash: str | None = None
+    reason: str = ""
+
+
+def survey(path: Path) -> Survey:
+    """Look at one photograph; never raises for a bad one."""
+    try:
+        width, height = read_size(path)
+    except ReadError as error:
+        return Survey(reason=str(error))
+    try:
+        picture, _ = read_reduced(path, SIDE)
+    except ReadError as error:
+        return Survey(width, height, reason=str(error))
+    circle = fit_disc(picture)
+    quality = measure(picture, circle)
+    return Survey(width, height, *quality, quality.score, perceptual_hash(picture, circle))
+
+
+def survey_all(paths: Sequence[Path | None], workers: int) -> list[Survey]:
+    """Look at many photographs side by side; an empty survey where there is no path.
+
+    Threads are enough: decoding and filtering run outside the interpreter's lock.
+    """
+    with ThreadPoolExecutor(max(workers, 1)) as pool:
+        return list(pool.map(lambda path: Survey() if path is None else survey(path), paths))
