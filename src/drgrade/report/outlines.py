@@ -17,7 +17,7 @@ from drgrade.images.rules import Picture
 from drgrade.report.plots import INK, LESION_COLOURS, figure
 from drgrade.schema import LESION_NAMES
 
-RULE_COLOURS = {"disc": "#4ade80", "o_O": "#60a5fa", "graham": "#f472b6", "clpi": "#fb923c"}
+RULE_COLOURS = {"disc": "#4ade80", "o_O": "#60a5fa", "graham": "#b388ff", "clpi": "#fb923c"}
 DISCS = ("graham", "clpi")
 """Rules that keep a disc of their crop, not all of it."""
 CIRCLES = {"disc": 0.5} | dict.fromkeys(DISCS, KEPT)
