@@ -385,3 +385,11 @@ def test_a_hundred_thousand_photographs_take_seconds() -> None:
     split = assign_splits(table, Index())["split"]
     assert time.perf_counter() - start < 20  # 1.5 s alone on one core; quadratic ways take minutes
     assert split.value_counts()["test"] == 25_000
+
+
+@pytest.mark.parametrize("scheme", ["holdout", "kfold"])
+def test_leaving_photographs_out_moves_no_other(scheme) -> None:
+    table = make_table([(n % 5, (n + 1) % 5) for n in range(50)])
+    before = assign_splits(table, Index(scheme=scheme))
+    table.loc[::7, "status"] = "filtered"
+    assert assign_splits(table, Index(scheme=scheme))[["split", "fold"]].equals(before[["split", "fold"]])
