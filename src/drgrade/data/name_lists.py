@@ -142,7 +142,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             parser.error("reissue needs --out")
         parts = reissue({name for names in lists for name in names}, options.seed)
         write_file(options.out, split_csv(parts))
-        counts = Counter(parts.values())
+        group_of, counts = examinations(parts), Counter(parts.values())
+        for site, size in sorted(Counter(site for site, _ in group_of.values()).items()):
+            groups = {group for group in group_of.values() if group[0] == site}
+            print(f"site {site}: {size} photographs in {len(groups)} groups")
         print(*(f"{part} {counts[part]}" for part in PARTS), f"sha256 {sha256(options.out)}")
     except UserError as error:
         sys.exit(f"drgrade: error: {error}")
