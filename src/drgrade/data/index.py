@@ -50,7 +50,7 @@ def _excluded(path: Path | None, dataset: str) -> set[str]:
     return {line["image_id"] for line in lines if line.get("dataset", dataset) == dataset}
 
 
-def _digests(root: Path, paths: pd.Series, listed: dict[str, tuple[int, str]]) -> list[str | None]:
+def digests(root: Path, paths: pd.Series, listed: dict[str, tuple[int, str]]) -> list[str | None]:
     """SHA-256 of each photograph, as the manifest has it.
 
     Raises:
@@ -155,7 +155,7 @@ def build_index(
     if limit is not None:
         table = _limited(table, limit, params.seed)
     table = table.sort_values("image_id", ignore_index=True)
-    table["sha256"] = pd.array(_digests(root, table["path"], listed), dtype="string")
+    table["sha256"] = pd.array(digests(root, table["path"], listed), dtype="string")
     looks = survey_all([root / path if isinstance(path, str) else None for path in table["path"]], workers)
     table = assemble(table, looks, params, excluded=_excluded(exclude, dataset), split_file=split_file)
     counts = table["status"].value_counts()
