@@ -31,7 +31,7 @@ def input_counts(index: pd.DataFrame, crops: pd.DataFrame) -> pd.DataFrame:
 def grade_counts(index: pd.DataFrame) -> pd.DataFrame:
     """Usable graded photographs and their patients: a row for each split, a column for each grade."""
     usable = index[(index["subset"] == "grading") & (index["status"] == "ok") & index["grade"].notna()]
-    usable = usable.assign(split=usable["split"].fillna("out of fold"))
+    usable = usable.assign(split=usable["split"].fillna("left out"))
     counts = usable.groupby(["split", "grade"]).size().unstack(fill_value=0)
     counts = counts.reindex(columns=range(5), fill_value=0)
     counts.columns = [f"grade {grade}" for grade in counts.columns]
