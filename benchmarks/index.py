@@ -4,9 +4,9 @@
 
 A folder of that many files (hard links to a few) with a label file goes through the reader, the manifest, the
 joining, the split by patient and near-duplicate, the saved split, and the plan of the crop stage. What a look
-at each photograph tells is made up; how long real looks take (decode at an eighth, quality, perceptual hash) is
-measured on photographs of 4752x3168 (IDRiD's, resized, or painted) and stands beside as the baseline, on one
-core. Memory is the largest of the whole process. The last line is one JSON object.
+at each photograph tells is made up; how long real looks take (decode at an eighth, quality, perceptual hash)
+is measured on photographs of 4752x3168 (IDRiD's, resized, or painted) and stands beside as the baseline, on
+one core. Memory is the largest of the whole process. The last line is one JSON object.
 """
 
 import argparse
