@@ -20,7 +20,7 @@ SPLIT = {
     "fold": "Int8",
     "label_fraction": "Float64",  # the smallest of splits.FRACTIONS that a training photograph belongs to
 }
-"""Columns of ``split.csv``, a row for each photograph that takes part, sorted by image_id."""
+"""Columns of a saved split, a row for each photograph that takes part, sorted by image_id."""
 
 
 def write_split(table: pd.DataFrame, path: Path, params: Index, index: Path) -> str:
