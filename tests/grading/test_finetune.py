@@ -8,7 +8,7 @@ import pytest
 from drgrade import schema
 from drgrade.grading.base import GRADERS, Photographs, Training
 from drgrade.grading.stage import grade
-from drgrade.images import store as stores
+from drgrade.images import scaled as sizes
 from drgrade.images.shards import write_store
 from drgrade.images.store import CropStore
 from drgrade.params import Crop, Experiment, Grade
@@ -63,7 +63,7 @@ def test_a_store_gives_what_pictures_scaled_beforehand_give(crops, tmp_path, mon
 def test_a_store_of_the_input_size_is_read_as_it_is(crops, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     manifest, pictures = crops
-    monkeypatch.setattr(stores.cv2, "resize", None)  # nothing may be scaled
+    monkeypatch.setattr(sizes.cv2, "resize", None)  # nothing may be scaled
     params = PARAMS.model_copy(update={"input_size": SIZE, "epochs": 1})
     splits = table([9, 2, 13, 4]), table([12, 0]), np.array([5, 8])
     found = trained(CropStore(manifest), *splits, params)
@@ -80,13 +80,14 @@ def test_seeds_and_folds_share_one_scaled_copy(crops, tmp_path, monkeypatch):
     cut = pd.DataFrame({"image_id": names, "row": range(ROWS), "status": "ok"})
     schema.write_table(cut.reindex(columns=list(schema.CROPS)), tmp_path / "crops.parquet", schema.CROPS)
     scaled = []
-    scale = stores.scale
-    monkeypatch.setattr(stores, "scale", lambda part, size: scaled.append(len(part)) or scale(part, size))
+    scale = sizes.scale
+    monkeypatch.setattr(sizes, "scale", lambda part, size: scaled.append(len(part)) or scale(part, size))
     out = tmp_path / "out"
     grade(
         "e", Experiment(start="random", seeds=[0, 1]), PARAMS.model_copy(update={"epochs": 1}), Crop(),
-        index=tmp_path / "index.parquet", crops=tmp_path / "crops.parquet", store=crops[0], weights=None,
-        predictions=out / "predictions.parquet", manifest=out / "models.json", models=out / "models",
+        dataset="demo", index=tmp_path / "index.parquet", crops=tmp_path / "crops.parquet", store=crops[0],
+        weights=None, predictions=out / "predictions.parquet", manifest=out / "models.json",
+        models=out / "models",
     )  # fmt: skip
     assert sum(scaled) == ROWS  # two seeds of three folds
     assert len(list((out / "models").iterdir())) == 6

@@ -11,10 +11,10 @@ import pytest
 
 from drgrade import schema
 from drgrade.errors import UserError
-from drgrade.images import store as stores
 from drgrade.images.geometry import CropGeometry
+from drgrade.images.scaled import at_size
 from drgrade.images.shards import write_store
-from drgrade.images.store import Crops, CropStore, at_size, windows
+from drgrade.images.store import Crops, CropStore, windows
 
 FORMATS = ["raw", "png", "jpeg"]
 SIZE = 24
@@ -94,7 +94,7 @@ def test_jpeg_keeps_colour_at_full_resolution_and_obeys_the_quality(tmp_path):
 def test_a_store_takes_no_writing(manifest):
     store = CropStore(manifest)
     if store.format == "raw":
-        assert isinstance(store[3], np.memmap)  # looked at where it lies
+        assert np.shares_memory(store[3], store[3])  # looked at where it lies
         with pytest.raises(ValueError, match="read-only"):
             store[3][0] = 0
     with pytest.raises(TypeError):
@@ -124,7 +124,7 @@ def test_a_fork_reads_a_store_that_was_in_use(manifest):
 def test_a_store_travels_to_a_fresh_process(tmp_path, pictures):
     write_store(pictures, tmp_path / "store.json", "png")
     store = CropStore(tmp_path / "store.json")
-    store.at(10)[3]
+    at_size(store, 10)[3]
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         found = pool.submit(store.__getitem__, [9, 2]).result()
     np.testing.assert_array_equal(found, pictures[[9, 2]])
@@ -206,45 +206,6 @@ def test_a_store_that_fails_in_the_making_leaves_the_old_one_alone(manifest, pic
     with pytest.raises((cv2.error, AttributeError)):
         write_store([*pictures[:10], None], manifest, CropStore(manifest).format)
     assert {path: path.read_bytes() for path in manifest.parent.rglob("*") if path.is_file()} == before
-
-
-class TestScaled:
-    def test_pictures_are_scaled_as_one_by_one(self, manifest):
-        store = CropStore(manifest)
-        for size, how in ((10, cv2.INTER_AREA), (40, cv2.INTER_CUBIC)):
-            expected = np.stack(
-                [cv2.resize(picture, (size, size), interpolation=how) for picture in store[:]]
-            )
-            found = at_size(store, size)
-            assert (len(found), found.shape) == (11, (11, size, size, 3))
-            np.testing.assert_array_equal(found[np.array([7, 1, 7])], expected[[7, 1, 7]])
-            np.testing.assert_array_equal(found[3], expected[3])
-            np.testing.assert_array_equal(found[:], expected)
-
-    def test_the_right_size_is_the_store_itself(self, manifest, pictures):
-        store = CropStore(manifest)
-        assert at_size(store, SIZE) is store
-        assert at_size(pictures, SIZE) is pictures
-
-    def test_each_is_scaled_once_for_all_who_ask(self, manifest, monkeypatch):
-        asked = []
-        plain = stores.scale
-        monkeypatch.setattr(stores, "scale", lambda part, size: asked.append(len(part)) or plain(part, size))
-        store = CropStore(manifest)
-        at_size(store, 10)[[1, 2, 2]]
-        at_size(store, 10)[[2, 3]]
-        assert asked == [2, 1]
-        at_size(store, 12)[0]
-        assert asked == [2, 1, 1]
-
-    def test_a_large_copy_lives_in_a_file_that_leaves_nothing(self, manifest, tmp_path, monkeypatch):
-        expected = at_size(CropStore(manifest), 10)[:]
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(stores, "IN_MEMORY", 0)
-        copy = at_size(CropStore(manifest), 10)
-        assert isinstance(copy._pixels, np.memmap)
-        np.testing.assert_array_equal(copy[::-1], expected[::-1])
-        assert list((tmp_path / stores.SCALED).iterdir()) == []
 
 
 @pytest.fixture

@@ -20,7 +20,8 @@ from drgrade.explain.score import scores, to_original
 from drgrade.files import whole, write_json
 from drgrade.grading.base import GRADERS
 from drgrade.images.read import read_photograph
-from drgrade.images.store import Crops, at_size
+from drgrade.images.scaled import at_size
+from drgrade.images.store import Crops
 from drgrade.lesions.masks import read_mask
 from drgrade.params import Explain
 from drgrade.schema import INDEX, read_table

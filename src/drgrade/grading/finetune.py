@@ -17,7 +17,8 @@ from drgrade.evaluate.metrics import qwk, to_grades
 from drgrade.files import write_json
 from drgrade.grading.base import GRADERS, Grader, Training, interpolated
 from drgrade.images.augment import augment, normalise
-from drgrade.images.store import Pictures, at_size
+from drgrade.images.scaled import at_size
+from drgrade.images.store import Pictures
 from drgrade.seeding import derive, seed_everything
 from drgrade.training import Batches, Module, device, fit, loader, pictures, save_tensors
 
@@ -52,7 +53,7 @@ class FineTune(Module):
         self.select_best = params["select"] == "best" and len(training.val) > 0
         self.images = at_size(training.train.images, params["input_size"])
         self.rows = training.train.rows
-        self.grades = torch.from_numpy(training.train.grades).float()
+        self.grades = torch.tensor(training.train.grades, dtype=torch.float32)
         self.val_images = at_size(training.val.images, params["input_size"])
         self.val_rows = training.val.rows
         self.val_grades = training.val.grades

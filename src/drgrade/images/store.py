@@ -7,9 +7,8 @@ raw pixels as memory-mapped arrays, or PNG or JPEG pictures one behind the other
 import bisect
 import itertools
 import json
+import mmap
 import os
-import tempfile
-import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,13 +22,9 @@ from drgrade import schema
 from drgrade.errors import UserError
 from drgrade.files import sha256
 from drgrade.images.geometry import CropGeometry
+from drgrade.images.mapping import Shard
 
 Pixels = npt.NDArray[np.uint8]
-
-IN_MEMORY = 2 * 10**9
-"""Bytes up to which scaled pictures are held in memory; more go to an unnamed file."""
-SCALED = Path(".cache/drgrade/scaled")
-"""Where that file takes its space: on the disk of the results, as /tmp may itself be memory."""
 
 
 class Pictures(Protocol):
@@ -56,6 +51,7 @@ class CropStore:
         size: side of a picture in pixels.
         format: raw, png or jpeg.
         shape: (n, size, size, 3).
+        scaled: copies at other sizes, filled by :func:`drgrade.images.scaled.at_size`.
 
     Raises:
         UserError: the manifest or a shard is missing, or a shard is not as long as it was.
@@ -87,8 +83,8 @@ class CropStore:
             ) from None
         self.shape = (sum(counts), self.size, self.size, 3)
         self._starts = [0, *itertools.accumulate(counts)]
-        self._open: dict[int, tuple[Pixels, npt.NDArray[np.int64] | None]] = {}
-        self._scaled: dict[int, Scaled] = {}
+        self._open: dict[int, Shard] = {}
+        self.scaled: dict[int, Pictures] = {}
         self._numbers = np.arange(len(self))
         self._check_lengths()
 
@@ -105,8 +101,22 @@ class CropStore:
         """
         chosen = self._numbers[rows]
         if chosen.ndim == 0:
+            self._announce(int(chosen), 0, self.size)
             return self._picture(int(chosen))
-        return windows(self, chosen, np.zeros((len(chosen), 2), np.int64), self.size)
+        return self.windows(chosen, np.zeros((len(chosen), 2), np.int64), self.size)
+
+    def windows(self, rows: npt.NDArray[Any], corners: npt.NDArray[Any], side: int) -> Pixels:
+        """A square window of each picture, see :func:`windows`; PNG and JPEG are decoded on all cores."""
+        cuts = np.empty((len(rows), side, side, 3), np.uint8)
+        for row, (_, y) in zip(rows, corners, strict=True):
+            self._announce(int(row), int(y), side)
+
+        def cut(place: int) -> None:
+            x, y = corners[place]
+            cuts[place] = self._picture(int(rows[place]))[y : y + side, x : x + side]
+
+        _each(cut, range(len(rows)), threads=self.format != "raw")
+        return cuts
 
     def verify(self) -> None:
         """Read every shard again and compare it with its checksum.
@@ -121,12 +131,6 @@ class CropStore:
                 if actual != digest:
                     raise UserError(f"{path}: damaged, its SHA-256 is not the manifest's; {self._remedy}")
 
-    def at(self, size: int) -> "Scaled":
-        """These pictures at another size, one copy for all who ask."""
-        if size not in self._scaled:
-            self._scaled[size] = Scaled(self, size)
-        return self._scaled[size]
-
     @property
     def _remedy(self) -> str:
         return f"restore it with dvc checkout, or delete {self.folder} and run the stage crop again"
@@ -140,69 +144,45 @@ class CropStore:
             if length != expected:
                 raise UserError(f"{self.folder / name}: {length} bytes, not {expected}; {self._remedy}")
 
-    def _shard(self, number: int) -> tuple[Pixels, npt.NDArray[np.int64] | None]:
-        """The mapped bytes of a shard, and where its pictures start; two threads may both open it."""
+    def _shard(self, number: int) -> Shard:
+        """A shard, opened when first asked for; two threads may both do so."""
         if number not in self._open:
-            first, *rest = (self.folder / name for name in self._files[number])
             rows = self._starts[number + 1] - self._starts[number]
+            paths = [self.folder / name for name in self._files[number]]
             try:
-                if self.format == "raw":
-                    data, offsets = np.load(first, mmap_mode="r"), None
-                else:
-                    offsets = np.load(rest[0])
-                    # a shard of photographs that all failed is an empty file, which cannot be mapped
-                    data = np.memmap(first, np.uint8, "r") if offsets[-1] else np.empty(0, np.uint8)
+                self._open[number] = Shard(paths, (rows, *self.shape[1:]), self.format == "raw")
             except (OSError, ValueError) as error:
-                raise UserError(f"{first}: not a readable shard ({error}); {self._remedy}") from None
-            if (data.shape[1:] != self.shape[1:]) if offsets is None else len(offsets) != rows + 1:
-                raise UserError(f"{first}: holds other pictures than {self.manifest} says; {self._remedy}")
-            self._open[number] = data, offsets
+                raise UserError(f"{paths[0]}: not a readable shard ({error}); {self._remedy}") from None
         return self._open[number]
 
-    def _picture(self, row: int) -> Pixels:
+    def _find(self, row: int) -> tuple[Shard, int]:
+        """The shard that holds a row, and its place there."""
         number = bisect.bisect_right(self._starts, row) - 1
-        data, offsets = self._shard(number)
-        place = row - self._starts[number]
-        if offsets is None:
-            return data[place]
-        start, end = offsets[place : place + 2]
-        if start == end:  # a photograph that could not be cropped
-            return np.zeros((self.size, self.size, 3), np.uint8)
-        picture = cv2.imdecode(np.asarray(data[start:end]), cv2.IMREAD_COLOR_RGB)
+        return self._shard(number), row - self._starts[number]
+
+    def _announce(self, row: int, line: int, lines: int) -> None:
+        """Have the disk fetch a picture, of a raw one only some lines, while others are still read."""
+        shard, place = self._find(row)
+        start, end = (int(edge) for edge in shard.offsets[place : place + 2])
+        if self.format == "raw":
+            stride = 3 * self.size
+            start, end = start + line * stride, start + (line + lines) * stride
+        if start < end:
+            page = start - start % mmap.PAGESIZE
+            shard.mapped.madvise(mmap.MADV_WILLNEED, page, end - page)
+
+    def _picture(self, row: int) -> Pixels:
+        shard, place = self._find(row)
+        start, end = shard.offsets[place : place + 2]
+        data = shard.bytes[start:end]
+        if self.format == "raw":
+            return data.reshape(self.shape[1:])
+        if not len(data):  # a photograph that could not be cropped
+            return np.zeros(self.shape[1:], np.uint8)
+        picture = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
         if picture is None or picture.shape != self.shape[1:]:
             raise UserError(f"{self.folder}: row {row} cannot be decoded; {self._remedy}")
         return picture.astype(np.uint8, copy=False)
-
-
-class Scaled:
-    """Pictures at another size, each scaled once, when it is first asked for.
-
-    Args:
-        images: any :class:`Pictures`.
-        size: side wanted.
-    """
-
-    def __init__(self, images: Pictures, size: int) -> None:
-        self.shape = (len(images), size, size, 3)
-        self._images = images
-        self._pixels = _blank(self.shape)
-        self._ready = np.zeros(len(images), bool)
-        self._numbers = np.arange(len(images))
-        self._lock = threading.Lock()
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, rows: Any) -> Pixels:
-        """A picture or pictures, rows as in NumPy."""
-        chosen = self._numbers[rows]
-        with self._lock:
-            lacking = np.unique(chosen[~self._ready[chosen]])
-            for start in range(0, len(lacking), 64):
-                part = lacking[start : start + 64]
-                self._pixels[part] = scale(self._images[part], self.shape[1])
-                self._ready[part] = True
-        return self._pixels[chosen]
 
 
 class Crops:
@@ -262,7 +242,7 @@ class Crops:
 
 
 def windows(images: Pictures, rows: npt.NDArray[Any], corners: npt.NDArray[Any], side: int) -> Pixels:
-    """A square window of each picture, decoded on all cores where the store is PNG or JPEG.
+    """A square window of each picture.
 
     Args:
         images: pictures (n, S, S, 3).
@@ -273,39 +253,10 @@ def windows(images: Pictures, rows: npt.NDArray[Any], corners: npt.NDArray[Any],
     Returns:
         uint8 (k, side, side, 3).
     """
-    cuts = np.empty((len(rows), side, side, 3), np.uint8)
-
-    def cut(place: int) -> None:
-        x, y = corners[place]
-        cuts[place] = images[int(rows[place])][y : y + side, x : x + side]
-
-    _each(cut, range(len(rows)), isinstance(images, CropStore) and images.format != "raw")
-    return cuts
-
-
-def at_size(images: Pictures, size: int) -> Pictures:
-    """``images`` where they have this size, else a scaled copy; all who ask a store for a size share one."""
-    if images.shape[1] == size:
-        return images
-    return images.at(size) if isinstance(images, CropStore) else Scaled(images, size)
-
-
-def scale(pictures: Pixels, size: int) -> Pixels:
-    """Pictures (n, S, S, 3) at another size: shrunk by area averaging, enlarged by cubic interpolation."""
-    how = cv2.INTER_AREA if size < pictures.shape[1] else cv2.INTER_CUBIC
-    scaled = np.empty((len(pictures), size, size, 3), np.uint8)
-    for place, picture in enumerate(pictures):
-        scaled[place] = cv2.resize(picture, (size, size), interpolation=how)
-    return scaled
-
-
-def _blank(shape: tuple[int, ...]) -> Pixels:
-    """Memory that is taken up as it is written to, or a file that is gone when the process ends."""
-    if np.prod(shape, dtype=np.int64) <= IN_MEMORY:
-        return np.empty(shape, np.uint8)
-    SCALED.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=SCALED) as file:  # the mapping keeps it alive
-        return np.memmap(file, np.uint8, "w+", shape=shape)
+    if isinstance(images, CropStore):
+        return images.windows(rows, corners, side)
+    places = zip(rows, corners, strict=True)
+    return np.stack([images[row][y : y + side, x : x + side] for row, (x, y) in places])
 
 
 def _each(work: Callable[[int], None], items: Iterable[int], threads: bool) -> None:
