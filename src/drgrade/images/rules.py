@@ -232,8 +232,10 @@ def _consensus(points: Floats, shape: tuple[int, ...]) -> Circle | None:
     circles = circles[(radius > 0.25 * shorter) & (radius < 0.75 * longer)]
     if not len(circles):
         return None
-    distance = np.hypot(points[:, :1] - circles[:, 0], points[:, 1:] - circles[:, 1]) - circles[:, 2]
-    circle = circles[np.argmax((np.abs(distance) < TOLERANCE).sum(axis=0))]
+    x, y, radius = circles.T[..., None]
+    squared = (points[:, 0] - x) ** 2 + (points[:, 1] - y) ** 2  # roots would take longer than all the rest
+    near = (squared > (radius - TOLERANCE) ** 2) & (squared < (radius + TOLERANCE) ** 2)
+    circle = circles[np.argmax(np.count_nonzero(near, axis=1))]
     for _ in range(3):
         away = np.abs(np.hypot(points[:, 0] - circle[0], points[:, 1] - circle[1]) - circle[2])
         near = points[away < TOLERANCE]
