@@ -1,12 +1,15 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from drgrade.cli import main
+from drgrade.images.shards import write_store
 
-STAGES = ["download", "index", "crop", "lesion_boxes", "detector", "lesions", "patches", "pretrain", "grade"]
-VERBS = [*STAGES, "evaluate", "explain", "report", "predict", "check", "schema", "sync", "doctor"]
+DATA = ["download", "index", "overlaps", "crop"]
+STAGES = [*DATA, "lesion_boxes", "detector", "lesions", "patches", "pretrain", "grade", "evaluate", "explain"]
+VERBS = [*STAGES, "report", "predict", "check", "verify", "schema", "sync", "doctor"]
 
 
 def test_help_lists_every_verb_and_loads_nothing_heavy():
@@ -64,3 +67,17 @@ def test_bad_input_is_one_line_and_status_2(arguments, message, tmp_path, monkey
     assert error[-1].startswith(message)
     assert not any("Traceback" in line for line in error)
     assert [path.name for path in tmp_path.iterdir() if path.suffix in (".parquet", ".csv", ".tsv")] == []
+
+
+def test_verify_names_the_damaged_shard(tmp_path, capsys):
+    manifest = tmp_path / "store.json"
+    pictures = np.random.default_rng(0).integers(0, 255, (5, 32, 32, 3), dtype=np.uint8)
+    write_store(pictures, manifest, shard_bytes=2 * 32 * 32 * 3)
+    assert main(["verify", str(manifest)]) == 0
+    assert "5 crops of 32 px (raw), every shard as written" in capsys.readouterr().out
+    shard = sorted((tmp_path / "store").iterdir())[1]
+    damaged = bytearray(shard.read_bytes())
+    damaged[-7] ^= 1
+    shard.write_bytes(damaged)
+    assert main(["verify", str(manifest)]) == 2
+    assert f"drgrade: error: {shard}: damaged" in capsys.readouterr().err

@@ -234,6 +234,16 @@ def sync(args: Arguments) -> None:
         raise UserError("snakemake --touch failed; its message stands above")
 
 
+def verify(args: Arguments) -> None:
+    """Read stores of crops again and compare every shard with its SHA-256."""
+    from drgrade.images.store import CropStore
+
+    for path in args.store:
+        store = CropStore(path)
+        store.verify()
+        print(f"{path}: {len(store)} crops of {store.size} px ({store.format}), every shard as written")
+
+
 def doctor(args: Arguments) -> None:
     """Print versions, devices, op backend, and which data and weights are here."""
     from drgrade.doctor import report
@@ -334,6 +344,7 @@ def _parser() -> argparse.ArgumentParser:
     _paths(sub, "model", "out")
     verb(check, params=False).add_argument("file", type=Path, nargs="?", default=Path("params.yaml"))
     verb(schema, params=False)
+    verb(verify, params=False).add_argument("store", type=Path, nargs="+", metavar="STORE.json")
     verb(sync, params=False)
     verb(doctor, params=False)
     return parser

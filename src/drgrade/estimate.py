@@ -9,6 +9,8 @@ LARGE = 2000
 PUBLISHED = {"eyepacs": (88_702, 90.0), "idrid": (597, 1.1), "aptos": (5_590, 10.0)}
 """Photographs and GB of raw files of whole datasets, as their publishers state them."""
 CROP_SECONDS = 0.15  # a 12-megapixel photograph on one core, benchmarks/crop.py
+SIZE = {"raw": 1.0, "png": 0.35, "jpeg": 0.09}
+"""Bytes of a stored crop relative to its pixels, benchmarks/loader.py."""
 CPU_RATE = 9.0  # photographs a second, forward and backward, EfficientNet-Lite0 at 288 px on 2 cores
 
 
@@ -39,7 +41,7 @@ def estimate(params: Params, cores: int) -> list[str]:
     for name, photographs in counts.items():
         if photographs < LARGE:
             continue
-        store = photographs * params.crop.size**2 * 3 / 1e9
+        store = photographs * params.crop.size**2 * 3 / 1e9 * SIZE[params.crop.format]
         hours = photographs * CROP_SECONDS / cores / 3600
         raw = PUBLISHED.get(name, (0, 0.0))[1]
         lines.append(

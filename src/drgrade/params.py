@@ -133,7 +133,8 @@ class Crop(Block):
     size: Annotated[int, Field(ge=32, le=2048)] = 256
     """Side of a stored crop in pixels (512 in the papers)."""
     aspect: Literal["pad", "squash"] = "pad"
-    """pad: keep the shape of the eye, black around it; squash: stretch to the square as published."""
+    """pad: keep the shape of the eye, black around it; squash: stretch to the square as published;
+    graham and clpi keep the shape in either case."""
     format: Literal["raw", "png", "jpeg"] = "raw"
     """raw: memory-mapped pixels, fastest; png: lossless, about half the disk; jpeg: a tenth of it."""
     quality: Annotated[int, Field(ge=1, le=100)] = 95

@@ -47,7 +47,7 @@ INDEX = {
 
 CROPS = {
     "image_id": "string",
-    "row": "Int64",  # row in crops.npy, missing when failed
+    "row": "Int64",  # row in the store, missing when failed
     "x0": "Int32",  # crop box in original pixels; may reach outside the photograph
     "y0": "Int32",
     "x1": "Int32",

@@ -3,6 +3,7 @@ import re
 
 import pandas as pd
 import pytest
+from PIL import Image
 
 from drgrade.schema import CROPS, INDEX, LESION_BOXES, PREDICTIONS, read_table
 
@@ -18,7 +19,10 @@ def test_every_stage_leaves_what_the_contract_says(snakemade):
     for experiment in ("majority", "lesion_contrastive"):
         predictions = read_table(snakemade.file(f"grade/{experiment}/predictions.parquet"), PREDICTIONS)
         expected = graded[graded["split"].isin(["val", "test"])]
-        assert sorted(predictions["image_id"]) == sorted(expected["image_id"])
+        own, site = (predictions[predictions["dataset"] == name] for name in ("demo", "demo_site"))
+        assert sorted(own["image_id"]) == sorted(expected["image_id"])
+        assert set(site["split"]) == {"external"}
+        assert len(site) == 10
         total = predictions[["p0", "p1", "p2", "p3", "p4"]].sum(axis=1)
         assert total.between(1 - 1e-9, 1 + 1e-9).all()
     leaderboard = pd.read_csv(snakemade.file("evaluate/leaderboard.csv"))
@@ -57,6 +61,31 @@ def test_an_edit_of_one_experiment_leaves_the_others(finished):
     assert set(re.findall(r"drgrade grade --experiment (\w+)", plan)) == {"majority"}
 
 
+def test_a_photograph_that_is_trained_on_and_tested_elsewhere_stops_the_run(finished):
+    index = read_table(finished.file("index/index.parquet"), INDEX).query(
+        "split == 'train' and eye == 'left'"
+    )
+    trained = finished.folder / "data/raw/demo" / index["path"].iloc[0]
+    folder = finished.folder / "data/raw/folder"
+    (folder / "images").mkdir(parents=True)
+    Image.open(trained).save(folder / "images/copy.png")  # other bytes, same picture
+    (folder / "labels.csv").write_text("image,grade\ncopy,1\n")
+    new = {"limit": None, "scheme": None, "split_file": None, "exclude": None}
+    finished.edit({"datasets.folder": new, "roles.external": ["folder"]})
+    refused = finished.snakemake(ok=False)
+    assert "drgrade: error: 1 overlaps between training and test" in refused
+    assert "same picture but for 0 bits" in refused
+    assert finished.planned("--until", "grade") >= {"overlaps", "grade"}
+    leaks = finished.folder / "results/overlaps/leaks.csv"
+    assert pd.read_csv(leaks)["image_id"].tolist() == index["image_id"].head(1).tolist()
+    leaks.rename(finished.folder / "leaks.csv")
+    finished.edit({"datasets.demo.exclude": "leaks.csv"})
+    finished.snakemake("--", "results/overlaps/overlaps.json")
+    assert json.loads((finished.folder / "results/overlaps/overlaps.json").read_text())["leaks"] == 0
+    left_out = read_table(finished.file("index/index.parquet"), INDEX).query("status == 'filtered'")
+    assert left_out["image_id"].tolist() == index["image_id"].head(1).tolist()
+
+
 def test_an_impossible_edit_leaves_the_results_alone(finished):
     before = finished.file("grade/lesion_contrastive/predictions.parquet").read_bytes()
     finished.edit({"evaluate.bootstrap": 150, "experiments": {"majority": {"grader": "majority"}},
@@ -87,7 +116,10 @@ def test_a_source_edit_reruns_its_stage_and_touching_reruns_nothing(finished):
     [
         ({"grade.lrr": 1.0}, "params.yaml: grade.lrr: no such key"),
         ({"crop.size": "big"}, "params.yaml: crop.size: input should be a valid integer, not 'big'"),
-        ({"roles.grade": "eyepacs"}, "params.yaml: roles.grade: 'eyepacs' is not one of datasets (demo)"),
+        (
+            {"roles.grade": "eyepacs"},
+            "params.yaml: roles.grade: 'eyepacs' is not one of datasets (demo, demo",
+        ),
     ],
 )
 def test_wrong_params_stop_before_anything_runs(finished, change, message):
