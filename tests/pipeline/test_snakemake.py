@@ -30,6 +30,15 @@ def test_every_stage_leaves_what_the_contract_says(snakemade):
     assert snakemade.file("report/report.html").stat().st_size > 10_000
 
 
+def test_the_number_of_jobs_does_not_depend_on_the_number_of_photographs(fresh):
+    totals = []
+    for patients in (10, 50_000):
+        fresh.edit({"download.demo.patients": patients, "datasets.demo.limit": None})
+        plan = fresh.snakemake("--dry-run", "--quiet", "rules")
+        totals.append(int(re.search(r"^total\s+(\d+)", plan, re.M)[1]))
+    assert totals[0] == totals[1] < 25
+
+
 def test_patients_are_not_shared_between_splits(snakemade):
     index = read_table(snakemade.file("index/index.parquet"), INDEX)
     graded = index[index["subset"] == "grading"]
