@@ -22,8 +22,8 @@ from matplotlib.figure import Figure
 
 from drgrade.data.hospital import plan_patients
 from drgrade.data.idrid import IDRiD
-from drgrade.data.painting import Eye, paint
 from drgrade.files import write_file
+from drgrade.painting.painter import Eye, paint
 from drgrade.params import Demo
 from drgrade.report.plots import STYLE
 from drgrade.schema import GRADES

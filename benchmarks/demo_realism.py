@@ -23,8 +23,8 @@ from drgrade.data.demo_site import DemoSite
 from drgrade.data.eyepacs import EyePACS
 from drgrade.data.hospital import Photograph, plan_patients, plan_segmentation
 from drgrade.data.idrid import MASKS, PART_A, SETS, IDRiD
-from drgrade.data.painting import paint
 from drgrade.lesions.masks import read_mask
+from drgrade.painting.painter import paint
 from drgrade.params import Demo, Download
 from drgrade.report.plots import BAR, INK, SEED, figure
 from drgrade.schema import GRADES, LESIONS

@@ -11,9 +11,9 @@ from PIL import Image
 from drgrade.data import demo as module
 from drgrade.data.demo import Demo
 from drgrade.data.hospital import GRADED, plan_patients, plan_segmentation
-from drgrade.data.icdr import icdr_grade
-from drgrade.data.painting import paint
 from drgrade.errors import UserError
+from drgrade.painting.icdr import icdr_grade
+from drgrade.painting.painter import paint
 from drgrade.params import Demo as DemoParams
 from drgrade.params import Download
 

@@ -18,6 +18,7 @@ SOURCES = {
         "images/read.py",
         "images/rules.py",
         "images/survey.py",
+        "painting",
     ],
     "index": [
         *TABLES,
@@ -29,6 +30,7 @@ SOURCES = {
         "images/read.py",
         "images/rules.py",
         "images/survey.py",
+        "painting",
     ],
     "overlaps": [*TABLES, "data/duplicates.py", "data/overlaps.py"],
     "crop": [
@@ -56,6 +58,7 @@ SOURCES = {
         "lesions/coco.py",
         "lesions/masks.py",
         "lesions/tiles.py",
+        "painting",
     ],
     "detector": [
         *TABLES,
@@ -139,6 +142,7 @@ SOURCES = {
         "images/store.py",
         "images/survey.py",
         "lesions/masks.py",
+        "painting",
     ],
     "report": [
         *TABLES,

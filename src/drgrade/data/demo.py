@@ -21,10 +21,10 @@ import pandas as pd
 from drgrade.data.eyepacs import EyePACS
 from drgrade.data.hospital import Photograph, plan_graded, plan_patients, plan_segmentation
 from drgrade.data.idrid import LABEL_COLUMNS, LABEL_FILES, LABELS, PART_B, SETS, IDRiD
-from drgrade.data.painting import Eye, paint
 from drgrade.data.registry import DATASETS, Card
 from drgrade.errors import UserError
 from drgrade.files import write_file
+from drgrade.painting.painter import Eye, paint
 from drgrade.params import Demo as DemoParams
 from drgrade.params import Download
 

@@ -6,11 +6,11 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-from drgrade.data.anatomy import draw_anatomy, draw_camera
-from drgrade.data.icdr import Lesion, icdr_grade
 from drgrade.data.idrid import IMAGES, MASK_FOLDERS, MASKS, PART_A, PART_B, SETS
-from drgrade.data.painting import Eye
-from drgrade.data.pathology import draw_lesions
+from drgrade.painting.anatomy import draw_anatomy, draw_camera
+from drgrade.painting.icdr import Lesion, icdr_grade
+from drgrade.painting.painter import Eye
+from drgrade.painting.pathology import draw_lesions
 from drgrade.params import Demo
 from drgrade.schema import LESIONS
 from drgrade.seeding import derive, numpy_rng

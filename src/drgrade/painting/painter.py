@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from drgrade.data.anatomy import Anatomy, Camera, Points
-from drgrade.data.icdr import Lesion
+from drgrade.painting.anatomy import Anatomy, Camera, Points
+from drgrade.painting.icdr import Lesion
 from drgrade.schema import LESIONS
 
 Plane = NDArray[np.float32]  # (height, width)

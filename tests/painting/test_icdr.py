@@ -1,6 +1,6 @@
 import pytest
 
-from drgrade.data.icdr import Lesion, icdr_grade
+from drgrade.painting.icdr import Lesion, icdr_grade
 
 CORNERS = [(0.3, 0.3), (0.3, -0.3), (-0.3, 0.3), (-0.3, -0.3)]
 

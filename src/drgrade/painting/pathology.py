@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from drgrade.data.anatomy import Anatomy, Camera
-from drgrade.data.icdr import HAEMORRHAGES_PER_QUADRANT, Lesion, icdr_grade
+from drgrade.painting.anatomy import Anatomy, Camera
+from drgrade.painting.icdr import HAEMORRHAGES_PER_QUADRANT, Lesion, icdr_grade
 
 QUADRANTS = ((False, False), (False, True), (True, False), (True, True))
 Quadrant = tuple[bool, bool]

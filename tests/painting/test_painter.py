@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drgrade.data.anatomy import AVASCULAR_RADIUS, Camera, draw_anatomy, draw_camera
-from drgrade.data.icdr import Lesion, icdr_grade
-from drgrade.data.painting import Eye, field_of_view, paint
-from drgrade.data.pathology import draw_lesions
+from drgrade.painting.anatomy import AVASCULAR_RADIUS, Camera, draw_anatomy, draw_camera
+from drgrade.painting.icdr import Lesion, icdr_grade
+from drgrade.painting.painter import Eye, field_of_view, paint
+from drgrade.painting.pathology import draw_lesions
 
 
 def make_eye(seed: int, grade: int = 2, rich: bool = False, left: bool = False, width: int = 500) -> Eye:
