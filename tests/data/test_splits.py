@@ -36,6 +36,13 @@ def make_table(
     return table.astype({"grade": "Int8", "official_split": "string", "sha256": "string"})
 
 
+def test_an_official_test_part_without_grades_is_none() -> None:
+    """As of APTOS 2019, whose test grades were never released."""
+    table = make_table([(0,), (1,), (None,)], ["train", "train", "test"])
+    with pytest.raises(UserError, match="no graded test photographs; use holdout or kfold"):
+        assign_splits(table, Index(scheme="official"))
+
+
 def add_masked(table: pd.DataFrame, count: int, tested: int = 0) -> pd.DataFrame:
     masked = pd.DataFrame({"image_id": [f"A_{n}" for n in range(count)]})
     masked["patient_id"] = masked["image_id"]

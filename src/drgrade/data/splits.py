@@ -94,9 +94,9 @@ def _holdout(ordered: Sequence[str], params: Index) -> dict[str, str]:
 def _official(table: pd.DataFrame, ordered: Sequence[str], params: Index) -> dict[str, str]:
     """The dataset's own parts; its training part is divided unless it names a validation part itself."""
     official = table["official_split"]
-    if not (official == "test").any():
+    if not ((official == "test") & table["grade"].notna()).any():
         raise UserError(
-            "index.scheme: official, but the dataset names no test photographs; use holdout or kfold"
+            "index.scheme: official, but the dataset has no graded test photographs; use holdout or kfold"
         )
     strictness = official.fillna("train").map({part: n for n, part in enumerate(STRICTEST)}).astype(int)
     by_group = strictness.groupby(table["group"]).agg(["min", "max"])
