@@ -72,9 +72,9 @@ def test_a_band_shared_by_thousands_is_searched_in_little_memory() -> None:
     hashes = [rng.bytes(30).hex() + "0000" for _ in range(4000)]
     hashes[3000] = hashes[5][:-5] + "f0000"
     tracemalloc.start()
-    start = time.perf_counter()
+    start = time.process_time()
     pairs = near_duplicates(hashes, 10)
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     apart = (int(hashes[5], 16) ^ int(hashes[3000], 16)).bit_count()

@@ -77,7 +77,8 @@ class Handler(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")  # a proxy would look for the server on its own machine
     with Server() as running:
         thread = threading.Thread(target=running.serve_forever, daemon=True)
         thread.start()

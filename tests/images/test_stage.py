@@ -68,9 +68,9 @@ def test_planning_a_hundred_thousand_photographs_takes_no_time():
     rows = pd.DataFrame(
         {"status": "ok", "path": [f"train/{k}_left.jpeg" for k in range(100_000)]}, dtype="string"
     )
-    start = time.perf_counter()
+    start = time.process_time()
     planned = plan(rows, Path("/raw"), Crop(size=512))
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
     assert sum(len(chunk.paths) for chunk in planned.chunks) == 100_000
 
 
