@@ -292,7 +292,7 @@ def test_the_stage_writes_both_files_before_it_refuses(tmp_path: Path) -> None:
     paths = {name: tmp_path / f"{name}.parquet" for name in ("main", "out")}
     for name, table in leaking().items():
         write_table(table, paths[name], INDEX)
-    with pytest.raises(UserError, match=r"leaks\.csv lists those on the training side"):
+    with pytest.raises(UserError, match=r"copy .*/leaks\.csv, .* the copy as datasets\.<name>\.exclude$"):
         overlaps(paths, APART, BITS, tmp_path / "once")
     written = pd.read_csv(tmp_path / "once" / "overlaps.csv", keep_default_na=False)
     assert list(written.columns) == JUDGED

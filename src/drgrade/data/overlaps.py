@@ -212,7 +212,7 @@ def check_overlaps(
         UserError: some do; their number, the first ten, and the remedy.
     """
     judged = judge(indexes, roles, bits)
-    _refuse(judged, refuse, "the photographs on the training side")
+    _refuse(judged, refuse, "name those on the training side in datasets.<name>.exclude")
     return judged
 
 
@@ -228,7 +228,7 @@ def _refuse(judged: pd.DataFrame, levels: Collection[str], remedy: str) -> None:
     more = f"; and {len(leaks) - SHOWN} more" if len(leaks) > SHOWN else ""
     raise UserError(
         f"{len(leaks)} overlaps between training and test: {'; '.join(shown)}{more}; "
-        f"leave out one of each, in datasets.<name>.exclude: {remedy}"
+        f"leave out one of each: {remedy}"
     )
 
 
@@ -246,7 +246,7 @@ def overlaps(
         roles: which dataset plays which.
         bits: as ``overlaps.duplicate_bits``.
         out: folder to write to. ``overlaps.csv`` has the columns JUDGED; where there are leaks,
-            ``leaks.csv`` has those alone and can be given as ``datasets.<name>.exclude``.
+            ``leaks.csv`` has those alone; a copy of it can be given as ``datasets.<name>.exclude``.
         refuse: levels at which a leak stops the run; at the others it is only listed.
 
     Raises:
@@ -273,4 +273,6 @@ def overlaps(
     if summary["leaks"]:  # a file of its own: Snakemake takes away what a failed job was to make
         judged[judged["verdict"] == "leak"].to_csv(leaks, index=False, lineterminator="\n")
     log.info("%d overlapping pairs, %d of them leaks", len(judged), summary["leaks"])
-    _refuse(judged, refuse, f"{leaks} lists those on the training side")
+    # a copy: this file goes when its leaks are settled
+    remedy = "which names those on the training side, and give the copy as datasets.<name>.exclude"
+    _refuse(judged, refuse, f"copy {leaks}, {remedy}")
