@@ -18,8 +18,9 @@ class Quiet(SimpleHTTPRequestHandler):
 
 
 @pytest.fixture
-def site(tmp_path):
+def site(tmp_path, monkeypatch):
     """A server of an archive of one photograph and of a label file, and their hashes."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")  # a proxy would look for the server on its own machine
     folder = tmp_path / "site"
     folder.mkdir()
     with zipfile.ZipFile(folder / "train.zip", "w") as archive:

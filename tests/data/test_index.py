@@ -121,7 +121,9 @@ def test_looks_do_not_depend_on_the_workers(root: Path, tmp_path: Path) -> None:
     assert survey_all(paths, 1)[-2:] == [Survey(), Survey(reason="no such file or directory")]
 
 
-def test_photographs_that_take_no_part_stay_with_the_reason(root: Path, tmp_path: Path) -> None:
+def test_photographs_that_take_no_part_stay_with_the_reason(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "out.csv").write_text("dataset,image_id\nfolder,3_left\nother,4_left\n")
     table = index(tmp_path, Index(min_quality=0.5), exclude=tmp_path / "out.csv")
     assert table.loc["3_left", "status"] == "filtered"
@@ -133,6 +135,10 @@ def test_photographs_that_take_no_part_stay_with_the_reason(root: Path, tmp_path
     assert others[low]["reason"].str.contains("index.min_quality 0.5").all()
     assert set(others[~low]["status"]) <= {"ok"}
     assert len(table) == 24
+    assert "not in folder" not in caplog.text
+    (tmp_path / "out.csv").write_text("image_id\n3_left\n3_left.jpg\n")
+    assert index(tmp_path, exclude=tmp_path / "out.csv").loc["3_left", "status"] == "filtered"
+    assert "out.csv: 1 of 2 image_ids are not in folder, such as 3_left.jpg" in caplog.text
     (tmp_path / "out.csv").write_text("image\n3_left\n")
     with pytest.raises(UserError, match="no column 'image_id'"):
         index(tmp_path, exclude=tmp_path / "out.csv")
@@ -200,7 +206,7 @@ def test_files_changed_after_the_manifest_are_noticed(root: Path, tmp_path: Path
     download("folder", Download(), manifest)
     with (root / "images" / "5_left.jpg").open("ab") as file:
         file.write(b"more")
-    with pytest.raises(UserError, match="run drgrade download"):
+    with pytest.raises(UserError, match=r"5_left\.jpg: not as .*; delete .*manifest\.tsv and run again$"):
         build_index(
             "folder", Index(), None, manifest, tmp_path / "index.parquet", split=tmp_path / "split.csv"
         )
@@ -226,6 +232,14 @@ def test_a_broken_manifest(tmp_path: Path, text: str) -> None:
         read_manifest(tmp_path / "m.tsv")
     with pytest.raises(UserError, match="run drgrade download first"):
         read_manifest(tmp_path / "none.tsv")
+
+
+def test_a_link_to_nothing_is_named(root: Path, tmp_path: Path) -> None:
+    (root / "images" / "0_left.jpg").unlink()
+    (root / "images" / "0_left.jpg").symlink_to(tmp_path / "moved away.jpg")
+    with pytest.raises(UserError, match=r"images/0_left\.jpg: cannot be read \(No such file.*\); bring"):
+        write_manifest(root, tmp_path / "m.tsv")
+    assert not (tmp_path / "m.tsv").exists()
 
 
 def test_an_empty_folder_and_an_unknown_dataset(tmp_path: Path) -> None:

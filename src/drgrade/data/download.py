@@ -37,7 +37,7 @@ def write_manifest(root: Path, manifest: Path) -> int:
     """List path (relative to ``root``), size in bytes and SHA-256 of all raw files; returns their number.
 
     Raises:
-        UserError: there are no raw files, or one has a tab or line break in its name.
+        UserError: there are no raw files, one cannot be read, or has a tab or line break in its name.
     """
     paths = _raw_files(root)
     if not paths:
@@ -46,9 +46,14 @@ def write_manifest(root: Path, manifest: Path) -> int:
     for name in names:
         if any(mark in name for mark in "\t\r\n"):
             raise UserError(f"{root}: file name {name!r} has a tab or a line break; rename it")
-    with ThreadPoolExecutor(THREADS) as pool:
-        hashes = list(pool.map(sha256, paths))
-    lines = [f"{n}\t{p.stat().st_size}\t{h}" for n, p, h in zip(names, paths, hashes, strict=True)]
+    try:
+        with ThreadPoolExecutor(THREADS) as pool:
+            hashes = list(pool.map(sha256, paths))
+        lines = [f"{n}\t{p.stat().st_size}\t{h}" for n, p, h in zip(names, paths, hashes, strict=True)]
+    except OSError as error:  # such as a link to a file that was moved away
+        raise UserError(
+            f"{error.filename}: cannot be read ({error.strerror}); bring the file back, or remove its name"
+        ) from None
     write_file(manifest, "\n".join([HEADER, *lines, ""]).encode())
     return len(lines)
 

@@ -33,8 +33,10 @@ def _limited(table: pd.DataFrame, limit: int, seed: int) -> pd.DataFrame:
     return kept.reset_index(drop=True)
 
 
-def _excluded(path: Path | None, dataset: str) -> set[str]:
+def _excluded(path: Path | None, dataset: str, known: set[str]) -> set[str]:
     """Image ids of a CSV with a column image_id; where it has a column dataset, those of this one.
+
+    Those that are not ``known`` leave nothing out, and are logged.
 
     Raises:
         UserError: no such file, or no such column.
@@ -47,7 +49,11 @@ def _excluded(path: Path | None, dataset: str) -> set[str]:
         raise UserError(f"{path}: not readable ({error}); correct datasets.<name>.exclude") from None
     if lines and "image_id" not in lines[0]:
         raise UserError(f"{path}: line 1: no column 'image_id'; add it")
-    return {line["image_id"] for line in lines if line.get("dataset", dataset) == dataset}
+    listed = {line["image_id"] for line in lines if line.get("dataset", dataset) == dataset}
+    if unknown := sorted(listed - known):
+        told = path, len(unknown), len(listed), dataset, unknown[0]
+        log.warning("%s: %d of %d image_ids are not in %s, such as %s", *told)
+    return listed & known
 
 
 def digests(root: Path, paths: pd.Series, listed: dict[str, tuple[int, str]]) -> list[str | None]:
@@ -60,7 +66,10 @@ def digests(root: Path, paths: pd.Series, listed: dict[str, tuple[int, str]]) ->
     for path in paths:
         size, digest = listed.get(path, (None, None)) if isinstance(path, str) else (None, None)
         if isinstance(path, str) and (size is None or (root / path).stat().st_size != size):
-            raise UserError(f"{root / path}: not as in the manifest; run drgrade download {root.name} again")
+            raise UserError(
+                f"{root / path}: not as in the manifest; "
+                "delete results/<dataset>/download/manifest.tsv and run again"
+            )
         digests.append(digest)
     return digests
 
@@ -152,12 +161,13 @@ def build_index(
     )
     if not len(table):
         raise UserError(f"{root}: no photographs and no labels; see the dataset's layout")
+    excluded = _excluded(exclude, dataset, set(table["image_id"]))
     if limit is not None:
         table = _limited(table, limit, params.seed)
     table = table.sort_values("image_id", ignore_index=True)
     table["sha256"] = pd.array(digests(root, table["path"], listed), dtype="string")
     looks = survey_all([root / path if isinstance(path, str) else None for path in table["path"]], workers)
-    table = assemble(table, looks, params, excluded=_excluded(exclude, dataset), split_file=split_file)
+    table = assemble(table, looks, params, excluded=excluded, split_file=split_file)
     counts = table["status"].value_counts()
     log.info("%s: %s", dataset, ", ".join(f"{n} {status}" for status, n in counts.items()))
     write_table(table, out, INDEX)
