@@ -2,8 +2,9 @@ import pandas as pd
 import pytest
 
 from drgrade.errors import UserError
-from drgrade.grading.stage import labelled, splits, start_weights, trainings
+from drgrade.grading.stage import External, graded_external, labelled, splits, start_weights, trainings
 from drgrade.params import Experiment
+from drgrade.schema import CROPS, INDEX, write_table
 
 
 def table(folds: list[int | None], split: list[str]) -> pd.DataFrame:
@@ -63,3 +64,17 @@ def test_start_weights_prefer_the_folds_own_encoder(tmp_path):
     assert start_weights("lesion_contrastive", tmp_path, 1).endswith("encoder_fold1.safetensors")
     with pytest.raises(UserError, match="run the stage pretrain"):
         start_weights("lesion_contrastive", tmp_path / "none", None)
+
+
+def test_an_external_dataset_without_grades_is_refused(tmp_path):
+    """As the test part of APTOS 2019, whose grades were never released; b's only graded crop failed."""
+    index = pd.DataFrame({"image_id": ["a", "b", "c"], "subset": "grading", "grade": [None, 2, None]})
+    index["status"] = ["unlabelled", "ok", "unlabelled"]
+    cut = pd.DataFrame({"image_id": ["a", "b", "c"], "row": [0, None, 2], "status": ["ok", "failed", "ok"]})
+    site = External("site", tmp_path / "index.parquet", tmp_path / "crops.parquet", tmp_path / "store.json")
+    write_table(index.reindex(columns=list(INDEX)), site.index, INDEX)
+    write_table(cut.reindex(columns=list(CROPS)), site.crops, CROPS)
+    with pytest.raises(UserError, match=r"^roles\.external: 'site' has no graded photograph with a crop"):
+        graded_external(site)
+    write_table(cut.assign(row=[0, 1, 2], status="ok").reindex(columns=list(CROPS)), site.crops, CROPS)
+    assert graded_external(site)["image_id"].tolist() == ["b"]

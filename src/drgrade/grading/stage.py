@@ -70,11 +70,12 @@ def grade(
         external: datasets to test on once more; with cross-validation the mean over the folds' models.
 
     Raises:
-        UserError: there is nothing to train on, or the start weights are missing.
+        UserError: there is nothing to train on, the start weights are missing, or an external dataset has
+            nothing to test on.
     """
     table = graded(index, crops)
     images = CropStore(store)
-    outside = [(one.name, CropStore(one.store), graded(one.index, one.crops)) for one in external]
+    outside = [(one.name, CropStore(one.store), graded_external(one)) for one in external]
     shutil.rmtree(models, ignore_errors=True)
     rows, listed = [], []
     external_votes: dict[tuple[int, str], list[np.ndarray]] = defaultdict(list)
@@ -147,6 +148,21 @@ def graded(index: Path, crops: Path) -> pd.DataFrame:
     table = table[(table["subset"] == "grading") & (table["status"] == "ok") & table["grade"].notna()]
     cut = cut[cut["status"] == "ok"]
     return table.merge(cut[["image_id", "row"]], on="image_id", validate="one_to_one")
+
+
+def graded_external(external: External) -> pd.DataFrame:
+    """The same of an external dataset, which is not left out of the results in silence.
+
+    Raises:
+        UserError: none of its photographs has a grade and a crop.
+    """
+    table = graded(external.index, external.crops)
+    if table.empty:
+        raise UserError(
+            f"roles.external: {external.name!r} has no graded photograph with a crop to test on; "
+            "take it out, or look at status and reason in its index.parquet"
+        )
+    return table
 
 
 def splits(table: pd.DataFrame, select: str) -> Iterator[tuple[int | None, dict[str, pd.DataFrame]]]:
