@@ -20,6 +20,7 @@ TINY = {
         "demo": {"patients": 10, "segmentation": 4, "width": 320},
         "demo_site": {"patients": 5, "segmentation": 0, "width": 320, "seed": 8, "camera_shift": 1.0},
     },
+    "roles": {"external": ["demo_site"]},
     "index": {"val_fraction": 0.2, "test_fraction": 0.3},
     "crop": {"size": 96},
     "lesion_boxes": {"tile": 128},
