@@ -1,0 +1,148 @@
+"""Which detections hit a lesion: the pairing that lesion-level figures (:mod:`.froc`) are counted from.
+
+A detection may only hit a lesion of its own kind on its own image. Detections choose in the order of their
+scores, each the best lesion that is still free; what finds none is a false alarm, a second box on a lesion
+that is already found among them. Pairing from the best score down means that whoever raises the least score
+drops the last pairs and leaves the others: one pairing serves every threshold.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from drgrade.errors import UserError
+
+Rule = Literal["iou", "centre"]
+CORNERS = ["x1", "y1", "x2", "y2"]
+LEAST_IOU = 0.5
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Lesions and detections after the pairing.
+
+    Attributes:
+        truth: image (its place in the list of images), lesion, side (the longer, in the boxes' pixels),
+            score (of the detection that hit it, ``-inf`` where none did).
+        found: image, lesion, score, hit (bool); by falling score.
+        photograph: (images,) place in ``names`` of the photograph each image is of: images of one
+            photograph are drawn together in a bootstrap.
+        names: of the photographs, sorted.
+    """
+
+    truth: pd.DataFrame
+    found: pd.DataFrame
+    photograph: NDArray[np.intp]
+    names: list[Any]
+
+    def of(self, lesion: str) -> "Matches":
+        """Only this kind of lesion, on all images."""
+        return replace(
+            self,
+            truth=self.truth[self.truth["lesion"] == lesion],
+            found=self.found[self.found["lesion"] == lesion],
+        )
+
+
+def match(
+    truth: pd.DataFrame,
+    found: pd.DataFrame,
+    images: Sequence[Any],
+    photographs: Sequence[Any] | None = None,
+    rule: Rule = "iou",
+) -> Matches:
+    """Pair detections with lesions.
+
+    Args:
+        truth: image_id, x1, y1, x2, y2, lesion.
+        found: the same and score, for instance ``lesions.parquet``; the same pixels as ``truth``.
+        images: identifiers of all images that were searched, those without a box too.
+        photographs: the photograph of each image, for tiles; without it each image is one.
+        rule: ``iou``: boxes overlap by an IoU of 0.5 or more, the best overlap first (COCO's rule);
+            ``centre``: the detection's centre lies in the lesion's box, the nearest centre first, as FROC
+            studies of microaneurysms count (Niemeijer et al., 2010): a shift of two pixels takes a box of
+            six below any fair overlap, and still points at the lesion.
+
+    Raises:
+        UserError: a box on an image that is not listed.
+    """
+    place = {image: number for number, image in enumerate(images)}
+    for table, name in ((truth, "truth"), (found, "found")):
+        unknown = set(table["image_id"]) - set(place)
+        if unknown:
+            raise UserError(f"{min(unknown)}: has boxes ({name}) but is not among the images; list it too")
+    found = found.assign(image=found["image_id"].map(place).astype(np.intp))
+    found = found.sort_values(["score", "image"], ascending=[False, True], kind="stable", ignore_index=True)
+    truth = truth.assign(image=truth["image_id"].map(place).astype(np.intp)).reset_index(drop=True)
+    corners = truth[CORNERS].to_numpy(np.float64)
+    hit, score = np.zeros(len(found), bool), np.full(len(truth), -np.inf)
+    free = np.ones(len(truth), bool)
+    scores = found["score"].to_numpy(np.float64)
+    for detection, lesion in _candidates(truth, found, rule):
+        if free[lesion] and not hit[detection]:
+            free[lesion], hit[detection], score[lesion] = False, True, scores[detection]
+    side = (corners[:, 2:] - corners[:, :2]).max(axis=1, initial=0)
+    shown = images if photographs is None else photographs
+    names, photograph = np.unique(np.array(list(shown)), return_inverse=True)
+    return Matches(
+        truth[["image", "lesion"]].assign(side=side, score=score),
+        found[["image", "lesion"]].assign(score=scores, hit=hit),
+        photograph,
+        names.tolist(),
+    )
+
+
+def match_coco(
+    coco: Mapping[str, Any], detections: Sequence[Mapping[str, Any]], rule: Rule = "iou"
+) -> Matches:
+    """:func:`match` for the tiles of :func:`drgrade.lesions.coco.make_lesion_boxes`.
+
+    Args:
+        coco: the COCO file's content; the photograph is the file's name up to ``__x``.
+        detections: COCO results: image_id, category_id, bbox [x, y, width, height], score.
+        rule: as of :func:`match`; the pixels are those of the tiles.
+    """
+    names = {category["id"]: category["name"] for category in coco["categories"]}
+    images = [image["id"] for image in coco["images"]]
+    photographs = [image["file_name"].rsplit("__x", 1)[0] for image in coco["images"]]
+    truth, found = (_table(rows, names) for rows in (coco["annotations"], detections))
+    found["score"] = np.array([row["score"] for row in detections], np.float64)
+    return match(truth, found, images, photographs, rule)
+
+
+def iou(boxes: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Intersection over union of boxes (n, 4) with as many others, row by row; 0 for two empty boxes."""
+    sides = np.minimum(boxes[:, 2:], others[:, 2:]) - np.maximum(boxes[:, :2], others[:, :2])
+    shared = np.prod(np.maximum(sides, 0), axis=1)
+    areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) + np.prod(others[:, 2:] - others[:, :2], axis=1)
+    return shared / np.maximum(areas - shared, np.finfo(np.float64).tiny)
+
+
+def _candidates(truth: pd.DataFrame, found: pd.DataFrame, rule: Rule) -> list[tuple[int, int]]:
+    """Pairs (detection, lesion) that the rule allows: detections in their order, best lesion first."""
+    pairs = found.reset_index(names="detection").merge(
+        truth.reset_index(names="target"), on=["image", "lesion"], suffixes=("", "_of")
+    )
+    boxes = pairs[CORNERS].to_numpy(np.float64)
+    others = pairs[[f"{corner}_of" for corner in CORNERS]].to_numpy(np.float64)
+    if rule == "iou":
+        overlap = iou(boxes, others)
+        allowed, worse = overlap >= LEAST_IOU, -overlap
+    else:
+        centres = (boxes[:, :2] + boxes[:, 2:]) / 2
+        allowed = ((centres >= others[:, :2]) & (centres < others[:, 2:])).all(axis=1)
+        worse = np.linalg.norm(centres - (others[:, :2] + others[:, 2:]) / 2, axis=1)
+    pairs = pairs.assign(worse=worse)[allowed].sort_values(["detection", "worse", "target"])
+    return list(zip(pairs["detection"].tolist(), pairs["target"].tolist(), strict=True))
+
+
+def _table(rows: Sequence[Mapping[str, Any]], names: Mapping[int, str]) -> pd.DataFrame:
+    corners = np.array([row["bbox"] for row in rows], np.float64).reshape(-1, 4)
+    corners[:, 2:] += corners[:, :2]
+    table = pd.DataFrame(corners, columns=CORNERS)
+    ids = np.array([row["image_id"] for row in rows], np.int64)
+    return table.assign(image_id=ids, lesion=[names[row["category_id"]] for row in rows])
