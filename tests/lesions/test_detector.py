@@ -12,7 +12,6 @@ from drgrade.errors import UserError
 from drgrade.lesions import detector
 from drgrade.lesions.coco import Coco
 from drgrade.lesions.detector import keep_background, load_detector, stretch_schedule, train_detector
-from drgrade.lesions.precision import average_precision
 from drgrade.lesions.tiles import Tile
 from drgrade.params import Detector
 
@@ -94,14 +93,30 @@ def test_it_learns_and_predicts_what_mmdetection_would(boxes: Path, tmp_path: Pa
     train_detector(boxes, params, tmp_path / "out", run)
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
     assert metrics["AP50"] > 0.6
-    assert metrics["lesions"]["MA"] == {"AP": None, "AP50": None, "boxes": 0}
-    assert metrics["lesions"]["EX"]["boxes"] == 4
+    assert metrics["lesions"]["MA"]["AP50"] is None
+    assert metrics["lesions"]["EX"]["boxes"] == metrics["froc"]["EX"]["boxes"] == 4
+    check_froc(metrics)
     losses = [values["train_loss"] for _, values in run.rows if "train_loss" in values]
     assert len(losses) == 24
     assert np.isfinite(losses).all()
     assert run.rows[-1][0] == 24
     assert run.rows[-1][1]["val_AP50"] == pytest.approx(metrics["AP50"])
     check_predictions(tmp_path / "out", boxes / "images")
+
+
+def check_froc(metrics: dict[str, Any]) -> None:
+    """Five tiles with four lesions of a kind; big squares are found by overlap, so AP50 and FROC agree."""
+    found = metrics["froc"]
+    assert (found["images"], found["photographs"]) == (5, 5)
+    assert found["all"]["boxes"] == sum(found["all"]["size_boxes"]) == 8
+    assert found["all"]["size_boxes"][:2] == [0, 0], "squares of 24 px"
+    for lesion in ("EX", "HE"):
+        row = found[lesion]
+        assert row["sensitivity"] == sorted(row["sensitivity"])
+        # detections beyond the last rate can only add; AP is no more than the recall it ends at
+        assert metrics["lesions"][lesion]["AP50"] <= max(row["recall"], row["sensitivity"][-1]) + 0.01
+        assert row["F1"] > 0.5
+        assert 0 < row["score"] < 1
 
 
 def check_predictions(folder: Path, images: Path) -> None:
@@ -199,35 +214,6 @@ def test_background_is_thinned_and_lesions_stay() -> None:
     assert [len(ids) for ids in kept] == [2 + 10] * 3, "40 tiles without a lesion, a quarter of them"
     assert kept[0] == kept[1] != kept[2]
     assert len(keep_background(coco, 0.0, 1)["images"]) == 2
-
-
-def test_precision_by_hand() -> None:
-    """Two of three EX found, the better-scored box wrong: precision 0, 1/2, 2/3 at recalls 0, 1/3, 2/3."""
-    truth = {
-        "images": [{"id": 1, "width": 99, "height": 99}],
-        "annotations": [
-            {
-                "id": i + 1,
-                "image_id": 1,
-                "category_id": 3,
-                "bbox": [20 * i, 0, 10, 10],
-                "area": 100,
-                "iscrowd": 0,
-            }
-            for i in range(3)
-        ],
-        "categories": [{"id": i, "name": name} for i, name in enumerate(("MA", "HE", "EX", "SE"), start=1)],
-    }
-    found = [
-        {"image_id": 1, "category_id": 3, "bbox": box, "score": score}
-        for box, score in (([70, 70, 9, 9], 0.9), ([0, 0, 10, 10], 0.8), ([20, 0, 10, 10], 0.7))
-    ]
-    result = average_precision(truth, found)
-    # interpolated precision is 2/3 up to recall 2/3 (67 of 101 points), then 0
-    assert result["lesions"]["EX"]["AP50"] == pytest.approx(67 / 101 * 2 / 3, abs=1e-6)
-    assert result["AP"] == pytest.approx(67 / 101 * 2 / 3, abs=1e-6)
-    assert result["lesions"]["MA"] == {"AP": None, "AP50": None, "boxes": 0}
-    assert average_precision(truth, [])["AP50"] == 0
 
 
 def test_mistakes_are_named(boxes: Path, tmp_path: Path) -> None:

@@ -72,6 +72,8 @@ class LesionPrecision(BaseMetric):
     def __init__(self, ann_file: str) -> None:
         super().__init__(collect_device="cpu")
         self.truth = json.loads(Path(ann_file).read_text())
+        self.found: list[dict[str, Any]] = []
+        """COCO results of the last validation."""
 
     def process(self, data_batch: Any, data_samples: list[dict[str, Any]]) -> None:
         """Keep the detections of a batch as COCO results."""
@@ -89,7 +91,8 @@ class LesionPrecision(BaseMetric):
 
     def compute_metrics(self, results: list[list[dict[str, Any]]]) -> dict[str, Any]:
         """AP of the whole file."""
-        return average_precision(self.truth, [row for rows in results for row in rows])
+        self.found = [row for rows in results for row in rows]
+        return average_precision(self.truth, self.found)
 
 
 @HOOKS.register_module()

@@ -1,4 +1,4 @@
-"""Average precision of lesion boxes, by the COCO protocol."""
+"""Average precision and recall of lesion boxes, by the COCO protocol."""
 
 from typing import Any
 
@@ -11,15 +11,15 @@ MAX_DETECTIONS = 100
 
 
 def average_precision(truth: dict[str, Any], detections: list[dict[str, Any]]) -> dict[str, Any]:
-    """AP (mean over IoU 0.50:0.95) and AP50, over all lesions and for each.
+    """AP and AR100 (means over IoU 0.50:0.95), AP50 and AP75, over all lesions and for each.
 
     Args:
         truth: a COCO file's content: images, annotations, categories.
         detections: COCO results: image_id, category_id, bbox [x, y, width, height], score.
 
     Returns:
-        ``{"AP", "AP50", "lesions": {"MA": {"AP", "AP50", "boxes"}, ...}}``, fractions of 1 rounded to six
-        digits; None where the truth has no box, such lesions are left out of the means.
+        ``{"AP", "AP50", "AP75", "AR100", "lesions": {"MA": {the same, "boxes"}, ...}}``, fractions of 1
+        rounded to six digits; None where the truth has no box, such lesions are left out of the means.
     """
     from faster_coco_eval import COCO, COCOeval_faster
 
@@ -28,7 +28,8 @@ def average_precision(truth: dict[str, Any], detections: list[dict[str, Any]]) -
     for annotation in truth["annotations"]:
         counts[names[annotation["category_id"]]] += 1
     if not detections:
-        precision = np.where([[counts[name] > 0 for name in LESIONS]], 0.0, -1.0).reshape(1, 1, -1)
+        recall = np.tile([0.0 if counts[name] else -1.0 for name in LESIONS], (10, 1))
+        precision = recall[:, None]
     else:
         reference = COCO(truth, use_deepcopy=True)
         evaluation = COCOeval_faster(
@@ -39,13 +40,23 @@ def average_precision(truth: dict[str, Any], detections: list[dict[str, Any]]) -
         evaluation.accumulate()
         # (10 IoU thresholds, 101 recalls, lesions), all areas, most detections; -1 where there is no truth
         precision = evaluation.eval["precision"][:, :, :, 0, -1]
+        recall = evaluation.eval["recall"][:, :, 0, -1]
     lesions = {
-        name: {"AP": _mean(precision[..., i]), "AP50": _mean(precision[0, :, i]), "boxes": counts[name]}
+        name: {**_means(precision[..., [i]], recall[:, [i]]), "boxes": counts[name]}
         for i, name in enumerate(LESIONS)
     }
-    return {"AP": _mean(precision), "AP50": _mean(precision[0]), "lesions": lesions}
+    return {**_means(precision, recall), "lesions": lesions}
 
 
-def _mean(precision: np.ndarray) -> float | None:
-    known = precision[precision > -1]
+def _means(precision: np.ndarray, recall: np.ndarray) -> dict[str, float | None]:
+    return {
+        "AP": _mean(precision),
+        "AP50": _mean(precision[0]),
+        "AP75": _mean(precision[5]),
+        "AR100": _mean(recall),
+    }
+
+
+def _mean(values: np.ndarray) -> float | None:
+    known = values[values > -1]
     return round(float(known.mean()), 6) if known.size else None
