@@ -38,6 +38,19 @@ def test_everything_is_reported_and_nothing_needs_to_be_there():
     assert not list(Path().iterdir()), "the doctor only looks"
 
 
+@pytest.mark.parametrize("backend", ["compiled", "torchvision"])
+def test_operators_say_who_answers(backend, monkeypatch):
+    monkeypatch.setattr("drgrade.lesions.ops.install", lambda: backend)
+    found = dict(doctor.operators())
+    assert found["live backend"].startswith(backend)
+    if backend == "compiled":
+        assert len(found) == 1, "nothing stands in"
+    else:
+        assert found["MultiScaleDeformableAttention"] == "PyTorch"
+        assert found["sigmoid_focal_loss"] == found["RoIAlign (average)"] == "torchvision"
+        assert found["all others"].startswith("missing: ")
+
+
 def test_verb_prints_it(capsys, monkeypatch):
     monkeypatch.setattr(doctor, "report", lambda: "all well")
     assert main(["doctor"]) == 0

@@ -88,14 +88,15 @@ def devices() -> Lines:
 
 def operators() -> Lines:
     """Which implementation answers mmcv's operators."""
-    from drgrade.lesions.ops import install
+    from drgrade.lesions.ops import STAND_INS, install
 
-    backend = install()
-    note = {
-        "compiled": "mmcv's own",
-        "torchvision": "torchvision's nms and roi_align; compiled ones are optional, envs/ has a recipe",
-    }[backend]
-    return [("live backend", f"{backend} ({note})")]
+    if install() == "compiled":
+        return [("live backend", "compiled (mmcv's own, all of them)")]
+    return [
+        ("live backend", "torchvision (enough for every config in workflow/detectors, on CPU and CUDA)"),
+        *STAND_INS.items(),
+        ("all others", "missing: they need mmcv's compiled operators; envs/ has a recipe"),
+    ]
 
 
 def data() -> Lines:

@@ -1,8 +1,9 @@
-"""MMDetection without compiled operators: torchvision's ``nms`` and ``roi_align`` under mmcv's name.
+"""MMDetection without compiled operators: torchvision's and PyTorch's under mmcv's name.
 
-mmcv's own operators take minutes to build and an nvcc for CUDA; torchvision ships the two that
-Faster R-CNN, RTMDet and RetinaNet use, for CPU and CUDA. Call :func:`install` before ``mmcv.ops``
-is imported. A compiled ``mmcv._ext`` wins.
+mmcv's own operators take minutes to build and an nvcc for CUDA. Every config in ``workflow/detectors``
+runs without them, on CPU and CUDA: torchvision ships ``nms`` and ``roi_align``, and the sigmoid focal
+loss and multi-scale deformable attention, which mmcv calls on CUDA only, have PyTorch forms. Call
+:func:`install` before ``mmcv.ops`` is imported. A compiled ``mmcv._ext`` wins.
 """
 
 import importlib
@@ -14,13 +15,21 @@ from types import ModuleType
 from typing import Any
 
 import torch
-import torchvision  # noqa: F401  (registers torch.ops.torchvision)
+from torchvision.ops import sigmoid_focal_loss
 
 NAME = "mmcv._ext"
 
+STAND_INS = {
+    "nms, batched_nms": "torchvision",
+    "RoIAlign (average)": "torchvision",
+    "sigmoid_focal_loss": "torchvision",
+    "MultiScaleDeformableAttention": "PyTorch",
+}
+"""What is there without a compiled ``mmcv._ext``, and whose code runs."""
+
 
 class MissingOpError(NotImplementedError):
-    """An operator of mmcv that torchvision has no counterpart for was called."""
+    """An operator of mmcv that has no stand-in here was called."""
 
 
 def nms(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float, offset: int) -> torch.Tensor:
@@ -43,21 +52,11 @@ def roi_align_forward(
     output: torch.Tensor,
     argmax_y: torch.Tensor,
     argmax_x: torch.Tensor,
-    *,
-    aligned_height: int,
-    aligned_width: int,
-    spatial_scale: float,
-    sampling_ratio: int,
-    pool_mode: int,
-    aligned: bool,
+    **options: Any,
 ) -> None:
     """Fill ``output`` (K, C, h, w) with the averages of ``features`` (B, C, H, W) over ``rois`` (K, 5)."""
-    _average_only(pool_mode)
-    output.copy_(
-        torch.ops.torchvision.roi_align(
-            features, rois, spatial_scale, aligned_height, aligned_width, sampling_ratio, aligned
-        )
-    )
+    grid, sampling = _roi_align_options(**options)
+    output.copy_(torch.ops.torchvision.roi_align(features, rois, *grid, *sampling))
 
 
 def roi_align_backward(
@@ -66,6 +65,16 @@ def roi_align_backward(
     argmax_y: torch.Tensor,
     argmax_x: torch.Tensor,
     grad_input: torch.Tensor,
+    **options: Any,
+) -> None:
+    """Fill ``grad_input`` (B, C, H, W) from ``grad_output`` (K, C, h, w)."""
+    grid, sampling = _roi_align_options(**options)
+    grad_input.copy_(
+        torch.ops.torchvision._roi_align_backward(grad_output, rois, *grid, *grad_input.shape, *sampling)
+    )
+
+
+def _roi_align_options(
     *,
     aligned_height: int,
     aligned_width: int,
@@ -73,21 +82,104 @@ def roi_align_backward(
     sampling_ratio: int,
     pool_mode: int,
     aligned: bool,
-) -> None:
-    """Fill ``grad_input`` (B, C, H, W) from ``grad_output`` (K, C, h, w)."""
-    _average_only(pool_mode)
-    batch, channels, height, width = grad_input.shape
-    grad_input.copy_(
-        torch.ops.torchvision._roi_align_backward(
-            grad_output, rois, spatial_scale, aligned_height, aligned_width,
-            batch, channels, height, width, sampling_ratio, aligned,
-        )
-    )  # fmt: skip
-
-
-def _average_only(pool_mode: int) -> None:
+) -> tuple[tuple[float, int, int], tuple[int, bool]]:
+    """Options of mmcv in torchvision's order, which takes the features' shape between the two."""
     if pool_mode != 1:
         raise MissingOpError("roi_align: max pooling needs mmcv's compiled operators (envs/ has a recipe)")
+    return (spatial_scale, aligned_height, aligned_width), (sampling_ratio, aligned)
+
+
+def sigmoid_focal_loss_forward(
+    logits: torch.Tensor,
+    classes: torch.Tensor,
+    weight: torch.Tensor,
+    output: torch.Tensor,
+    *,
+    gamma: float,
+    alpha: float,
+) -> None:
+    """Fill ``output`` (N, C) with the focal loss of ``logits`` (N, C) (Lin et al., 2017, equation 5).
+
+    Args:
+        logits: (N, C).
+        classes: (N,), 0 to C; C is the background.
+        weight: (C,) by the row's class, 1 for the background; or empty: 1.
+        output: (N, C), overwritten.
+        gamma: how much less easy examples count.
+        alpha: weight of the positive class, 0-1; negatives weigh ``1 - alpha``.
+    """
+    one_hot = torch.nn.functional.one_hot(classes, logits.shape[1] + 1).to(logits)
+    loss = sigmoid_focal_loss(logits, one_hot[:, :-1], alpha=alpha, gamma=gamma, reduction="none")
+    if weight.numel():
+        loss = loss * torch.cat([weight, weight.new_ones(1)])[classes, None]
+    output.copy_(loss)
+
+
+def sigmoid_focal_loss_backward(
+    logits: torch.Tensor,
+    classes: torch.Tensor,
+    weight: torch.Tensor,
+    grad_input: torch.Tensor,
+    *,
+    gamma: float,
+    alpha: float,
+) -> None:
+    """Fill ``grad_input`` (N, C) with each element's derivative by its logit."""
+    with torch.enable_grad():
+        variable = logits.detach().requires_grad_()
+        loss = torch.zeros_like(variable)
+        sigmoid_focal_loss_forward(variable, classes, weight, loss, gamma=gamma, alpha=alpha)
+        grad_input.copy_(torch.autograd.grad(loss.sum(), variable)[0])
+
+
+def ms_deform_attn_forward(
+    value: torch.Tensor,
+    shapes: torch.Tensor,
+    starts: torch.Tensor,
+    locations: torch.Tensor,
+    weights: torch.Tensor,
+    *,
+    im2col_step: int,
+) -> torch.Tensor:
+    """Multi-scale deformable attention (Zhu et al., 2021, equation 3) by ``grid_sample``.
+
+    Args:
+        value: (B, keys, heads, D), the levels one after another.
+        shapes: (levels, 2), height and width of each.
+        starts: (levels,), first key of each; follows from ``shapes``.
+        locations: (B, queries, heads, levels, points, 2) as x, y in 0-1.
+        weights: (B, queries, heads, levels, points).
+        im2col_step: of the compiled form; no meaning here.
+
+    Returns:
+        (B, queries, heads * D).
+    """
+    from mmcv.ops.multi_scale_deform_attn import multi_scale_deformable_attn_pytorch
+
+    result: torch.Tensor = multi_scale_deformable_attn_pytorch(value, shapes.tolist(), locations, weights)
+    return result
+
+
+def ms_deform_attn_backward(
+    value: torch.Tensor,
+    shapes: torch.Tensor,
+    starts: torch.Tensor,
+    locations: torch.Tensor,
+    weights: torch.Tensor,
+    grad_output: torch.Tensor,
+    grad_value: torch.Tensor,
+    grad_locations: torch.Tensor,
+    grad_weights: torch.Tensor,
+    *,
+    im2col_step: int,
+) -> None:
+    """Fill the three gradients from ``grad_output`` (B, queries, heads * D); runs the forward pass again."""
+    with torch.enable_grad():
+        inputs = [tensor.detach().requires_grad_() for tensor in (value, locations, weights)]
+        output = ms_deform_attn_forward(inputs[0], shapes, starts, *inputs[1:], im2col_step=im2col_step)
+        gradients = torch.autograd.grad(output, inputs, grad_output)
+    for place, gradient in zip((grad_value, grad_locations, grad_weights), gradients, strict=True):
+        place.copy_(gradient)
 
 
 class _TorchvisionOps(ModuleType):
@@ -96,6 +188,10 @@ class _TorchvisionOps(ModuleType):
     nms = staticmethod(nms)
     roi_align_forward = staticmethod(roi_align_forward)
     roi_align_backward = staticmethod(roi_align_backward)
+    sigmoid_focal_loss_forward = staticmethod(sigmoid_focal_loss_forward)
+    sigmoid_focal_loss_backward = staticmethod(sigmoid_focal_loss_backward)
+    ms_deform_attn_forward = staticmethod(ms_deform_attn_forward)
+    ms_deform_attn_backward = staticmethod(ms_deform_attn_backward)
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         if name.startswith("__"):
