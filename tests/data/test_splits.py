@@ -326,12 +326,13 @@ def listed(tmp_path: Path, text: str, table: pd.DataFrame) -> pd.DataFrame:
     return assign_splits(table, Index(scheme="file"), split_file=tmp_path / "split.csv")
 
 
-def test_split_from_a_file(tmp_path: Path) -> None:
+def test_split_from_a_file(tmp_path: Path, caplog) -> None:
     table = make_table([(0, 1), (2,), (None,), (3,)])
     text = "image_id,note,split\n0_0,a,val\n0_1,b,val\n1_0,,test\n3_0,,train\nelsewhere,,train\n"
     split = listed(tmp_path, text, table)
     assert split["split"].fillna("none").tolist() == ["val", "val", "test", "none", "train"]
     assert split["fold"].isna().all()
+    assert "split.csv: 1 of 5 listed photographs are not among those to be graded" in caplog.text
 
 
 def test_a_split_file_may_leave_out_what_it_does_not_name(tmp_path: Path, caplog) -> None:

@@ -79,7 +79,9 @@ def split_as_listed(table: pd.DataFrame, path: Path) -> pd.Series:
         )
     absent = len(listed) - int(known.sum())
     if absent:
-        log.warning("%s: %d of %d listed photographs are not in the dataset", path.name, absent, len(listed))
+        log.warning(
+            "%s: %d of %d listed photographs are not among those to be graded", path.name, absent, len(listed)
+        )
     graded = table["grade"].notna()
     parts = table["image_id"].map(listed).astype("string").mask(~known & graded, others or "")
     return parts.mask(parts == "", pd.NA)
