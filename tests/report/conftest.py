@@ -88,6 +88,45 @@ def _metrics(qwk):
     }
 
 
+def _curve(boxes, sensitivity):
+    ends = {"low": [s and s / 2 for s in sensitivity], "high": [s and (1 + s) / 2 for s in sensitivity]}
+    at_score = (
+        {"precision": 0.5, "recall": 0.4, "F1": 0.444}
+        if boxes
+        else dict.fromkeys(("precision", "recall", "F1"))
+    )
+    return {
+        "boxes": boxes,
+        "sensitivity": sensitivity,
+        **ends,
+        **at_score,
+        "size_boxes": [boxes, 0, 0, 0],
+        "size_sensitivity": [0.4 if boxes else None, None, None, None],
+    }
+
+
+def _detector():
+    """Metrics of a detector that saw no soft exudate."""
+    curve = [0.1, 0.2, 0.3, 0.414, 0.5, 0.6, 0.6]
+    precision = {"AP": 0.123, "AP50": 0.345, "AP75": 0.056, "AR100": 0.234}
+    nothing = dict.fromkeys(precision)
+    kinds = {lesion: _curve(9, curve) | {"score": 0.321} for lesion in ("MA", "HE", "EX")}
+    kinds["SE"] = _curve(0, [None] * 7) | {"score": None}
+    return {
+        **precision,
+        "lesions": {lesion: precision if lesion != "SE" else nothing for lesion in kinds},
+        "froc": {
+            "unit": "tile",
+            "images": 40,
+            "photographs": 6,
+            "rates": [0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0],
+            "sides": [8.0, 16.0, 32.0],
+            "all": _curve(27, curve),
+            **kinds,
+        },
+    }
+
+
 @pytest.fixture(scope="session")
 def run(tmp_path_factory):
     """Keyword arguments of make_report, without ``out``."""
@@ -102,7 +141,7 @@ def run(tmp_path_factory):
     (root / "statistics.json").write_text(
         json.dumps({"min_score": 0.3, "thresholds": {"0.3": {"images": 2}}})
     )
-    (root / "detector.json").write_text(json.dumps({"AP": 0.123, "lesion": {"MA": {"AP50": None}}}))
+    (root / "detector.json").write_text(json.dumps(_detector()))
     metrics = {name: _metrics(qwk) for name, qwk in EXPERIMENTS.items()}
     (root / "metrics.json").write_text(json.dumps(metrics))
     table = pd.DataFrame([{"experiment": name, **values} for name, values in metrics.items()])

@@ -57,6 +57,7 @@ def test_what_is_written(out):
     files = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
     assert files == [
         "crop_sheet.png",
+        "froc.png",
         "input.csv",
         "lesion_sheet.png",
         "model_cards/good.md",
@@ -93,7 +94,7 @@ def test_every_row_is_counted(run, out):
 def test_page_stands_alone(out, page):
     for tag in ("script", "link", "iframe", "object"):
         assert not page.all(tag)
-    assert len(page.all("img")) == 6
+    assert len(page.all("img")) == 7
     for image in page.all("img"):
         kind, data = image["src"].split(",")
         assert kind == "data:image/png;base64"
@@ -106,7 +107,7 @@ def test_page_can_be_read_aloud(page):
     assert page.all("html")[0]["lang"] == "en"
     assert len(page.all("h1")) == 1
     assert all("scope" in head for head in page.all("th"))
-    assert len(page.all("caption")) == len(page.all("table")) == 6
+    assert len(page.all("caption")) == len(page.all("table")) == 7
     targets = {attrs["id"] for _, attrs in page.tags if "id" in attrs}
     links = [link["href"].removeprefix("#") for link in page.all("a")]
     assert links
@@ -119,6 +120,13 @@ def test_page_says_what_was_found(page):
         "0.712",
         "AP",
         "0.123",
+        "6 validation photographs, 40 tiles",
+        "counted for each tile",
+        "0.414",
+        "0.207 to 0.707",
+        "0.321",
+        "0.400 of 27",
+        "8 to 16",
         "truncated <JPEG> & more",
         "not a diagnosis",
         "grade 4",
@@ -144,6 +152,10 @@ def test_nothing_of_this_machine_is_written(run, out):
 def test_missing_inputs_are_named(run, tmp_path):
     with pytest.raises(UserError, match=r"nowhere.json: .*run the stage"):
         make_report(**run | {"detector_metrics": Path("nowhere.json")}, out=tmp_path)
+    old = tmp_path / "old.json"
+    old.write_text(json.dumps({"AP": 0.1, "AP50": 0.2, "lesions": {}}))
+    with pytest.raises(UserError, match=r"old.json: lacks the key 'froc'; run the stage detector again"):
+        make_report(**run | {"detector_metrics": old}, out=tmp_path)
     with pytest.raises(UserError, match=r"nowhere.csv: "):
         make_report(**run | {"leaderboard": Path("nowhere.csv")}, out=tmp_path)
     alone = tmp_path / "leaderboard.csv"

@@ -1,7 +1,8 @@
-"""The one figure style, and the charts of the leaderboard. Same numbers, same bytes."""
+"""The one figure style, the charts of the leaderboard and the FROC curves. Same numbers, same bytes."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,19 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from drgrade.files import whole
-from drgrade.schema import GRADES
+from drgrade.schema import GRADES, LESION_NAMES
 
 INK, MUTED, BAR, SEED = "#1b2430", "#5b6572", "#9db8d6", "#c2410c"
 LESION_COLOURS = {"MA": "#00e5ff", "HE": "#ffffff", "EX": "#ffe119", "SE": "#ff5cf0"}
 """Bright against the orange of a fundus, and apart from each other for colour-blind readers."""
+FROC_LINES = {
+    "all": (INK, "o"),
+    "MA": ("#0b57a4", "s"),
+    "HE": ("#c2410c", "^"),
+    "EX": ("#8a6d00", "D"),
+    "SE": ("#a21caf", "v"),
+}
+"""Colour on white and marker of each curve: either tells them apart."""
 STYLE: Any = {
     "font.family": "DejaVu Sans",  # ships with matplotlib: the same glyphs everywhere
     "font.size": 10,
@@ -117,3 +126,32 @@ def confusion_chart(matrices: Mapping[str, np.ndarray], path: Path, columns: int
             place.tick_params(length=0)
         drawn.supxlabel("predicted grade", fontsize=10)
         drawn.supylabel("actual grade", fontsize=10)
+
+
+def froc_chart(found: Mapping[str, Any], path: Path) -> None:
+    """FROC curves of all lesions and of each kind, with the 95 % interval of the first.
+
+    Args:
+        found: unit, rates and, for ``all`` and each kind that has a box, boxes, sensitivity, low, high: as
+            ``froc`` of the detector's metrics.
+        path: PNG to write.
+    """
+    rates = np.array(found["rates"])
+    with figure(path, 7.5, 4.2) as drawn:
+        axes = drawn.subplots()
+        for name, (colour, marker) in FROC_LINES.items():
+            row = found[name]
+            if not row["boxes"]:
+                continue
+            label = f"{LESION_NAMES.get(name, 'all lesions')} ({row['boxes']})"
+            axes.plot(rates, row["sensitivity"], color=colour, marker=marker, markersize=5, label=label)
+            if name == "all" and row["low"][0] is not None:
+                axes.fill_between(rates, row["low"], row["high"], color=MUTED, alpha=0.2, linewidth=0)
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(rates, [str(Fraction(rate)) for rate in found["rates"]])
+        axes.minorticks_off()
+        axes.set_ylim(-0.02, 1.02)
+        axes.grid(axis="y", color=BAR, alpha=0.4, linewidth=0.6)
+        axes.set_xlabel(f"false alarms for each {found['unit']}")
+        axes.set_ylabel("sensitivity")
+        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))

@@ -12,6 +12,7 @@ import yaml
 from drgrade.errors import UserError
 from drgrade.files import whole
 from drgrade.images.store import Crops
+from drgrade.report.detection import add_detector
 from drgrade.report.inputs import grade_counts, input_counts
 from drgrade.report.model_card import NOTICE, model_card
 from drgrade.report.page import Page, flattened
@@ -34,7 +35,7 @@ def make_report(
     out: Path,
     heat_maps: Path | None = None,
 ) -> None:
-    """Write ``report.html``, its three sheets of photographs, ``input.csv`` and ``model_cards/*.md``.
+    """Write ``report.html``, its pictures, ``input.csv`` and ``model_cards/*.md``.
 
     Args:
         index: ``index.parquet`` of the photographs that were searched for lesions.
@@ -73,8 +74,8 @@ def make_report(
     add_external(page, leaderboard.with_name("external.csv"))
     add_inputs(page, counts, rows, params)
     add_pictures(page, out, params, heat_maps)
-    page.section("Lesion detector and patches")
-    page.table(flattened(read_json(detector_metrics)), "Detector on validation photographs")
+    add_detector(page, read_json(detector_metrics), detector_metrics, out)
+    page.section("Patches")
     page.table(flattened(read_json(patches_statistics)), "Detections that pass the patch filter, by score")
     page.section("Model cards")
     for name, card in cards.items():
