@@ -115,7 +115,9 @@ def test_bad_files_are_rows_with_a_reason(root: Path, tmp_path: Path) -> None:
     assert bad["quality"].isna().to_dict() == {name: name != "99_left" for name in bad.index}
 
 
-def test_looks_do_not_depend_on_the_workers(root: Path, tmp_path: Path) -> None:
+def test_looks_do_not_depend_on_the_workers(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("drgrade.images.survey.CHUNK", 7)
+    monkeypatch.setattr("drgrade.images.survey.WORTH", 5)
     paths = [*sorted((root / "images").iterdir()), None, root / "none.jpg"]
     assert survey_all(paths, 1) == survey_all(paths, 3)
     assert survey_all(paths, 1)[-2:] == [Survey(), Survey(reason="no such file or directory")]

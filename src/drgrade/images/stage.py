@@ -1,17 +1,11 @@
 """The stage ``crop``: each photograph of an index into the store; unreadable ones are rows with a reason."""
 
 import logging
-import multiprocessing
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -21,6 +15,7 @@ from drgrade.errors import UserError
 from drgrade.images.crop import crop_photograph
 from drgrade.images.read import ReadError
 from drgrade.images.shards import SHARD_BYTES, encode, shard_path, shard_rows, write_raw, writing
+from drgrade.images.workers import in_order
 
 log = logging.getLogger(__name__)
 
@@ -118,7 +113,7 @@ def crop_dataset(
         done: list[Cropped] = []
         work = partial(_crop_chunk, writer.folder, params)
         for chunk, (cropped, pictures) in zip(
-            planned.chunks, _in_order(work, planned.chunks, workers), strict=True
+            planned.chunks, in_order(work, planned.chunks, workers), strict=True
         ):
             if pictures:
                 writer.add(chunk.shard, pictures)
@@ -147,27 +142,6 @@ def _crop_chunk(folder: Path, options: params.Crop, chunk: Chunk) -> tuple[list[
         write_raw(shard_path(folder, chunk.shard, "raw"), chunk.first, pictures)
         pictures = []
     return cropped, pictures
-
-
-def _in_order(
-    work: "partial[tuple[list[Cropped], list[bytes]]]", chunks: list[Chunk], workers: int
-) -> Iterator[tuple[list[Cropped], list[bytes]]]:
-    """Results in the order of the chunks, few of them waiting: memory does not grow with the dataset."""
-    if min(workers, len(chunks)) <= 1:
-        yield from map(work, chunks)
-        return
-    context = multiprocessing.get_context("spawn")  # a fork would copy the parent's threads half alive
-    waiting: deque[Future[tuple[list[Cropped], list[bytes]]]] = deque()
-    try:
-        with ProcessPoolExecutor(min(workers, len(chunks)), context, cv2.setNumThreads, (1,)) as pool:
-            for chunk in chunks:
-                waiting.append(pool.submit(work, chunk))
-                if len(waiting) == 4 * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-    except BrokenProcessPool:
-        raise UserError("crop: a worker died, most likely out of memory; run it with fewer workers") from None
 
 
 def _table(rows: pd.DataFrame, readable: npt.NDArray[np.bool_], cropped: list[Cropped]) -> pd.DataFrame:

@@ -1,7 +1,6 @@
 """Look at every photograph once, small: its size, quality and perceptual hash, or why it is no use."""
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,9 +8,16 @@ from drgrade.images.fingerprint import perceptual_hash
 from drgrade.images.quality import measure
 from drgrade.images.read import ReadError, read_reduced, read_size
 from drgrade.images.rules import fit_disc
+from drgrade.images.workers import in_order
 
 SIDE = 320
 """Shorter side asked of the decoder, in pixels: an eighth of most cameras' resolution, nearly free."""
+
+
+CHUNK = 32
+"""Photographs a worker takes at a time."""
+WORTH = 200
+"""Looks that take longer than a process takes to start."""
 
 
 class Survey(NamedTuple):
@@ -56,9 +62,12 @@ def survey(path: Path) -> Survey:
 
 
 def survey_all(paths: Sequence[Path | None], workers: int) -> list[Survey]:
-    """Look at many photographs side by side; an empty survey where there is no path.
+    """Look at many photographs, in up to ``workers`` processes; an empty survey where there is no path."""
+    chunks = [paths[first : first + CHUNK] for first in range(0, len(paths), CHUNK)]
+    return [
+        look for looks in in_order(_survey_chunk, chunks, min(workers, len(paths) // WORTH)) for look in looks
+    ]
 
-    Threads are enough: decoding and filtering run outside the interpreter's lock.
-    """
-    with ThreadPoolExecutor(max(workers, 1)) as pool:
-        return list(pool.map(lambda path: Survey() if path is None else survey(path), paths))
+
+def _survey_chunk(paths: Sequence[Path | None]) -> list[Survey]:
+    return [Survey() if path is None else survey(path) for path in paths]
