@@ -198,8 +198,11 @@ def test_own_dicom_photographs_name_patient_and_eye_where_the_labels_do_not(tmp_
     assert rows["a"]["path"] == "images/a.dcm"
 
 
-def test_own_folder_takes_patients_from_names_or_columns(tmp_path: Path) -> None:
+def test_own_folder_takes_patients_from_names_or_columns(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     touch(tmp_path, "images/a_left.png", "images/b.JPG", "images/c.tif", "images/notes.txt", "images/d.png")
+    touch(tmp_path, "images/.hidden.png", "images/P8/a_left.png")
     put(tmp_path, "labels.csv", "Image, Grade ,patient,eye\na_left.png,2,,\nb,0,P7,OD\nd,,,\ngone,1,,\n")
     rows = by_id(Folder().read(tmp_path))
     assert (rows["a_left"]["patient_id"], rows["a_left"]["eye"], rows["a_left"]["grade"]) == ("a", "left", 2)
@@ -208,6 +211,7 @@ def test_own_folder_takes_patients_from_names_or_columns(tmp_path: Path) -> None
     assert rows["d"]["grade"] is None
     assert rows["gone"]["path"] is None
     assert set(rows) == {"a_left", "b", "c", "d", "gone"}
+    assert "2 files are not read, such as P8/a_left.png; photographs lie directly there" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -5,14 +5,18 @@ Where it tells no patient or eye, the tags of a DICOM file do, then names such a
 are used as they are and appear in the tables: pseudonymise first.
 """
 
+import logging
+import os
 from pathlib import Path
 
 import pandas as pd
 
-from drgrade.data.labels import photographs, read_labels, stem
+from drgrade.data.labels import PHOTOGRAPHS, photographs, read_labels, stem
 from drgrade.data.registry import DATASETS, READ_COLUMNS, Card, require
 from drgrade.errors import UserError
 from drgrade.params import Download
+
+log = logging.getLogger(__name__)
 
 EYES = {"left": "left", "l": "left", "os": "left", "right": "right", "r": "right", "od": "right", "": None}
 QUALITIES = ("good", "usable", "reject")
@@ -72,6 +76,7 @@ class Folder:
         """Rows of labels.csv and of photographs without a line in it; see :class:`Dataset`."""
         file, rows = root / "labels.csv", []
         images = photographs(root / "images")
+        _warn_of_others(root / "images", {path.name for path in images.values()})
         seen: set[str] = set()
         for label in read_labels(file, "image", "grade", ("patient", "eye", "quality"), blank=True):
             name, where = stem(label.image), f"{file}: image {label.image!r}"
@@ -93,6 +98,21 @@ class Folder:
     def masks(self, root: Path, image_id: str) -> dict[str, Path]:
         """None: the layout holds no masks."""
         return {}
+
+
+def _warn_of_others(folder: Path, read: set[str]) -> None:
+    """Log the files that are taken for no photographs, such as those in folders of their own."""
+    others = sorted(
+        Path(parent, name)
+        for parent, _, names in os.walk(folder)
+        for name in (set(names) - read if parent == str(folder) else names)
+        if not name.startswith(".")
+    )
+    if others:
+        log.warning(
+            "%s: %d files are not read, such as %s; photographs lie directly there and end in %s",
+            folder, len(others), others[0].relative_to(folder), ", ".join(PHOTOGRAPHS),
+        )  # fmt: skip
 
 
 def _relative(path: Path | None) -> str | None:
