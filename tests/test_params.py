@@ -47,6 +47,14 @@ def test_every_key_is_described():
         ({"roles": {"grade": "eyepacs"}}, "roles.grade: 'eyepacs' is not one of datasets (demo, demo_site)"),
         ({"explain": {"experiment": "gone"}}, "explain.experiment: 'gone' is not one of experiments"),
         ({"patches": {"size": 512}}, "patches.size: larger than crop.size"),
+        ({"patches": {"published": "a.pkl"}}, "patches.published: its boxes lie in crops of crop.rule o_O"),
+        (
+            {
+                "crop": {"rule": "o_O", "aspect": "squash"},
+                "patches": {"published": "a.pkl", "source": "masks"},
+            },
+            "patches.published: takes the place of detections; source masks",
+        ),
         ({"experiments": {"a": {"seeds": []}}}, "experiments.a.seeds"),
         ({"experiments": {"Big Name": {}}}, "experiments.Big Name"),
         ({"index": {"val_fraction": 0.5, "test_fraction": 0.5}}, "index.val_fraction: leaves no training"),

@@ -95,14 +95,16 @@ def lesions(args: Arguments) -> None:
 
 
 def patches(args: Arguments) -> None:
-    """Choose the detections to learn from; write the patch pickle."""
-    from drgrade.lesions.patches import make_patches
+    """Choose the boxes to learn from; write the patch pickle."""
+    from drgrade.lesions.choose import make_patches
 
     make_patches(
+        args.dataset,
         args.index,
         args.crops,
         args.size,
         args.lesions,
+        _block(args.boxes_params, "lesion_boxes"),
         _block(args.params, "patches"),
         args.out,
         args.statistics,
@@ -297,8 +299,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--boxes-params", default="{}", metavar="JSON", help="the block lesion_boxes (tiling)")
     _paths(sub, "index", "crops", "detector", "out")
     sub = verb(patches)
+    sub.add_argument("--dataset", required=True)
     sub.add_argument("--size", type=int, required=True, help="side of a crop in pixels")
-    _paths(sub, "index", "crops", "lesions", "out", "statistics")
+    sub.add_argument("--boxes-params", default="{}", metavar="JSON", help="the block lesion_boxes (masks)")
+    _paths(sub, "index", "crops", "out", "statistics")
+    _paths(sub, "lesions", optional=True)
     sub = verb(pretrain)
     sub.add_argument("--method", required=True)
     sub.add_argument("--patch", type=int, required=True, help="side of a patch in crop pixels")

@@ -195,16 +195,29 @@ class Lesions(Block):
 
 
 class Patches(Block):
-    """Choose the detections that pretraining will look at; writes the field's pickle."""
+    """Choose the boxes that pretraining will look at; writes the field's pickle."""
 
+    source: Literal["detector", "masks", "random"] = "detector"
+    """detector: what it found; masks: the lesion masks of the photographs pretrained on, where they have
+    some; random: as many boxes as detector gives, of the same sizes, anywhere on the retina. The last two
+    tell what the detector is worth."""
+    published: str | None = None
+    """A released pickle, raw predictions or patches, to use instead of own detections; needs crop.rule o_O
+    and crop.aspect squash, which its boxes lie in."""
+    legacy_swap: bool = False
+    """Scale published raw predictions with width and height swapped, as the released patches were."""
     size: Annotated[int, Field(ge=16)] = 64
     """Side of a patch in crop pixels (128 at 512 px crops in the paper); larger boxes are dropped."""
     min_score: Fraction = 0.3
-    """Detections must score above this (0.7 and 0.8 in the released models)."""
+    """Detections must score above this (0.7 and 0.8 in the released models); masks have no score."""
     border: Annotated[int, Field(ge=0)] = 5
     """Boxes must stay further than this from the crop's edge, in pixels at 512 px crops."""
     lesions: list[Literal["MA", "HE", "EX", "SE"]] = ["MA", "HE", "EX", "SE"]
     """Kinds of lesion to keep."""
+    min_count: Annotated[int, Field(ge=1)] = 1
+    """Photographs with fewer boxes are left out."""
+    seed: Seed = 1
+    """Seed of random boxes."""
 
 
 class Augment(Block):
@@ -390,6 +403,14 @@ class Params(Block):
             )
         if self.patches.size > self.crop.size:
             raise ValueError("patches.size: larger than crop.size; a patch is cut from a crop")
+        if self.patches.published and (self.crop.rule, self.crop.aspect) != ("o_O", "squash"):
+            raise ValueError(
+                "patches.published: its boxes lie in crops of crop.rule o_O and crop.aspect squash; set both"
+            )
+        if self.patches.published and self.patches.source == "masks":
+            raise ValueError(
+                "patches.published: takes the place of detections; source masks has no use for it"
+            )
         return self
 
 

@@ -1,18 +1,16 @@
-import json
 import os
 import pickle
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 
 from drgrade.errors import UserError
-from drgrade.lesions.patches import fitting, make_patches, read_patches, read_raw
+from drgrade.lesions.patches import fitting, read_patches, read_published
 from drgrade.params import Patches
-from drgrade.schema import CROPS, INDEX, LESION_BOXES, write_table
 
 PAPER = Patches(size=128, min_score=0.5, border=5)
+BOX = ["x1", "y1", "x2", "y2"]
 
 
 @pytest.mark.parametrize(
@@ -37,102 +35,6 @@ def test_filter_of_the_paper(box: tuple[float, ...], kept: bool) -> None:
 def test_border_scales_with_the_crop() -> None:
     boxes = np.array([[2.5, 9, 20, 20], [2.6, 9, 20, 20], [200, 9, 253.5, 20], [200, 9, 253.4, 20]])
     assert fitting(boxes, PAPER, 256).tolist() == [False, True, False, True]
-
-
-ROWS = [
-    # image_id, subset, split, fold, status
-    ("t1", "grading", "train", None, "ok"),
-    ("t2", "grading", "train", None, "ok"),
-    ("v1", "grading", "val", None, "ok"),
-    ("x1", "grading", "test", None, "ok"),
-    ("m1", "segmentation", "train", None, "ok"),
-    ("m2", "segmentation", "val", None, "ok"),
-    ("m3", "segmentation", "test", None, "ok"),
-    ("u1", "grading", "train", None, "unreadable"),
-]
-
-
-@pytest.fixture
-def tables(tmp_path: Path) -> Path:
-    write_index(tmp_path, ROWS)
-    ids = [row[0] for row in ROWS]
-    crops = pd.DataFrame(
-        {"image_id": ids, "row": range(len(ids)), "x0": 100, "y0": -50, "x1": 1124, "y1": 974}
-    )
-    crops = crops.assign(scale=0.25, rule="disc", status=["ok"] * 7 + ["failed"], reason="")
-    write_table(crops, tmp_path / "crops.parquet", CROPS)
-    found = [(name, 500.0, 350.0, 540.0, 390.0, 0.9, "MA") for name in ids]
-    found += [
-        ("t1", 600.0, 450.0, 700.0, 500.0, 0.95, "EX"),
-        ("t1", 600.0, 550.0, 700.0, 600.0, 0.3, "HE"),  # not above min_score
-        ("t2", 100.0, 350.0, 140.0, 390.0, 0.9, "HE"),  # at the border
-        ("t2", 200.0, 200.0, 460.0, 230.0, 0.9, "HE"),  # wider than a patch
-    ]
-    write_table(pd.DataFrame(found, columns=list(LESION_BOXES)), tmp_path / "lesions.parquet", LESION_BOXES)
-    return tmp_path
-
-
-def write_index(root: Path, rows: list[tuple[str, str, str, int | None, str]]) -> None:
-    index = pd.DataFrame(rows, columns=["image_id", "subset", "split", "fold", "status"])
-    for column in INDEX:
-        if column not in index:
-            index[column] = None
-    write_table(index, root / "index.parquet", INDEX)
-
-
-def make(root: Path, params: Patches) -> tuple[dict, dict]:
-    paths = [root / name for name in ("index.parquet", "crops.parquet", "lesions.parquet", "p.pkl", "s.json")]
-    make_patches(paths[0], paths[1], 256, paths[2], params, paths[3], paths[4])
-    return read_patches(paths[3]), json.loads(paths[4].read_text())
-
-
-def test_patches_lie_in_crop_space_and_never_in_the_test_split(tables: Path) -> None:
-    patches, statistics = make(tables, Patches(size=64, min_score=0.3))
-    box = (100.0, 100.0, 110.0, 110.0)  # (500 - 100) / 4, (350 + 50) / 4, ...
-    assert patches == {
-        "train": {"m1": [box], "t1": [(125.0, 125.0, 150.0, 137.5), box], "t2": [box]},
-        "val": {"v1": [box]},
-    }
-    assert list(patches["train"]) == ["m1", "t1", "t2"]
-    at = statistics["thresholds"]
-    assert list(at) == ["0.3", "0.5", "0.7", "0.8", "0.9"]
-    assert at["0.8"]["train"] == {"images": 3, "boxes": 4, "lesions": {"MA": 3, "HE": 0, "EX": 1, "SE": 0}}
-    assert at["0.9"]["train"] == {"images": 1, "boxes": 1, "lesions": {"MA": 0, "HE": 0, "EX": 1, "SE": 0}}
-    assert at["0.3"]["val"]["boxes"] == 1
-
-
-def test_kinds_can_be_left_out(tables: Path) -> None:
-    patches, statistics = make(tables, Patches(size=64, min_score=0.25, lesions=["EX", "HE"]))
-    assert patches == {
-        "train": {"t1": [(125.0, 125.0, 150.0, 137.5), (125.0, 150.0, 150.0, 162.5)]},
-        "val": {},
-    }
-    assert "0.25" in statistics["thresholds"], "the chosen score is always there"
-
-
-def test_under_cross_validation_every_graded_photograph_trains(tables: Path) -> None:
-    write_index(tables, [(*row[:3], 1 if row[1] == "grading" else None, row[4]) for row in ROWS])
-    patches, _ = make(tables, Patches(size=64))
-    assert sorted(patches["train"]) == ["m1", "t1", "t2", "v1", "x1"]
-    assert patches["val"] == {}
-
-
-def test_the_same_boxes_give_the_same_bytes(tables: Path) -> None:
-    make(tables, Patches(size=64))
-    before = (tables / "p.pkl").read_bytes()
-    lesions = pd.read_parquet(tables / "lesions.parquet").sample(frac=1, random_state=0)
-    write_table(lesions, tables / "lesions.parquet", LESION_BOXES)
-    make(tables, Patches(size=64))
-    assert (tables / "p.pkl").read_bytes() == before
-    box = pickle.loads(before)["train"]["m1"][0]
-    assert [type(value) for value in box] == [float] * 4
-
-
-def test_nothing_left_is_said_with_the_best_score(tables: Path) -> None:
-    with pytest.raises(
-        UserError, match=r"lesions\.parquet: none of 8 .*0\.99.*the best that fits scores 0\.95"
-    ):
-        make(tables, Patches(size=64, min_score=0.99))
 
 
 class Evil:
@@ -174,31 +76,50 @@ def test_published_patches_with_numpy_scalars_are_read(tmp_path: Path) -> None:
     assert read_patches(tmp_path / "p.pkl") == {"train": {"10_left.jpeg": [(1.0, 2.0, 3.5, 4.0)]}, "val": {}}
 
 
+def raw(tmp_path: Path, content: object) -> Path:
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(content, protocol=2))
+    return tmp_path / "a.pkl"
+
+
 def test_raw_predictions_with_and_without_the_published_swap(tmp_path: Path) -> None:
     """Crop of 1000 rows and 1200 columns: x = 0.9 W lands at 461 of 512, swapped at 553 and is lost (6.2)."""
-    near, far = (600.0, 500.0, 620.0, 520.0), (1080.0, 500.0, 1090.0, 510.0)
-    rows = [(1000, 1200, *map(np.float32, box), np.float32(0.9), 1) for box in (near, far)]
-    rows += [(1000, 1200, *near, 0.5, 1), (1000, 1200, *near, 0.9, 3)]
-    (tmp_path / "a.pkl").write_bytes(
-        pickle.dumps({"train": {"1_left.jpeg": rows}, "val": {"2_left.jpeg": []}})
-    )
-    params = Patches(size=128, min_score=0.5, lesions=["HE"])
-    right = read_raw(tmp_path / "a.pkl", params, 512, legacy_swap=False)
-    swapped = read_raw(tmp_path / "a.pkl", params, 512, legacy_swap=True)
+    rows = [(1000, 1200, *map(np.float32, (1080, 500, 1090, 510)), np.float32(0.75), 1)]
+    path = raw(tmp_path, {"train": {"1_left.jpeg": rows}, "val": {"2_left.jpeg": [], "3_left.jpeg": rows}})
+    right = read_published(path, 512, legacy_swap=False)
+    swapped = read_published(path, 512, legacy_swap=True)
+    assert right["name"].tolist() == ["1_left.jpeg", "3_left.jpeg"]
+    assert right[["rows", "columns", "score"]].iloc[0].tolist() == [1000, 1200, 0.75]
+    assert right["lesion"].tolist() == ["HE", "HE"]
     across, down = 512 / 1200, 512 / 1000
-    assert list(right["train"]) == ["1_left.jpeg"]
+    expected = [1080 * across, 500 * down, 1090 * across, 510 * down]
+    np.testing.assert_allclose(right[BOX].iloc[1].tolist(), expected)
     np.testing.assert_allclose(
-        right["train"]["1_left.jpeg"],
-        [[x1 * across, y1 * down, x2 * across, y2 * down] for x1, y1, x2, y2 in (near, far)],
+        swapped[BOX].iloc[1].tolist(), [1080 * down, 500 * across, 1090 * down, 510 * across]
     )
-    x1, y1, x2, y2 = near
-    np.testing.assert_allclose(
-        swapped["train"]["1_left.jpeg"], [[x1 * down, y1 * across, x2 * down, y2 * across]]
-    )
-    assert right["val"] == swapped["val"] == {}
+    assert right["x1"].iloc[0] == pytest.approx(460.8)
+    assert swapped["x1"].iloc[0] == pytest.approx(552.96)
 
 
-def test_a_patch_file_is_no_raw_prediction_file(tmp_path: Path) -> None:
-    (tmp_path / "p.pkl").write_bytes(pickle.dumps({"train": {"a": [(1.0, 2.0, 3.0, 4.0)]}}))
-    with pytest.raises(UserError, match="not raw predictions"):
-        read_raw(tmp_path / "p.pkl", PAPER, 512, legacy_swap=False)
+def test_published_patches_move_to_the_size_of_our_crops(tmp_path: Path) -> None:
+    path = raw(tmp_path, {"train": {"1_left.jpeg": [(8, 16, 32.5, 64)]}, "val": {}})
+    found = read_published(path, 256, legacy_swap=True)
+    assert found[BOX].to_numpy().tolist() == [[4, 8, 16.25, 32]]
+    assert found[["rows", "columns", "score", "lesion"]].isna().all(axis=None)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"train": {}}, "neither 4 numbers"),
+        ({"train": {"a": [(1, 2, 3)]}}, "neither 4 numbers"),
+        ({"train": {"a": [(1, 2, 3, float("nan"))]}}, "neither 4 numbers"),
+        ({"train": {"a": [(1, 2, 3, 4)], "b": [(9, 9, 1, 2, 3, 4, 0.5, 1)]}}, "not {set"),
+        ({"train": {"a": [(1, 2, 3, 4), (1, 2)]}}, "not {set"),
+        ({"train": [1]}, "not {set"),
+        ({"train": {"a": [(9, 0, 1, 2, 3, 4, 0.5, 1)]}}, "no size or a class beyond 0-3"),
+        ({"train": {"a": [(9, 9, 1, 2, 3, 4, 0.5, 4)]}}, "no size or a class beyond 0-3"),
+    ],
+)
+def test_other_forms_are_refused(tmp_path: Path, content: object, message: str) -> None:
+    with pytest.raises(UserError, match=rf"a\.pkl: .*{message}"):
+        read_published(raw(tmp_path, content), 512, legacy_swap=False)

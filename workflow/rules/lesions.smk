@@ -77,12 +77,17 @@ rule lesions:
         " --out {output.lesions} > {log} 2>&1"
 
 
+# detections are waited for only where patches come from them
+DETECTED = not PARAMS.patches.published and PARAMS.patches.source != "masks"
+
+
 rule patches:
     input:
         sources("patches"),
+        PARAMS.patches.published or [],
+        rules.lesions.output.lesions if DETECTED else [],
         index=at(PRETRAIN, "index/index.parquet"),
         crops=at(PRETRAIN, "crop/crops.parquet"),
-        lesions=rules.lesions.output.lesions,
     output:
         patches=at(PRETRAIN, "patches/patches.pkl"),
         statistics=at(PRETRAIN, "patches/statistics.json"),
@@ -90,10 +95,13 @@ rule patches:
         f"logs/{PRETRAIN}/patches.log",
     params:
         block=block("patches"),
+        boxes=block("lesion_boxes"),
         size=PARAMS.crop.size,
+        dataset=PRETRAIN,
+        lesions=f"--lesions {rules.lesions.output.lesions}" if DETECTED else "",
     message:
         "Choose the lesions to learn from"
     shell:
-        "drgrade patches --params {params.block:q} --size {params.size} --index {input.index}"
-        " --crops {input.crops} --lesions {input.lesions} --out {output.patches}"
-        " --statistics {output.statistics} > {log} 2>&1"
+        "drgrade patches --dataset {params.dataset} --params {params.block:q} --boxes-params {params.boxes:q}"
+        " --size {params.size} --index {input.index} --crops {input.crops} {params.lesions}"
+        " --out {output.patches} --statistics {output.statistics} > {log} 2>&1"

@@ -59,8 +59,8 @@ PUBLISHED = (
         source=_RELEASES,
         licence=_UNSTATED,
         place="data/published/",
-        key=None,
-        use="drgrade.lesions.patches.read_raw; with legacy_swap for patches as published",
+        key="patches.published",
+        use="with crop.rule: o_O and crop.aspect: squash; patches.legacy_swap for patches as published",
     ),
     Artefact(
         name="prediction pickles, filtered",
@@ -68,7 +68,7 @@ PUBLISHED = (
         source=_RELEASES,
         licence=_UNSTATED,
         place="data/published/",
-        key=None,
-        use="drgrade.lesions.patches.read_patches; x was scaled by the height and y by the width",
+        key="patches.published",
+        use="with crop.rule: o_O and crop.aspect: squash; x was scaled by the height and y by the width",
     ),
 )

@@ -1,9 +1,8 @@
-"""Choose the detections that pretraining looks at: ``patches.pkl``, the field's format.
+"""The patch pickle: the field's format, its filter, and the released files.
 
-Rules of Huang et al., MICCAI 2021 (specification 6.2), on crops of any size.
+Rules of Huang et al., MICCAI 2021 (specification 6.1, 6.2), on crops of any size.
 """
 
-import logging
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,66 +12,17 @@ import numpy as np
 import pandas as pd
 
 from drgrade.errors import UserError
-from drgrade.files import whole, write_json
-from drgrade.images.geometry import CropGeometry
+from drgrade.files import whole
 from drgrade.params import Patches
-from drgrade.schema import CROPS, INDEX, LESION_BOXES, LESIONS, read_table
-
-log = logging.getLogger(__name__)
+from drgrade.schema import LESIONS
 
 Boxes = dict[str, dict[str, list[tuple[float, float, float, float]]]]
 """Split -> image_id -> boxes (x1, y1, x2, y2) in crop pixels."""
 
 SIDE = 512
-"""Side of the crops for which the paper states its border."""
-THRESHOLDS = (0.3, 0.5, 0.7, 0.8, 0.9)
-"""Scores for which the statistics are given; the paper varies them."""
+"""Side of the crops for which the paper states its border, and in which released patches lie."""
 PROTOCOL = 4
 COLUMNS = ["x1", "y1", "x2", "y2"]
-
-
-def make_patches(
-    index: Path, crops: Path, size: int, lesions: Path, params: Patches, out: Path, statistics: Path
-) -> None:
-    """Filter detections and move them into crop space.
-
-    Photographs of the splits train and val take part (under cross-validation, all graded ones, as train:
-    no grade is used); of those with masks only the ones the detector was trained on. A photograph of the
-    test split never does; one without a box that passes is left out.
-
-    Args:
-        index: ``index.parquet``.
-        crops: ``crops.parquet``.
-        size: side of a crop in pixels.
-        lesions: ``lesions.parquet``, in original pixels.
-        params: patch size, score, border and kinds of lesion.
-        out: the pickle: ``{"train": {image_id: [(x1, y1, x2, y2), ...]}, "val": {...}}``, floats.
-        statistics: JSON with images and boxes, by lesion, at several scores and the chosen one.
-
-    Raises:
-        UserError: no detection in the training split passes.
-    """
-    table = _in_crop_space(read_table(lesions, LESION_BOXES), _rows(index), read_table(crops, CROPS), size)
-    fits = table[fitting(table[COLUMNS].to_numpy(float), params, size)]
-    fits = fits[fits["lesion"].isin(params.lesions)]
-    chosen = fits[fits["score"] > params.min_score]
-    if not (chosen["split"] == "train").any():
-        best = fits.loc[fits["split"] == "train", "score"].max()
-        scored = "none fits" if pd.isna(best) else f"the best that fits scores {best:.2f}"
-        raise UserError(
-            f"{lesions}: none of {len(table)} detections passes patches.min_score {params.min_score}, size "
-            f"{params.size} and border {params.border} ({scored}); relax these"
-        )
-    write_patches(_boxes(chosen), out)
-    scores = sorted({*THRESHOLDS, params.min_score})
-    write_json(
-        {
-            "min_score": params.min_score,
-            "thresholds": {f"{score:g}": _count(fits[fits["score"] > score]) for score in scores},
-        },
-        statistics,
-    )
-    log.info("%d boxes on %d photographs", len(chosen), chosen["image_id"].nunique())
 
 
 def fitting(boxes: np.ndarray, params: Patches, size: int) -> np.ndarray:
@@ -111,88 +61,61 @@ def read_patches(path: Path) -> Boxes:
         raise UserError(f"{path}: not {form}; is it a raw prediction file?") from None
 
 
-def read_raw(path: Path, params: Patches, size: int, *, legacy_swap: bool) -> Boxes:
-    """Patches from published raw predictions.
+def read_published(path: Path, size: int, *, legacy_swap: bool) -> pd.DataFrame:
+    """Boxes of a released pickle, unfiltered; its sets are not told apart.
 
-    These are ``{set: {image: [(R, C, x1, y1, x2, y2, score, class), ...]}}``: R and C are the rows and
-    columns of the cropped, unscaled image that the boxes lie in; class counts microaneurysm, haemorrhage,
-    hard exudate, soft exudate from 0 (specification 6.1).
+    Raw predictions (form A) are ``{set: {image: [(R, C, x1, y1, x2, y2, score, class), ...]}}``: R and C are
+    the rows and columns of the cropped, unscaled image that the boxes lie in; class counts microaneurysm,
+    haemorrhage, hard exudate, soft exudate from 0. Patches (form B) are
+    ``{set: {image: [(x1, y1, x2, y2), ...]}}`` in crops of 512 px, filtered before (specification 6).
 
     Args:
         path: the pickle.
-        params: the filter.
         size: side of the crops the boxes are moved to.
-        legacy_swap: scale x by the rows and y by the columns, as the published code did by mistake: for
-            reproducing its patches, which are off by the aspect ratio of the crop.
+        legacy_swap: scale x of raw predictions by the rows and y by the columns, as the published code did by
+            mistake: for reproducing its patches, which are off by the aspect ratio of the crop. Form B has
+            that mistake in it already and is taken as it is.
+
+    Returns:
+        name (of the photograph's file), rows, columns, x1, y1, x2, y2 (crop pixels), score, lesion; rows,
+        columns, score and lesion are missing in form B.
 
     Raises:
-        UserError: as :func:`read_patches`.
+        UserError: as :func:`read_patches`; boxes of both forms, or of none; a size that is not positive, an
+            unknown class.
     """
     content = _read_pickle(path)
     try:
-        tables = {
-            (str(split), str(name)): np.array(rows, dtype=np.float64).reshape(-1, 8)
-            for split, images in content.items()
-            for name, rows in images.items()
-        }
+        images = [
+            (str(name), np.array(boxes, np.float64))
+            for part in content.values()
+            for name, boxes in part.items()
+            if len(boxes)
+        ]
+        table = np.concatenate([boxes for _, boxes in images] or [np.empty((0, 4))])
     except (AttributeError, TypeError, ValueError):
-        raise UserError(f"{path}: not raw predictions (8 numbers a detection); is it a patch file?") from None
-    patches: Boxes = {"train": {}, "val": {}}
-    for (split, name), rows in sorted(tables.items()):
-        across, down = (rows[:, 0], rows[:, 1]) if legacy_swap else (rows[:, 1], rows[:, 0])
-        boxes = rows[:, 2:6] * (size / np.stack([across, down, across, down], axis=1))
-        wanted = np.isin(rows[:, 7], [LESIONS.index(lesion) for lesion in params.lesions])
-        keep = fitting(boxes, params, size) & wanted & (rows[:, 6] > params.min_score)
-        if keep.any():
-            patches.setdefault(split, {})[name] = [_box(*box) for box in boxes[keep]]
-    return patches
+        raise UserError(f"{path}: not {{set: {{image: [numbers of a box, ...]}}}}") from None
+    if not len(table) or table.ndim != 2 or table.shape[1] not in (4, 8) or not np.isfinite(table).all():
+        raise UserError(f"{path}: neither 4 numbers for each box (patches) nor 8 (raw predictions)")
+    names = pd.array(np.repeat([name for name, _ in images], [len(boxes) for _, boxes in images]), "string")
+    if table.shape[1] == 4:
+        found = pd.DataFrame(table * (size / SIDE), columns=COLUMNS)
+        return found.assign(name=names, rows=np.nan, columns=np.nan, score=np.nan, lesion=_kinds(len(found)))
+    down, across, kinds = table[:, 0], table[:, 1], table[:, 7]
+    if not ((down > 0) & (across > 0) & np.isin(kinds, range(len(LESIONS)))).all():
+        raise UserError(f"{path}: an image of no size or a class beyond 0-{len(LESIONS) - 1}")
+    x, y = (down, across) if legacy_swap else (across, down)
+    found = pd.DataFrame(table[:, 2:6] * (size / np.stack([x, y, x, y], axis=1)), columns=COLUMNS)
+    lesion = pd.array(np.array(LESIONS)[kinds.astype(int)], "string")
+    return found.assign(name=names, rows=down, columns=across, score=table[:, 6], lesion=lesion)
 
 
-def _rows(index: Path) -> pd.DataFrame:
-    """image_id and split of the photographs that may be looked at."""
-    table = read_table(index, INDEX)
-    table = table[table["status"] == "ok"]
-    graded = table["subset"] == "grading"
-    split = table["split"].mask(graded & table["fold"].notna(), "train")
-    allowed = (graded & split.isin(["train", "val"])) | (~graded & (split == "train"))
-    return table.assign(split=split).loc[allowed, ["image_id", "split"]]
-
-
-def _in_crop_space(lesions: pd.DataFrame, rows: pd.DataFrame, crops: pd.DataFrame, size: int) -> pd.DataFrame:
-    """Detections of the given photographs with their split, boxes moved to crop pixels, in order."""
-    geometry = {
-        str(row["image_id"]): CropGeometry.from_row(row, size)
-        for _, row in crops[crops["status"] == "ok"].iterrows()
-    }
-    found = lesions.merge(rows, on="image_id")
-    found = found[found["image_id"].isin(geometry)].astype(dict.fromkeys(COLUMNS, "Float64"))
-    for image_id, part in found.groupby("image_id"):
-        found.loc[part.index, COLUMNS] = geometry[str(image_id)].boxes_to_crop(part[COLUMNS].to_numpy(float))
-    order = ["image_id", "score", *COLUMNS]
-    return found.sort_values(order, ascending=[True, False] + [True] * len(COLUMNS))
-
-
-def _boxes(table: pd.DataFrame) -> Boxes:
-    patches: Boxes = {"train": {}, "val": {}}
-    for (split, image_id), part in table.groupby(["split", "image_id"], sort=True):
-        patches[str(split)][str(image_id)] = [_box(*box) for box in part[COLUMNS].to_numpy(float)]
-    return patches
+def _kinds(number: int) -> Any:
+    return pd.array([None] * number, "string")
 
 
 def _box(x1: float, y1: float, x2: float, y2: float) -> tuple[float, float, float, float]:
     return float(x1), float(y1), float(x2), float(y2)
-
-
-def _count(table: pd.DataFrame) -> dict[str, Any]:
-    return {
-        split: {
-            "images": int(part["image_id"].nunique()),
-            "boxes": len(part),
-            "lesions": {lesion: int((part["lesion"] == lesion).sum()) for lesion in LESIONS},
-        }
-        for split in ("train", "val")
-        for part in [table[table["split"] == split]]
-    }
 
 
 class _NumbersOnly(pickle.Unpickler):

@@ -1,0 +1,170 @@
+"""Choose the boxes that pretraining looks at: ``patches.pkl``, the field's format.
+
+Rules of Huang et al., MICCAI 2021 (specification 6.2), on crops of any size.
+"""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from drgrade.errors import UserError
+from drgrade.files import write_json
+from drgrade.images.geometry import CropGeometry
+from drgrade.lesions.box_sources import Places, at_random, detected, masked, published
+from drgrade.lesions.patches import COLUMNS, SIDE, Boxes, fitting, write_patches
+from drgrade.params import LesionBoxes, Patches
+from drgrade.schema import CROPS, INDEX, LESIONS, read_table
+
+log = logging.getLogger(__name__)
+
+THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
+"""Scores for which the statistics are given; the paper varies them."""
+
+
+def make_patches(
+    dataset: str,
+    index: Path,
+    crops: Path,
+    size: int,
+    lesions: Path | None,
+    masks: LesionBoxes,
+    params: Patches,
+    out: Path,
+    statistics: Path,
+) -> None:
+    """Take boxes from their source, filter them, and write them in crop space.
+
+    Photographs of the splits train and val take part (under cross-validation, all graded ones, as train:
+    no grade is used); of those with masks only the ones the detector was trained on. A photograph of the
+    test split never does; one with fewer than ``params.min_count`` boxes that pass is left out.
+
+    Args:
+        dataset: name of the dataset.
+        index: ``index.parquet``.
+        crops: ``crops.parquet``.
+        size: side of a crop in pixels.
+        lesions: ``lesions.parquet``, in original pixels; None where no detection is asked for.
+        masks: how lesion masks become boxes.
+        params: source, patch size, score, border, kinds of lesion and minimum count.
+        out: the pickle: ``{"train": {image_id: [(x1, y1, x2, y2), ...]}, "val": {...}}``, floats.
+        statistics: JSON with images and boxes, by lesion, of what was chosen and, where boxes have scores,
+            at several of these. Random boxes count as the kind they stand for.
+
+    Raises:
+        UserError: no box in the training split passes; the source is not there.
+    """
+    rows = _rows(index)
+    places = _places(crops, size, rows)
+    found = _from_source(dataset, rows, places, size, lesions, masks, params)
+    found = found.merge(rows[["image_id", "split"]], on="image_id")
+    order = ["image_id", "score", *COLUMNS]
+    found = found.sort_values(order, ascending=[True, False] + [True] * len(COLUMNS)).reset_index(drop=True)
+    fits = found[fitting(found[COLUMNS].to_numpy(float), params, size)]
+    fits = _of_kinds(fits, params)
+    chosen = _above(fits, params.min_score, params.min_count)
+    if not (chosen["split"] == "train").any():
+        raise UserError(_why_none(lesions, found, fits, params))
+    if params.source == "random":
+        chosen = at_random(chosen, rows, places, params.border * size / SIDE, params.seed)
+    write_patches(_boxes(chosen), out)
+    write_json(_statistics(fits, chosen, params), statistics)
+    log.info("%d boxes on %d photographs", len(chosen), chosen["image_id"].nunique())
+
+
+def _statistics(fits: pd.DataFrame, chosen: pd.DataFrame, params: Patches) -> dict[str, Any]:
+    """Where the boxes are from, how many were chosen, and how many other scores would choose."""
+    scored = bool(fits["score"].notna().all())
+    return {
+        "source": params.source,
+        "published": Path(params.published).name if params.published else None,
+        "min_score": params.min_score if scored else None,
+        "chosen": _count(chosen),
+        "thresholds": {
+            f"{score:g}": _count(_above(fits, score, params.min_count)) for score in THRESHOLDS if scored
+        },
+    }
+
+
+def _from_source(
+    dataset: str,
+    rows: pd.DataFrame,
+    places: Places,
+    size: int,
+    lesions: Path | None,
+    masks: LesionBoxes,
+    params: Patches,
+) -> pd.DataFrame:
+    """All boxes before the filter; for random ones, those that they take number and sizes from."""
+    if params.published:
+        return published(Path(params.published), places, size, legacy_swap=params.legacy_swap)
+    if params.source == "masks":
+        return masked(dataset, rows[rows["image_id"].isin(places.keys())], places, masks)
+    if lesions is None:
+        raise UserError(f"patches.source {params.source}: needs lesions.parquet; run the lesions stage first")
+    return detected(lesions, places)
+
+
+def _rows(index: Path) -> pd.DataFrame:
+    """image_id, subset, split, width and height of the photographs that may be looked at."""
+    table = read_table(index, INDEX)
+    table = table[table["status"] == "ok"]
+    graded = table["subset"] == "grading"
+    split = table["split"].mask(graded & table["fold"].notna(), "train")
+    allowed = (graded & split.isin(["train", "val"])) | (~graded & (split == "train"))
+    return table.assign(split=split).loc[allowed, ["image_id", "subset", "split", "width", "height"]]
+
+
+def _places(crops: Path, size: int, rows: pd.DataFrame) -> Places:
+    """Crops of the photographs in ``rows``; without one a photograph takes no part."""
+    table = read_table(crops, CROPS)
+    table = table[(table["status"] == "ok") & table["image_id"].isin(rows["image_id"])]
+    return {str(row["image_id"]): CropGeometry.from_row(row, size) for _, row in table.iterrows()}
+
+
+def _of_kinds(table: pd.DataFrame, params: Patches) -> pd.DataFrame:
+    if set(params.lesions) == set(LESIONS):
+        return table
+    if table["lesion"].isna().any():
+        raise UserError(
+            f"patches.lesions: {params.published} does not tell kinds of lesion apart; "
+            f"keep all four, or take raw predictions"
+        )
+    return table[table["lesion"].isin(params.lesions)]
+
+
+def _above(table: pd.DataFrame, score: float, min_count: int) -> pd.DataFrame:
+    """Boxes that score above this or have no score, on photographs with enough of them."""
+    table = table[(table["score"].isna() | (table["score"] > score)).astype(bool)]
+    return table[table.groupby("image_id")["image_id"].transform("size") >= min_count]
+
+
+def _why_none(lesions: Path | None, found: pd.DataFrame, fits: pd.DataFrame, params: Patches) -> str:
+    best = fits.loc[fits["split"] == "train", "score"].max()
+    scored = "" if pd.isna(best) else f" (the best that fits scores {best:.2f})"
+    return (
+        f"{params.published or lesions or 'lesion masks'}: none of {len(found)} boxes passes "
+        f"patches.min_score {params.min_score}, size {params.size}, border {params.border} and "
+        f"min_count {params.min_count} in the training split{scored}; relax these"
+    )
+
+
+def _boxes(table: pd.DataFrame) -> Boxes:
+    patches: Boxes = {"train": {}, "val": {}}
+    for (split, image_id), part in table.groupby(["split", "image_id"], sort=True):
+        boxes = part[COLUMNS].to_numpy(np.float64).tolist()
+        patches[str(split)][str(image_id)] = [(x1, y1, x2, y2) for x1, y1, x2, y2 in boxes]
+    return patches
+
+
+def _count(table: pd.DataFrame) -> dict[str, Any]:
+    """Images, boxes, and boxes by kind of lesion where it is known, by split."""
+    counts: dict[str, Any] = {}
+    for split in ("train", "val"):
+        part = table[table["split"] == split]
+        counts[split] = {"images": int(part["image_id"].nunique()), "boxes": len(part)}
+        if not table["lesion"].isna().any():
+            counts[split]["lesions"] = {lesion: int((part["lesion"] == lesion).sum()) for lesion in LESIONS}
+    return counts
