@@ -66,6 +66,6 @@ class TimmBackbone(BaseModule):
         That is the order of timm's forward pass.
         """
         last = self.levels[level]["module"].replace(".", "_") + "_"
-        found = [(name, module) for name, module in self.net.named_modules() if module._parameters]
-        end = max(i for i, (name, _) in enumerate(found) if name.replace(".", "_").startswith(last))
-        return [module for _, module in found[: end + 1]]
+        found = [(name.replace(".", "_") + "_", module) for name, module in self.net.named_modules()]
+        end = max(place for place, (name, _) in enumerate(found) if name.startswith(last))
+        return [module for _, module in found[: end + 1] if module._parameters]
