@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drgrade.lesions.tiles import Tiling
+from drgrade.lesions.tiles import Tile, Tiling
 
 
 @settings(deadline=None, max_examples=60)
@@ -87,6 +87,19 @@ def test_only_black_is_outside() -> None:
     image[40:, 40:] = 120
     tiles = list(Tiling(32, 0.0, 1.0).cut(image, (0, 0, 64, 64)))
     assert [tile.outside for tile in tiles] == [True, True, True, False]
+
+
+@settings(deadline=None, max_examples=60)
+@given(lit=st.integers(0, 40), value=st.integers(20, 30), channel=st.integers(0, 2), left=st.integers(0, 9))
+def test_a_tile_is_outside_below_one_lit_pixel_in_a_hundred(
+    lit: int, value: int, channel: int, left: int
+) -> None:
+    picture = np.full((40, 60, 3), 24, np.uint8)
+    view = picture[:, left : left + 50]  # tiles are views with gaps between rows
+    ys, xs = np.unravel_index(np.random.default_rng(lit).permutation(40 * 50)[:lit], (40, 50))
+    view[ys, xs, channel] = value
+    tile = Tile(view, (0, 0), (1.0, 1.0), (0, 0))
+    assert tile.outside == (value <= 24 or lit < 20)
 
 
 def test_fragments_at_a_seam_are_left_to_the_neighbour() -> None:

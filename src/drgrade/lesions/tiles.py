@@ -60,7 +60,9 @@ class Tile:
     @property
     def outside(self) -> bool:
         """Whether the tile shows (nearly) nothing but the black around the field of view."""
-        return bool((self.pixels.max(axis=2) > DARK).mean() < 0.01)
+        dark = cv2.countNonZero(cv2.inRange(self.pixels, (0, 0, 0), (DARK, DARK, DARK)))
+        height, width = self.pixels.shape[:2]
+        return 1 - dark / (height * width) < 0.01
 
 
 @dataclass(frozen=True)
