@@ -8,8 +8,10 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
+from drgrade.errors import UserError
 from drgrade.lesions import predict
-from drgrade.lesions.predict import Found, detect_lesions, merge, prefetch
+from drgrade.lesions.predict import detect_lesions, merge, prefetch
+from drgrade.lesions.tile_detector import Found
 from drgrade.params import LesionBoxes, Lesions
 from drgrade.schema import CROPS, INDEX, LESION_BOXES, LESIONS, write_table
 
@@ -18,6 +20,8 @@ SQUARES = {
     "b": [(150, 100, 170, 120, "SE")],
     "c": [],
 }
+SMALL = Lesions(min_score=0.8, batch_size=3)
+CUT = {"scale": 1.0, "tile": 64, "overlap": 0.45}
 COLOURS = {"EX": (255, 255, 0), "SE": (0, 255, 255)}
 
 
@@ -25,11 +29,14 @@ class ColourDetector:
     """Finds the coloured squares exactly; stands in for a trained network."""
 
     batches: list[int]
+    dies_after: int | None = None
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, min_score: float) -> None:
         type(self).batches = []
 
     def __call__(self, tiles: list[np.ndarray]) -> list[Found]:
+        if len(self.batches) == self.dies_after:
+            raise KeyboardInterrupt
         self.batches.append(len(tiles))
         return [self.find(tile) for tile in tiles]
 
@@ -66,14 +73,20 @@ def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_table(index.reindex(columns=list(INDEX)), tmp_path / "index.parquet", INDEX)
     crops = pd.DataFrame({"image_id": ids, "x0": 11, "y0": -40, "x1": 251, "y1": 200, "status": "ok"})
     write_table(crops.reindex(columns=list(CROPS)), tmp_path / "crops.parquet", CROPS)
+    (tmp_path / "detector").mkdir()
+    for name in ("config.py", "model.pth"):
+        (tmp_path / "detector" / name).write_text("one")
     return tmp_path
 
 
 def search(root: Path, params: Lesions, **boxes: float) -> pd.DataFrame:
-    cut = LesionBoxes(**boxes)  # type: ignore[arg-type]
-    paths = (root / "index.parquet", root / "crops.parquet", root / "detector")
-    detect_lesions("squares", *paths, cut, params, root / "lesions.parquet")
+    detect(root, params, LesionBoxes(**boxes))  # type: ignore[arg-type]
     return pd.read_parquet(root / "lesions.parquet")
+
+
+def detect(root: Path, params: Lesions, cut: LesionBoxes, shard: tuple[int, int] = (0, 1)) -> None:
+    paths = (root / "index.parquet", root / "crops.parquet", root / "detector")
+    detect_lesions("squares", *paths, cut, params, root / "lesions.parquet", shard)
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.5])
@@ -98,6 +111,98 @@ def test_the_table_keeps_its_contract(study: Path, caplog: pytest.LogCaptureFixt
     before = (study / "lesions.parquet").read_bytes()
     search(study, Lesions(min_score=0.05, batch_size=5), scale=1.0, tile=64, overlap=0.45)
     assert (study / "lesions.parquet").read_bytes() == before
+
+
+def test_an_unreadable_photograph_is_a_row_with_a_reason(study: Path) -> None:
+    search(study, SMALL, **CUT)
+    searched = pd.read_parquet(study / "searched.parquet").set_index("image_id")
+    assert searched["status"].to_dict() == {"a": "ok", "b": "ok", "c": "ok", "z": "unreadable"}
+    assert searched["reason"].isna().to_dict() == {"a": True, "b": True, "c": True, "z": False}
+    assert "not an image" in searched.loc["z", "reason"]
+    assert searched["lesions"].to_dict() == {"a": 3, "b": 1, "c": 0, "z": 0}
+
+
+def test_where_nothing_can_be_read_the_search_stops_and_starts_over(study: Path) -> None:
+    there = [(path, path.read_bytes()) for path in study.glob("?.png")]
+    for path, _ in there:
+        path.unlink()
+    with pytest.raises(UserError, match=r"a\.png: no such file.*the other 3 photographs"):
+        search(study, SMALL, **CUT)
+    assert not (study / "lesions.parquet").exists()
+    for path, content in there:
+        path.write_bytes(content)
+    assert set(search(study, SMALL, **CUT)["image_id"]) == {"a", "b"}
+
+
+def outputs(root: Path) -> dict[str, bytes]:
+    """Bytes of the tables; nothing hidden may be left beside them."""
+    assert not list(root.glob(".*"))
+    return {name: (root / name).read_bytes() for name in ("lesions.parquet", "searched.parquet")}
+
+
+def test_a_killed_search_goes_on_and_ends_as_if_undisturbed(
+    study: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(predict, "PART", 1)
+    search(study, SMALL, **CUT)
+    undisturbed, batches = outputs(study), len(ColourDetector.batches)
+    for name in undisturbed:
+        (study / name).unlink()
+    monkeypatch.setattr(ColourDetector, "dies_after", batches - 1)
+    with pytest.raises(KeyboardInterrupt):
+        search(study, SMALL, **CUT)
+    assert not (study / "lesions.parquet").exists()
+    monkeypatch.setattr(ColourDetector, "dies_after", None)
+    search(study, SMALL, **CUT)
+    assert 0 < len(ColourDetector.batches) < batches
+    assert outputs(study) == undisturbed
+
+
+@pytest.mark.parametrize("change", ["params", "cut", "model.pth", "config.py", "index", "crops"])
+def test_parts_of_another_search_are_not_used(
+    study: Path, monkeypatch: pytest.MonkeyPatch, change: str
+) -> None:
+    monkeypatch.setattr(predict, "PART", 1)
+    params, cut = SMALL, LesionBoxes(**CUT)  # type: ignore[arg-type]
+    detect(study, params, cut, shard=(0, 2))
+    (old,) = (study / ".lesions.parquet.parts").iterdir()
+    if change == "params":
+        params = params.model_copy(update={"nms_iou": 0.4})
+    elif change == "cut":
+        cut = cut.model_copy(update={"overlap": 0.3})
+    elif change in ("index", "crops"):
+        table = pd.read_parquet(study / f"{change}.parquet")
+        table[table["image_id"] != "c"].to_parquet(study / f"{change}.parquet")
+    else:
+        (study / "detector" / change).write_text("two")
+    detect(study, params, cut, shard=(0, 2))
+    assert ColourDetector.batches
+    (new,) = (study / ".lesions.parquet.parts").iterdir()
+    assert new != old
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 0], []])
+def test_shards_in_any_order_make_the_same_tables(
+    study: Path, monkeypatch: pytest.MonkeyPatch, order: list[int]
+) -> None:
+    monkeypatch.setattr(predict, "PART", 1)
+    search(study, SMALL, **CUT)
+    whole = outputs(study)
+    for name in whole:
+        (study / name).unlink()
+    cut = LesionBoxes(**CUT)  # type: ignore[arg-type]
+    for number in order:
+        detect(study, SMALL, cut, shard=(number, 3))
+        assert not (study / "lesions.parquet").exists()
+    detect(study, SMALL, cut)
+    assert outputs(study) == whole
+    assert bool(ColourDetector.batches) == (len(order) < 3)
+
+
+@pytest.mark.parametrize("shard", [(2, 2), (-1, 2), (0, 0)])
+def test_there_is_no_such_shard(study: Path, shard: tuple[int, int]) -> None:
+    with pytest.raises(UserError, match="shards count from 0"):
+        detect(study, SMALL, LesionBoxes(), shard)
 
 
 def test_without_a_photograph_the_table_is_empty(study: Path) -> None:

@@ -1,86 +1,63 @@
-"""Search photographs for lesions with a trained detector: ``drgrade lesions``."""
+"""Search photographs for lesions with a trained detector: ``drgrade lesions``.
 
+A search that was killed goes on with the part it was in: parts of :data:`PART` photographs wait beside the
+output, and the last of them is turned into the table. Several jobs can share a search, see
+:func:`detect_lesions`.
+"""
+
+import hashlib
 import logging
+import shutil
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
 
-from drgrade.lesions.coco import photographs
-from drgrade.lesions.detector import load_detector
+from drgrade.data.registry import raw_root
+from drgrade.errors import UserError
+from drgrade.files import sha256
+from drgrade.images.read import ReadError, read_photograph
+from drgrade.lesions.tile_detector import Found, TileDetector
 from drgrade.lesions.tiles import Tile, Tiling
 from drgrade.params import LesionBoxes, Lesions
-from drgrade.schema import LESION_BOXES, LESIONS, write_table
-from drgrade.seeding import TORCH_THREADS
-
-if TYPE_CHECKING:
-    import torch
+from drgrade.schema import CROPS, INDEX, LESION_BOXES, LESIONS, read_table, write_table
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-
-@dataclass(frozen=True)
-class Found:
-    """Detections on one tile or photograph: boxes (n, 4), scores (n,), labels (n,) into ``LESIONS``."""
-
-    boxes: np.ndarray
-    scores: np.ndarray
-    labels: np.ndarray
-
-    def __getitem__(self, keep: np.ndarray) -> "Found":
-        return Found(self.boxes[keep], self.scores[keep], self.labels[keep])
-
-
-class TileDetector:
-    """A trained detector for batches of tiles.
-
-    Runs the test pipeline the detector was validated with, on pictures in memory.
-
-    Args:
-        folder: of :func:`drgrade.lesions.detector.train_detector`.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        import torch
-        from mmcv.transforms import Compose
-
-        torch.set_num_threads(TORCH_THREADS)
-        model, config = load_detector(folder)
-        model.to("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        in_memory = [step for step in config.test_pipeline if step["type"] != "LoadImageFromFile"]
-        self.pipeline = Compose(in_memory)
-
-    def __call__(self, tiles: list[np.ndarray]) -> list[Found]:
-        """Detections on tiles (h, w, 3) uint8 RGB, in tile pixels."""
-        import torch
-
-        samples = [self._sample(tile) for tile in tiles]
-        with torch.inference_mode():
-            results = self.model.test_step({key: [sample[key] for sample in samples] for key in samples[0]})
-        found = [result.pred_instances.cpu().numpy() for result in results]
-        return [Found(one.bboxes.astype(np.float64), one.scores, one.labels) for one in found]
-
-    def _sample(self, tile: np.ndarray) -> "dict[str, torch.Tensor]":
-        shape = tile.shape[:2]
-        picture = np.ascontiguousarray(tile[..., ::-1])  # mmdet reads files as BGR
-        results = {"img": picture, "img_id": 0, "img_path": "", "ori_shape": shape, "img_shape": shape}
-        return self.pipeline(results)
+PART = 50
+"""Photographs of a part. A batch of tiles never spans two parts: a resumed search sees the same batches."""
+PARTS = LESION_BOXES | {"reason": "string"}
+"""A part: detections, and a row with a reason and no box for each photograph that cannot be read."""
+SEARCHED = {"image_id": "string", "status": "string", "reason": "string", "lesions": "Int64"}
+"""``searched.parquet``: each photograph, ok or unreadable, and how many lesions were found."""
 
 
 def detect_lesions(
-    dataset: str, index: Path, crops: Path, detector: Path, boxes: LesionBoxes, params: Lesions, out: Path
+    dataset: str,
+    index: Path,
+    crops: Path,
+    detector: Path,
+    boxes: LesionBoxes,
+    params: Lesions,
+    out: Path,
+    shard: tuple[int, int] = (0, 1),
 ) -> None:
     """Search every usable photograph, tile by tile, and write ``lesions.parquet`` in original pixels.
 
-    Photographs are those of :func:`drgrade.lesions.coco.photographs`; one without a lesion has no row.
+    Usable are photographs for grading or with masks whose status is ok in the index and in ``crops.parquet``.
+    One without a lesion has no row. ``searched.parquet`` beside ``out`` has a row for each photograph, also
+    for one that cannot be read, with the reason.
+
+    Several jobs, one a GPU, share a search by ``shard=(0, n)`` to ``(n - 1, n)`` with the same ``out`` on a
+    shared disk, each with its own ``CUDA_VISIBLE_DEVICES``; they leave parts. A last call without ``shard``
+    does what is missing and writes the tables, the same on one kind of machine however the work was shared.
 
     Args:
         dataset: name of the dataset.
@@ -90,26 +67,97 @@ def detect_lesions(
         boxes: how the detector's training tiles were cut; the same cut is searched.
         params: batch size and what to keep.
         out: the table to write, sorted by image_id, then by falling score.
+        shard: number of this job and how many there are; (0, 1) is all.
+
+    Raises:
+        UserError: no such shard, or not one photograph can be read.
     """
-    find = TileDetector(detector)
+    number, of = shard
+    if not 0 <= number < of:
+        raise UserError(f"shard {number} of {of}: shards count from 0; give one from 0 to {max(of - 1, 0)}")
+    find = TileDetector(detector, params.min_score)
     tiling = Tiling(boxes.tile, boxes.overlap, boxes.scale)
-    frames: list[pd.DataFrame] = []
-    waiting: dict[str, tuple[int, tuple[int, ...], list[Found]]] = {}
-    tiles = _tiles(dataset, index, crops, tiling)
+    root = raw_root(dataset)
+    rows = _usable(index, crops)
+    files = [index, crops, detector / "config.py", detector / "model.pth"]
+    said = [str(root), repr(tiling), params.model_dump_json(), str(PART), *map(sha256, files)]
+    folder = _parts_folder(out, hashlib.sha256("\n".join(said).encode()).hexdigest()[:16])
+    starts = range(0, len(rows), PART)
+    parts = [folder / f"{start:07d}.parquet" for start in starts]
+    for start, part in list(zip(starts, parts, strict=True))[number::of]:
+        if not part.exists():
+            write_table(_search(find, rows[start : start + PART], root, tiling, params), part, PARTS)
+            log.info(
+                "photographs %d to %d of %d searched", start + 1, min(start + PART, len(rows)), len(rows)
+            )
+    if shard == (0, 1):
+        _collect(parts, rows, root, out)
+        shutil.rmtree(folder.parent)
+
+
+def _usable(index: Path, crops: Path) -> pd.DataFrame:
+    """Image_id, path and crop box of the photographs to search, by image_id."""
+    table = read_table(index, INDEX)
+    table = table[table["subset"].isin(["grading", "segmentation"]) & (table["status"] == "ok")]
+    boxes = read_table(crops, CROPS)
+    boxes = boxes.loc[boxes["status"] == "ok", ["image_id", "x0", "y0", "x1", "y1"]]
+    return table[["image_id", "path"]].merge(boxes, on="image_id").sort_values("image_id", ignore_index=True)
+
+
+def _parts_folder(out: Path, digest: str) -> Path:
+    """Where the parts of a search wait; those of a search under other settings go."""
+    folder = out.with_name(f".{out.name}.parts") / digest
+    folder.mkdir(parents=True, exist_ok=True)
+    for other in folder.parent.iterdir():
+        if other != folder:
+            shutil.rmtree(other, ignore_errors=True)
+    return folder
+
+
+def _search(
+    find: TileDetector, rows: pd.DataFrame, root: Path, tiling: Tiling, params: Lesions
+) -> pd.DataFrame:
+    """The part (:data:`PARTS`) of some photographs."""
+    frames = [_table("", merge([], (0, 0), params)).assign(reason=None)]
+    unread: dict[str, str] = {}
+    waiting: dict[str, tuple[int, list[Found]]] = {}
+    tiles = chain.from_iterable(prefetch(_cut(rows, root, tiling, unread), depth=2))
     while batch := list(islice(tiles, params.batch_size)):
         for piece, found in zip(batch, find([piece.tile.pixels for piece in batch]), strict=True):
             found = found[(found.scores >= params.min_score) & piece.tile.whole(found.boxes)]
             moved = Found(piece.tile.boxes_to_original(found.boxes), found.scores, found.labels)
-            left, shape, parts = waiting.pop(piece.image_id, (piece.of, piece.shape, []))
+            left, parts = waiting.pop(piece.image_id, (piece.of, []))
             parts.append(moved)
             if left > 1:
-                waiting[piece.image_id] = (left - 1, shape, parts)
+                waiting[piece.image_id] = (left - 1, parts)
             else:
-                frames.append(_table(piece.image_id, merge(parts, shape, params)))
-    table = pd.concat([_table("", merge([], (0, 0), params)), *frames])
-    table = table.sort_values(["image_id", "score"], ascending=[True, False], kind="stable")
-    write_table(table, out, LESION_BOXES)
-    log.info("%d photographs searched, %d lesions found", len(frames), len(table))
+                frames.append(_table(piece.image_id, merge(parts, piece.shape, params)))
+    frames.append(pd.DataFrame({"image_id": unread.keys(), "reason": unread.values()}))
+    return pd.concat(frames)
+
+
+def _collect(parts: list[Path], rows: pd.DataFrame, root: Path, out: Path) -> None:
+    """Write the tables from all parts."""
+    empty = pd.DataFrame(columns=list(PARTS)).astype(PARTS)
+    table = pd.concat([empty, *(read_table(part, PARTS) for part in parts)])
+    reasons = table[table["reason"].notna()].set_index("image_id")["reason"]
+    if len(reasons) and len(reasons) == len(rows):
+        shutil.rmtree(parts[0].parent)  # they are read again when the disk is back
+        raise UserError(
+            f"{root / rows['path'].iloc[0]}: {reasons.iloc[0]}, and the other {len(rows) - 1} photographs "
+            f"cannot be read either; put them where the index found them"
+        )
+    table = table[table["reason"].isna()].sort_values(
+        ["image_id", "score"], ascending=[True, False], kind="stable"
+    )
+    searched = rows[["image_id"]].assign(
+        status=np.where(rows["image_id"].isin(reasons.index), "unreadable", "ok"),
+        reason=rows["image_id"].map(reasons),
+        lesions=rows["image_id"].map(table["image_id"].value_counts()).fillna(0),
+    )
+    write_table(searched, out.with_name("searched.parquet"), SEARCHED)
+    write_table(table[list(LESION_BOXES)], out, LESION_BOXES)
+    log.info("%d photographs searched, %d lesions found", len(rows) - len(reasons), len(table))
 
 
 def merge(parts: list[Found], shape: tuple[int, ...], params: Lesions) -> Found:
@@ -146,16 +194,18 @@ class _Piece:
     of: int  # tiles of the photograph
 
 
-def _tiles(dataset: str, index: Path, crops: Path, tiling: Tiling) -> Iterator[_Piece]:
-    """Tiles with anything on them, photograph after photograph; read ahead in a thread."""
-
-    def cut() -> Iterator[list[_Piece]]:
-        for row, image, box in photographs(dataset, index, crops, ("grading", "segmentation")):
-            tiles = [tile for tile in tiling.cut(image, box) if not tile.outside]
-            yield [_Piece(row["image_id"], tile, image.shape, len(tiles)) for tile in tiles]
-
-    for pieces in prefetch(cut(), depth=2):
-        yield from pieces
+def _cut(rows: pd.DataFrame, root: Path, tiling: Tiling, unread: dict[str, str]) -> Iterator[list[_Piece]]:
+    """Tiles with anything on them, photograph after photograph; fills in why some cannot be read."""
+    for image_id, path, *edges in rows.itertuples(index=False, name=None):
+        try:
+            image = read_photograph(root / path)
+        except ReadError as error:
+            log.warning("%s: skipped, %s", image_id, error)
+            unread[image_id] = str(error)
+            continue
+        x0, y0, x1, y1 = map(int, edges)
+        tiles = [tile for tile in tiling.cut(image, (x0, y0, x1, y1)) if not tile.outside]
+        yield [_Piece(image_id, tile, image.shape, len(tiles)) for tile in tiles]
 
 
 def prefetch(items: Iterable[T], depth: int) -> Iterator[T]:
