@@ -131,6 +131,17 @@ class TestReadErrors:
         path.write_bytes(data[: len(data) * 3 // 4] + bytes(999))
         assert "truncated" in self.reason(path)
 
+    def test_what_is_appended_to_a_jpeg_does_not_matter(self, tmp_path):
+        path = tmp_path / "appended.jpg"
+        for options in ({}, {"progressive": True}):
+            data = self.jpeg(**options)
+            path.write_bytes(data)
+            plain = read_photograph(path)
+            path.write_bytes(data + b"a film, say: \xff\xd8\xff\xda" + bytes(999))
+            np.testing.assert_array_equal(read_photograph(path), plain)
+            path.write_bytes(data[:2] + b"\xff\xff\xff" + data[2:])  # a marker may be filled up
+            np.testing.assert_array_equal(read_photograph(path), plain)
+
     @pytest.mark.parametrize("kept", [0.02, 0.5, 0.9])
     @pytest.mark.parametrize("suffix", ["png", "tif"])
     def test_other_formats_cut_short(self, tmp_path, suffix, kept):

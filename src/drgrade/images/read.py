@@ -72,8 +72,8 @@ def read_reduced(path: Path, side: float | None) -> tuple[Picture, int]:
         return _read_dicom(data), 1
     try:
         with Image.open(io.BytesIO(data)) as image:
-            if image.format in ("JPEG", "MPO") and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
-                raise ReadError("truncated JPEG")  # libjpeg fills a zeroed tail with grey and says nothing
+            if image.format in ("JPEG", "MPO") and _has_no_end(data):
+                raise ReadError("truncated JPEG")
             factor = _reduce(image, side)
             _check_shape(*image.size)
             image.load()
@@ -113,6 +113,19 @@ def read_size(path: Path) -> tuple[int, int]:
     if start[DICM] == b"DICM":
         return _dicom_size(path)
     raise ReadError("not an image" if start else "empty file")
+
+
+def _has_no_end(jpeg: bytes) -> bool:
+    """Whether the stream of a JPEG lacks its end; libjpeg fills a zeroed tail with grey and says nothing.
+
+    Looked for behind the header, which may hold a thumbnail with an end of its own; what some cameras append
+    behind the end does not matter.
+    """
+    at = 2
+    while jpeg[at : at + 1] == b"\xff" and jpeg[at + 1 : at + 2] != b"\xda":  # up to the start of the scan
+        filled = jpeg[at + 1 : at + 2] == b"\xff"
+        at += 1 if filled else 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
+    return jpeg.find(b"\xff\xd9", at) < 0
 
 
 def _check_shape(width: int, height: int) -> None:
@@ -188,7 +201,8 @@ def _read_dicom(data: bytes) -> Picture:
         raise ReadError("DICOM without pixels")
     try:
         syntax = str(getattr(found.file_meta, "TransferSyntaxUID", ""))
-        if syntax.startswith(JPEG_SYNTAXES) and data.rfind(b"\xff\xd9") < data.rfind(b"\xff\xda"):
+        stored = found.PixelData
+        if syntax.startswith(JPEG_SYNTAXES) and _has_no_end(stored[stored.find(b"\xff\xd8\xff") :]):
             raise ReadError("truncated JPEG")
         pixels, bits = pixel_array(found), int(found.BitsStored)
         kind = found.PhotometricInterpretation
