@@ -51,7 +51,7 @@ class Roles(Block):
     """Its photographs are searched for lesions and used, without grades, for pretraining."""
     grade: Name = "demo"
     """Trains and tests the graders: needs grades."""
-    external: list[Name] = ["demo_site"]
+    external: list[Name] = []
     """Test the graders once more, as they are, on all graded photographs of these."""
 
 
@@ -342,7 +342,7 @@ class Params(Block):
 
     datasets: dict[Name, Dataset] = {"demo": Dataset(), "demo_site": Dataset()}
     """The datasets that take part."""
-    roles: Roles = Roles()
+    roles: Roles = Roles(external=["demo_site"])
     download: Download = Download()
     index: Index = Index()
     overlaps: Overlaps = Overlaps()

@@ -113,6 +113,7 @@ def start(folder: Path) -> Project:
     project.run("git", "init", "-q", "-b", "main")
     project.run("git", "config", "user.email", "test@example.org")
     project.run("git", "config", "user.name", "test")
+    project.run("git", "config", "commit.gpgsign", "false")  # whatever the user's own settings ask for
     project.run("dvc", "init", "-q")
     project.run("dvc", "config", "core.analytics", "false")
     project.run("git", "add", "-A")
