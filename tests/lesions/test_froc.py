@@ -100,6 +100,13 @@ def test_a_small_shift_misses_by_overlap_and_hits_by_centre():
     found = table([("a", "MA", 12, 12, 18, 18, 0.9), ("a", "HE", 10, 10, 16, 16, 0.8)], True)
     assert match(truth, found, ["a"]).found["hit"].tolist() == [False, False]  # 16 of 56 px shared
     assert match(truth, found, ["a"], rule="centre").found["hit"].tolist() == [True, False]
+    # grown to 8 px it is (9, 9, 17, 17): 25 of 75 px; a box that was taught to be 8 px wide fits
+    assert match(truth, found, ["a"], min_side=8).found["hit"].tolist() == [False, False]
+    taught = table([("a", "MA", 9, 10, 17, 18, 0.9)], True)
+    tiny = table([("a", "MA", 11, 11, 16, 16)], False)  # 25 of 64
+    assert match(tiny, taught, ["a"]).truth["score"].tolist() == [-math.inf]
+    grown = match(tiny, taught, ["a"], min_side=8).truth
+    assert grown[["x1", "side", "score"]].to_numpy().tolist() == [[11, 5, 0.9]]
     with pytest.raises(UserError, match=r"^a: has boxes \(truth\) but is not among the images"):
         match(truth, found, ["b"])
 

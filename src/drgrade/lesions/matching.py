@@ -26,9 +26,9 @@ class Matches:
     """Lesions and detections after the pairing.
 
     Attributes:
-        truth: image (its place in the list of images), lesion, side (the longer, in the boxes' pixels),
-            score (of the detection that hit it, ``-inf`` where none did).
-        found: image, lesion, score, hit (bool); by falling score.
+        truth: image (its place in the list of images), lesion, x1, y1, x2, y2, side (the longer), score
+            (of the detection that hit it, ``-inf`` where none did).
+        found: image, lesion, x1, y1, x2, y2, score, hit (bool); by falling score.
         photograph: (images,) place in ``names`` of the photograph each image is of: images of one
             photograph are drawn together in a bootstrap.
         names: of the photographs, sorted.
@@ -54,6 +54,7 @@ def match(
     images: Sequence[Any],
     photographs: Sequence[Any] | None = None,
     rule: Rule = "iou",
+    min_side: float = 0,
 ) -> Matches:
     """Pair detections with lesions.
 
@@ -66,6 +67,9 @@ def match(
             ``centre``: the detection's centre lies in the lesion's box, the nearest centre first, as FROC
             studies of microaneurysms count (Niemeijer et al., 2010): a shift of two pixels takes a box of
             six below any fair overlap, and still points at the lesion.
+        min_side: lesions' boxes smaller than this grow to it around their centres for the pairing, as they
+            did in training (``lesion_boxes.min_side`` over ``scale``, in original pixels): a detector that
+            was taught boxes of 8 px cannot overlap one of 4 by a half. Sizes are those before.
 
     Raises:
         UserError: a box on an image that is not listed.
@@ -82,15 +86,19 @@ def match(
     hit, score = np.zeros(len(found), bool), np.full(len(truth), -np.inf)
     free = np.ones(len(truth), bool)
     scores = found["score"].to_numpy(np.float64)
-    for detection, lesion in _candidates(truth, found, rule):
+    grow = np.maximum(min_side - (corners[:, 2:] - corners[:, :2]), 0) / 2
+    grown = np.concatenate([corners[:, :2] - grow, corners[:, 2:] + grow], axis=1)
+    for detection, lesion in _candidates(
+        truth.assign(**dict(zip(CORNERS, grown.T, strict=True))), found, rule
+    ):
         if free[lesion] and not hit[detection]:
             free[lesion], hit[detection], score[lesion] = False, True, scores[detection]
     side = (corners[:, 2:] - corners[:, :2]).max(axis=1, initial=0)
     shown = images if photographs is None else photographs
     names, photograph = np.unique(np.array(list(shown)), return_inverse=True)
     return Matches(
-        truth[["image", "lesion"]].assign(side=side, score=score),
-        found[["image", "lesion"]].assign(score=scores, hit=hit),
+        truth[["image", "lesion", *CORNERS]].assign(side=side, score=score),
+        found[["image", "lesion", *CORNERS]].assign(score=scores, hit=hit),
         photograph,
         names.tolist(),
     )
