@@ -61,12 +61,12 @@ def tiles() -> list[np.ndarray]:
 def test_it_finds_what_mmdetection_finds(folder: Path, tiles: list[np.ndarray]) -> None:
     from mmdet.apis import inference_detector
 
-    plain, config = load_detector(folder)
-    plain.cfg = config
-    plain.cfg.test_dataloader = plain.cfg.val_dataloader
     fast = TileDetector(folder, min_score=0.05)
+    plain = fast.model
+    plain.cfg = load_detector(folder)[1]
+    plain.cfg.test_dataloader = plain.cfg.val_dataloader
     assert norms(plain) > 50
-    assert norms(fast.model) == 0
+    assert norms(fast.network) == 0
     some = 0
     for tile, ours in zip(tiles, fast(tiles), strict=True):
         theirs = inference_detector(plain, tile[..., ::-1]).pred_instances.cpu().numpy()
@@ -136,5 +136,6 @@ def test_only_a_norm_that_follows_its_convolution_is_folded(last: bool) -> None:
     network = stir(Network(last))
     folded = fold_batch_norm(network)
     assert norms(folded) == int(last)
+    assert norms(network) == 1, "the detector itself is left as trained"
     picture = torch.rand(2, 3, 20, 20)
     torch.testing.assert_close(folded.extract_feat(picture), network.extract_feat(picture))

@@ -35,6 +35,10 @@ class TileDetector:
     Args:
         folder: of :func:`drgrade.lesions.detector.train_detector`.
         min_score: detections below this may be left out, which spares their suppression.
+
+    Attributes:
+        model: the detector as trained.
+        network: the same, made faster; what is run.
     """
 
     def __init__(self, folder: Path, min_score: float = 0.0) -> None:
@@ -42,13 +46,14 @@ class TileDetector:
         from mmcv.transforms import Compose
 
         torch.set_num_threads(TORCH_THREADS)
-        model, config = load_detector(folder)
+        self.model, config = load_detector(folder)
         if torch.cuda.is_available():
-            model.to("cuda")
+            self.model.to("cuda")
         else:
             keep_memory()
-        self.model = fold_batch_norm(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        raise_threshold(self.model, min_score)
+        network = fold_batch_norm(self.model)
+        raise_threshold(network, min_score)
+        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         in_memory = [step for step in config.test_pipeline if step["type"] != "LoadImageFromFile"]
         self.pipeline = Compose(in_memory)
 
@@ -58,7 +63,7 @@ class TileDetector:
 
         samples = [self._sample(tile) for tile in tiles]
         with torch.inference_mode():
-            results = self.model.test_step({key: [sample[key] for sample in samples] for key in samples[0]})
+            results = self.network.test_step({key: [sample[key] for sample in samples] for key in samples[0]})
         found = [result.pred_instances.cpu().numpy() for result in results]
         return [Found(one.bboxes.astype(np.float64), one.scores, one.labels) for one in found]
 
@@ -73,7 +78,7 @@ def fold_batch_norm(model: "torch.nn.Module") -> "torch.nn.Module":
     """The detector in evaluation mode with its batch norms inside the convolutions before them.
 
     Its features are the same to rounding, which is checked: a network whose layers are not applied in the
-    order they are listed in comes back as it was.
+    order they are listed in comes back as a plain copy.
     """
     import torch
 
@@ -84,7 +89,7 @@ def fold_batch_norm(model: "torch.nn.Module") -> "torch.nn.Module":
     with torch.inference_mode():
         features: list[tuple[torch.Tensor, ...]] = [one.extract_feat(picture) for one in (model, folded)]  # type: ignore[operator]
     same = all(torch.allclose(a, b, rtol=1e-3, atol=1e-3) for a, b in zip(*features, strict=True))
-    return folded if same else model
+    return folded if same else copy.deepcopy(model)
 
 
 def _fold(module: "torch.nn.Module") -> None:
