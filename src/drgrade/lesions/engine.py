@@ -129,7 +129,7 @@ class RecordHook(Hook):
     def after_val_epoch(self, runner: Any, metrics: dict[str, Any] | None = None) -> None:
         """Record a validation."""
         self.validated = dict(metrics or {})
-        flat = {name: self.validated[name] for name in ("AP", "AP50")}
+        flat = {name: self.validated[name] for name in ("AP", "AP50", "AP75", "AR100")}
         flat |= {f"AP50_{lesion}": row["AP50"] for lesion, row in self.validated["lesions"].items()}
         flat = {f"val_{name}": value for name, value in flat.items() if value is not None}
         log.info("epoch %d: %s", runner.epoch, _text(flat))
