@@ -1,7 +1,7 @@
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
@@ -239,6 +239,20 @@ def test_disc_within_pixels_at_512(paint, tolerance, frame):
     assert np.abs(np.subtract(box, exact)).max() * 512 / (2 * radius) <= tolerance
 
 
+def visible_share(width, height, x, y, radius):
+    """Share of a circle's outline that lies in the picture."""
+    angles = np.linspace(0, 2 * np.pi, 3600)
+    columns, rows = x + radius * np.cos(angles), y + radius * np.sin(angles)
+    return np.mean((columns > 0) & (columns < width) & (rows > 0) & (rows < height))
+
+
+def test_a_circle_of_which_too_little_is_seen_is_not_taken():
+    frame = 600, 600, 300, 300, 380
+    assert visible_share(*frame) < 0.18
+    assert fit_disc(disc(*frame)) is None
+    assert find_box(disc(*frame), "disc") == ((0, 0, 600, 600), "disc:fallback_square")
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.sampled_from([(900, 600), (600, 600), (450, 600)]),
@@ -251,6 +265,8 @@ def test_disc_of_any_size_place_and_light(frame, radius, shift, light, seed):
     width, height = frame
     x, y = width / 2 + shift[0] * height, height / 2 + shift[1] * height
     radius *= min(width, height)
+    # a fifth of the outline must be seen, and of a ring 3 working pixels (1 % of the radius or so) outside it
+    assume(visible_share(width, height, x, y, 1.02 * radius) > 0.25)
     background, contrast = light
     clean = disc(width, height, x, y, radius, background + contrast, background)
     noise = np.random.default_rng(seed).normal(0, 0.05 * contrast, clean.shape)
