@@ -111,6 +111,16 @@ def test_a_small_shift_misses_by_overlap_and_hits_by_centre():
         match(truth, found, ["b"])
 
 
+def test_the_edges_of_both_rules():
+    truth = table([("a", "MA", 0, 0, 10, 10)], False)
+    half = table([("a", "MA", 0, 0, 10, 5, 0.9)], True)
+    less = table([("a", "MA", 0, 0, 10, 4.9, 0.9)], True)
+    assert [match(truth, found, ["a"]).found["hit"].item() for found in (half, less)] == [True, False]
+    for left, inside in ((-2, True), (-2.5, False), (7.5, True), (8, False)):  # 4 px wide: centre 2 px on
+        found = table([("a", "MA", left, 3, left + 4, 7, 0.9)], True)
+        assert match(truth, found, ["a"], rule="centre").found["hit"].item() == inside
+
+
 def replicated(images: list[Any], weights: tuple[int, ...]) -> list[Any]:
     return [image for image, weight in zip(images, weights, strict=True) for _ in range(weight)]
 
