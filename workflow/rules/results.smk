@@ -119,6 +119,11 @@ rule report:
             caption="../report/lesion_sheet.rst",
             category="2 What went in",
         ),
+        froc=report(
+            at(GRADE, "report/froc.png"),
+            caption="../report/detector.rst",
+            category="2 What went in",
+        ),
         cards=directory(at(GRADE, "report/model_cards")),
     log:
         f"logs/{GRADE}/report.log",
