@@ -6,9 +6,9 @@ from drgrade.params import Params
 
 LARGE = 2000
 """Photographs from which on the estimate is printed."""
-PUBLISHED = {"eyepacs": (88_702, 90.0), "idrid": (597, 1.1), "aptos": (5_590, 10.0)}
-"""Photographs and GB of raw files of whole datasets, as their publishers state them."""
-CROP_SECONDS = 0.15  # a 12-megapixel photograph on one core, benchmarks/crop.py
+PUBLISHED = {"eyepacs": (88_702, 90.0), "idrid": (597, 1.1), "aptos": (5_590, 10.0), "ddr": (14_430, 0.0)}
+"""Photographs and GB of raw files (0: not known) of whole datasets, as their publishers state them."""
+CROP_SECONDS = 0.07  # a look and a crop at 15 megapixels on one core, benchmarks/index.py and crop.py
 SIZE = {"raw": 1.0, "png": 0.35, "jpeg": 0.09}
 """Bytes of a stored crop relative to its pixels, benchmarks/loader.py."""
 CPU_RATE = 9.0  # photographs a second, forward and backward, EfficientNet-Lite0 at 288 px on 2 cores
@@ -20,7 +20,7 @@ def count(params: Params, dataset: str) -> int:
     manifest = Path(f"results/{dataset}/download/manifest.tsv")
     if manifest.exists():
         names = (line.split("\t")[0].lower() for line in manifest.read_text().splitlines())
-        known = sum(name.endswith((".jpg", ".jpeg", ".png")) for name in names)
+        known = sum(name.endswith((".jpg", ".jpeg", ".png", ".tif", ".tiff", ".dcm")) for name in names)
     elif painted := getattr(params.download, dataset, None):
         known = 2 * painted.patients + painted.segmentation
     else:
@@ -44,9 +44,10 @@ def estimate(params: Params, cores: int) -> list[str]:
         store = photographs * params.crop.size**2 * 3 / 1e9 * SIZE[params.crop.format]
         hours = photographs * CROP_SECONDS / cores / 3600
         raw = PUBLISHED.get(name, (0, 0.0))[1]
+        beside = f" beside {raw:.0f} GB of raw files" if raw else ""
         lines.append(
-            f"{name}: {photographs} photographs; disk: {store:.1f} GB of crops beside {raw:.0f} GB "
-            f"of raw files; cropping about {hours:.1f} h on {cores} cores"
+            f"{name}: {photographs} photographs; disk: {store:.1f} GB of crops{beside}; "
+            f"index and crop about {hours:.1f} h on {cores} cores"
         )
     graded = counts[params.roles.grade]
     passes = graded * params.grade.epochs * trainings(params)

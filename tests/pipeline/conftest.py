@@ -12,7 +12,7 @@ import yaml
 from drgrade.params import check
 
 ROOT = Path(__file__).parents[2]
-TRACKED = ("Snakefile", "dvc.yaml", "workflow", "profiles", "src", ".dvcignore")
+TRACKED = ("Snakefile", "dvc.yaml", "workflow", "params", "profiles", "src", ".dvcignore")
 
 TINY = {
     "datasets": {"demo": {"limit": None}, "demo_site": {"limit": None}},
