@@ -4,7 +4,6 @@
 # lesion_boxes: {tile: 512, scale: 0.5 or 1.0},
 # detector: {batch_size: 8, lr: 0.0002, start: <torchvision's ResNet-50 weights>}.
 _base_ = ["_base_/runtime.py", "_base_/faster-rcnn_r50_fpn.py"]
-custom_imports = dict(imports=["drgrade.lesions.sampler"])
 
 model = dict(
     neck=dict(num_outs=4),

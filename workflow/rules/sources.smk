@@ -75,6 +75,7 @@ SOURCES = {
         "lesions/matching.py",
         "lesions/ops.py",
         "lesions/precision.py",
+        "lesions/sampler.py",
     ],
     "lesions": [
         *TABLES,
@@ -92,6 +93,7 @@ SOURCES = {
         "lesions/ops.py",
         "lesions/precision.py",
         "lesions/predict.py",
+        "lesions/sampler.py",
         "lesions/tile_detector.py",
         "lesions/tiles.py",
     ],

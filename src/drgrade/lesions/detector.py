@@ -96,7 +96,7 @@ def register() -> None:
     from drgrade.lesions import ops
 
     ops.install()
-    from drgrade.lesions import backbone, engine  # noqa: F401
+    from drgrade.lesions import backbone, engine, sampler  # noqa: F401
 
 
 def detector_config(params: Detector) -> "Config":
