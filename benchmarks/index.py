@@ -27,11 +27,11 @@ from crop import photographs  # benchmarks/crop.py, which lies beside this file
 from drgrade.data.download import HEADER, read_manifest
 from drgrade.data.folder import Folder
 from drgrade.data.index import assemble, digests
-from drgrade.data.split_files import write_split
 from drgrade.images.stage import plan
 from drgrade.images.survey import Survey, survey
 from drgrade.params import Crop, Index
 from drgrade.schema import INDEX, write_table
+from drgrade.splits.files import write_split
 
 SECONDS, MEGABYTES = 60.0, 1000.0
 LINKS = 30_000

@@ -19,10 +19,10 @@ import time
 import numpy as np
 import pandas as pd
 
-from drgrade.data.duplicates import near_duplicates
-from drgrade.data.overlaps import judge
-from drgrade.data.splits import assign_splits
 from drgrade.params import Index, Roles
+from drgrade.splits.assign import assign_splits
+from drgrade.splits.duplicates import near_duplicates
+from drgrade.splits.overlaps import judge
 
 BITS, SECONDS, MEGABYTES = 10, 10.0, 500.0
 """Default of index.duplicate_bits; targets of splitting, a part of index, splits and crop planning."""

@@ -51,7 +51,7 @@ def index(args: Arguments) -> None:
 
 def overlaps(args: Arguments) -> None:
     """Refuse photographs and patients that are trained on in one place and tested on in another."""
-    from drgrade.data.overlaps import overlaps
+    from drgrade.splits.overlaps import overlaps
 
     block = _block(args.params, "overlaps")
     indexes = {name: Path(path) for name, path in args.index}

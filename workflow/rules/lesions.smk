@@ -59,6 +59,7 @@ rule lesions:
         config=rules.detector.output.config,
     output:
         lesions=at(PRETRAIN, "lesions/lesions.parquet"),
+        searched=at(PRETRAIN, "lesions/searched.parquet"),
     log:
         f"logs/{PRETRAIN}/lesions.log",
     threads: workflow.cores

@@ -1,1 +1,1 @@
-"""Datasets: where photographs, grades and lesion masks come from, and how they are split."""
+"""Datasets: where photographs, grades and lesion masks come from."""

@@ -10,12 +10,12 @@ import pandas as pd
 
 from drgrade.data.download import read_manifest
 from drgrade.data.registry import DATASETS, raw_root
-from drgrade.data.split_files import write_split
-from drgrade.data.splits import assign_splits, limit_patients
 from drgrade.errors import UserError
 from drgrade.images.survey import Survey, survey_all
 from drgrade.params import Index
 from drgrade.schema import INDEX, write_table
+from drgrade.splits.assign import assign_splits, limit_patients
+from drgrade.splits.files import write_split
 
 log = logging.getLogger(__name__)
 

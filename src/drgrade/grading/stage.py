@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from drgrade.data.splits import label_subset
 from drgrade.errors import UserError
 from drgrade.evaluate.metrics import to_grades
 from drgrade.files import sha256, write_json
@@ -20,6 +19,7 @@ from drgrade.grading.base import GRADERS, Grader, Photographs, Training
 from drgrade.images.store import CropStore
 from drgrade.params import Crop, Experiment, Grade
 from drgrade.schema import CROPS, GRADES, INDEX, PREDICTIONS, read_table, write_table
+from drgrade.splits.assign import label_subset
 from drgrade.tracking import models_digest, track
 
 log = logging.getLogger(__name__)

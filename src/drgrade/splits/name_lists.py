@@ -3,8 +3,8 @@
 The lists that CLPI (doi 10.1109/TCYB.2021.3062638) released for Messidor-2 are of this kind: one file name a
 line, no header. Their validation and test photographs are all among those of training.
 
-    python -m drgrade.data.name_lists check train.csv val.csv test.csv
-    python -m drgrade.data.name_lists reissue train.csv val.csv test.csv --seed 1 --out split.csv
+    python -m drgrade.splits.name_lists check train.csv val.csv test.csv
+    python -m drgrade.splits.name_lists reissue train.csv val.csv test.csv --seed 1 --out split.csv
 """
 
 import argparse
@@ -17,11 +17,11 @@ from pathlib import Path
 import pandas as pd
 
 from drgrade.data.labels import stem
-from drgrade.data.overlaps import SHOWN, straddling
-from drgrade.data.split_lists import OTHERS, PARTS
 from drgrade.errors import UserError
 from drgrade.files import sha256, write_file
 from drgrade.seeding import derive
+from drgrade.splits.lists import OTHERS, PARTS
+from drgrade.splits.overlaps import SHOWN, straddling
 
 SHARES = {"train": 0.6, "val": 0.2, "test": 0.2}
 DATED = re.compile(r"(?P<day>\d{8})_\d+_(?P<site>\d{4})_PP")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drgrade.data.duplicates import near_duplicates, near_pairs
+from drgrade.splits.duplicates import near_duplicates, near_pairs
 
 # few distinct bits, so that hashes are equal or near often
 sparse = st.lists(st.integers(0, 255), max_size=12).map(lambda bits: sum(1 << bit for bit in set(bits)))

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from drgrade.data.overlaps import part_of
-from drgrade.data.splits import label_fractions
 from drgrade.errors import UserError
 from drgrade.files import sha256, write_file, write_json
 from drgrade.params import Index
+from drgrade.splits.assign import label_fractions
+from drgrade.splits.overlaps import part_of
 
 SPLIT = {
     "image_id": "string",

@@ -15,12 +15,12 @@ import pandas as pd
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from drgrade.data.duplicates import near_duplicates
-from drgrade.data.overlaps import straddling
-from drgrade.data.split_lists import read_lines, split_as_listed
 from drgrade.errors import UserError
 from drgrade.params import Index
 from drgrade.seeding import derive
+from drgrade.splits.duplicates import near_duplicates
+from drgrade.splits.lists import read_lines, split_as_listed
+from drgrade.splits.overlaps import straddling
 
 log = logging.getLogger(__name__)
 

@@ -9,10 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drgrade.data.overlaps import COLUMNS, JUDGED, check_overlaps, find_overlaps, judge, overlaps, straddling
 from drgrade.errors import UserError
 from drgrade.params import Roles
 from drgrade.schema import INDEX, write_table
+from drgrade.splits.overlaps import (
+    COLUMNS,
+    JUDGED,
+    check_overlaps,
+    find_overlaps,
+    judge,
+    overlaps,
+    straddling,
+)
 
 BITS = 10
 HASHES = [np.random.default_rng(0).bytes(32 * 40)[32 * n : 32 * n + 32].hex() for n in range(40)]

@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from drgrade.data.duplicates import near_pairs
 from drgrade.errors import UserError
 from drgrade.files import sha256, whole, write_json
 from drgrade.params import Roles
 from drgrade.schema import INDEX, read_table
+from drgrade.splits.duplicates import near_pairs
 
 log = logging.getLogger(__name__)
 

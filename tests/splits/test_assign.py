@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drgrade.data.splits import (
+from drgrade.errors import UserError
+from drgrade.params import Index
+from drgrade.splits.assign import (
     FRACTIONS,
     assign_splits,
     check_disjoint,
@@ -16,8 +18,6 @@ from drgrade.data.splits import (
     limit_patients,
     split_groups,
 )
-from drgrade.errors import UserError
-from drgrade.params import Index
 
 
 def make_table(

@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from drgrade.data.split_files import read_split, write_split
-from drgrade.data.splits import assign_splits, label_subset
 from drgrade.errors import UserError
 from drgrade.params import Index
+from drgrade.splits.assign import assign_splits, label_subset
+from drgrade.splits.files import read_split, write_split
 
 
 def make_table(patients: int = 40) -> pd.DataFrame:

@@ -8,7 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drgrade.data.name_lists import (
+from drgrade.errors import UserError
+from drgrade.params import Index
+from drgrade.splits.assign import assign_splits
+from drgrade.splits.name_lists import (
     check_lists,
     examinations,
     main,
@@ -17,9 +20,6 @@ from drgrade.data.name_lists import (
     reissue,
     split_csv,
 )
-from drgrade.data.splits import assign_splits
-from drgrade.errors import UserError
-from drgrade.params import Index
 
 REISSUED = Path(__file__).parents[2] / "params" / "messidor2_clpi_split.csv"
 # The pattern of the released lists in miniature: val is the first third of train, test the next.
