@@ -1,6 +1,5 @@
 """List a dataset's photographs with their labels, state and split: ``index.parquet``."""
 
-import csv
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from drgrade.params import Index
 from drgrade.schema import INDEX, write_table
 from drgrade.splits.assign import assign_splits, limit_patients
 from drgrade.splits.files import write_split
+from drgrade.splits.lists import read_lines
 
 log = logging.getLogger(__name__)
 
@@ -43,10 +43,7 @@ def _excluded(path: Path | None, dataset: str, known: set[str]) -> set[str]:
     """
     if path is None:
         return set()
-    try:
-        lines = list(csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines()))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not readable ({error}); correct datasets.<name>.exclude") from None
+    lines = read_lines(path, "datasets.<name>.exclude")
     if lines and "image_id" not in lines[0]:
         raise UserError(f"{path}: line 1: no column 'image_id'; add it")
     listed = {line["image_id"] for line in lines if line.get("dataset", dataset) == dataset}
@@ -62,7 +59,7 @@ def digests(root: Path, paths: pd.Series, listed: dict[str, tuple[int, str]]) ->
     Raises:
         UserError: a file is not what the manifest says.
     """
-    digests = []
+    found = []
     for path in paths:
         size, digest = listed.get(path, (None, None)) if isinstance(path, str) else (None, None)
         if isinstance(path, str) and (size is None or (root / path).stat().st_size != size):
@@ -70,8 +67,8 @@ def digests(root: Path, paths: pd.Series, listed: dict[str, tuple[int, str]]) ->
                 f"{root / path}: not as in the manifest; "
                 "delete results/<dataset>/download/manifest.tsv and run again"
             )
-        digests.append(digest)
-    return digests
+        found.append(digest)
+    return found
 
 
 def _state(row: Any, params: Index, excluded: set[str]) -> tuple[str, str]:
