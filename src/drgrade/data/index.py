@@ -1,7 +1,7 @@
 """List a dataset's photographs with their labels, state and split: ``index.parquet``."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ def digests(root: Path, paths: pd.Series, listed: dict[str, tuple[int, str]]) ->
     return found
 
 
-def _state(row: Any, params: Index, excluded: set[str]) -> tuple[str, str]:
+def _state(row: Any, params: Index, excluded: Set[str]) -> tuple[str, str]:
     """Status and reason of one row."""
     rejected = row.quality_label == "reject" if isinstance(row.quality_label, str) else False
     if not isinstance(row.path, str):
@@ -94,7 +94,7 @@ def assemble(
     looks: Sequence[Survey],
     params: Index,
     *,
-    excluded: frozenset[str] | set[str] = frozenset(),
+    excluded: Set[str] = frozenset(),
     split_file: Path | None = None,
 ) -> pd.DataFrame:
     """The index of what a dataset's reader found and what a look at each photograph told.
@@ -114,7 +114,7 @@ def assemble(
     """
     seen = pd.DataFrame(list(looks), columns=list(Survey._fields), index=table.index)
     table = table.join(seen.rename(columns={"reason": "unreadable"}))
-    states = [_state(row, params, set(excluded)) for row in table.itertuples()]
+    states = [_state(row, params, excluded) for row in table.itertuples()]
     table[["status", "reason"]] = pd.DataFrame(states, index=table.index, columns=["status", "reason"])
     return assign_splits(table, params, split_file=split_file)
 
