@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from drgrade.errors import UserError
 from drgrade.files import sha256, whole, write_json
+from drgrade.memory import keep_memory
 from drgrade.params import Detector
 from drgrade.seeding import TORCH_THREADS, numpy_rng, seed_everything
 
@@ -209,6 +210,8 @@ def _fit(config: "Config", params: Detector, run: "Run") -> "tuple[torch.nn.Modu
     from drgrade.lesions.matching import match_coco
 
     torch.set_num_threads(TORCH_THREADS)
+    if not torch.cuda.is_available():
+        keep_memory()
     seed_everything(params.seed, "start")
     runner = Runner.from_cfg(config)
     runner.model.to(memory_format=torch.channels_last)  # a third faster on CPUs

@@ -1,7 +1,6 @@
 """The trained detector as the search runs it: on batches of tiles in memory, its network made faster."""
 
 import copy
-import ctypes
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from drgrade.lesions.detector import load_detector
+from drgrade.memory import keep_memory
 from drgrade.seeding import TORCH_THREADS
 
 if TYPE_CHECKING:
@@ -126,15 +126,3 @@ def raise_threshold(model: "torch.nn.Module", min_score: float) -> None:
         config = getattr(getattr(model, name, None), "test_cfg", None)
         if config is not None and "score_thr" in config:
             config.score_thr = max(config.score_thr, below)
-
-
-def keep_memory() -> None:
-    """Tell glibc to keep what is freed for the next batch instead of handing it back to the kernel.
-
-    Half of a forward pass on a CPU went into page faults of activations that were mapped anew.
-    """
-    trim_threshold, mmap_max = -1, -4  # malloc.h
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        libc.mallopt(mmap_max, 0)
-        libc.mallopt(trim_threshold, 2**31 - 1)
