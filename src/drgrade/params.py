@@ -245,36 +245,130 @@ class Augment(Block):
     """Chance of losing all colour."""
 
 
-class LesionContrastive(Block):
-    """Lesion-based contrastive pretraining (Huang et al., MICCAI 2021)."""
+CONTRASTIVE = Augment(
+    scale=[0.8, 1.2], ratio=[0.8, 1.25], translate=0.2,
+    brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, grayscale=0.2,
+)  # fmt: skip
+"""List of Huang et al., MICCAI 2021 (specification 7.2)."""
+
+
+class Contrastive(Block):
+    """What contrastive methods share: two views of a thing are pulled together, other things pushed away."""
 
     encoder: str = "tf_efficientnet_lite0"
     """Any timm backbone."""
     start: str = "imagenet"
     """random, imagenet, or a weights file."""
+    head: Literal["mlp", "linear"] = "mlp"
+    """Projection to 128 values: Linear-ReLU-Linear, or one Linear."""
     epochs: Annotated[int, Field(ge=1)] = 8
-    """Visits to every photograph with a lesion (1000 in the paper)."""
+    """Visits to every photograph (1000 in the paper)."""
     batch_size: Annotated[int, Field(ge=2)] = 32
     """Pairs a step (768 in the paper)."""
+    optimiser: Literal["sgd", "lars", "adamw"] = "sgd"
+    """sgd: Nesterov momentum 0.9, as published; lars: the same, each layer's step scaled by its norms."""
     lr: Annotated[float, Field(gt=0)] = 0.02
-    """Peak learning rate of SGD with Nesterov momentum, cosine to zero."""
+    """Peak learning rate, cosine to zero."""
+    warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of all steps over which the learning rate rises to its peak."""
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
     """On all parameters, as published."""
     temperature: Annotated[float, Field(gt=0)] = 0.07
-    """Of the NT-Xent loss."""
+    """Of the loss."""
     seed: Seed = 1
     """Seed of everything random."""
-    augment: Augment = Augment(
-        scale=[0.8, 1.2], ratio=[0.8, 1.25], translate=0.2,
-        brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, grayscale=0.2,
-    )  # fmt: skip
-    """Published list (spec of the paper, section 7.2)."""
+    augment: Augment = CONTRASTIVE
+
+
+class LesionContrastive(Contrastive):
+    """Lesion-based contrastive pretraining (Huang et al., MICCAI 2021)."""
+
+    boxes_per_image: Annotated[int, Field(ge=1)] = 1
+    """Lesions of a photograph shown in an epoch (1 in the paper), or all it has if fewer."""
+    window: Literal["inside", "published"] = "inside"
+    """inside: windows stay in the crop; published: they may leave it on the right and below, into black."""
+    positives: Literal["pair", "lesion"] = "pair"
+    """pair: the two views of a lesion (NT-Xent); lesion: all views of its kind in the batch (SupCon, Khosla
+    et al., 2020), which answers that lesions of one kind push each other away."""
+
+
+class SimCLR(Contrastive):
+    """The same on whole photographs: SimCLR (Chen et al., ICML 2020), the papers' baseline."""
+
+    input_size: Annotated[int, Field(ge=32)] = 128
+    """Side of a view in pixels (128 and 224 in the paper)."""
+
+
+class LocalToGlobal(Block):
+    """Local-to-global self-distillation: DINO (Caron et al., ICCV 2021) on fundus photographs."""
+
+    encoder: str = "vit_small_patch16_224"
+    """A timm vision transformer: S or B, patches of 8 or 16."""
+    start: str = "random"
+    """random, imagenet, or a weights file."""
+    preset: Literal["dino", "fundus", "lesion"] = "fundus"
+    """dino: crops and colours as published; fundus: turned every way, no loss of colour; lesion: fundus, with
+    one local crop centred on a detected lesion where there is one."""
+    global_size: Annotated[int, Field(ge=32)] = 224
+    """Side of the two global crops."""
+    local_size: Annotated[int, Field(ge=16)] = 96
+    """Side of the local crops."""
+    local_crops: Annotated[int, Field(ge=1)] = 6
+    """Local crops of a photograph."""
+    epochs: Annotated[int, Field(ge=1)] = 90
+    """Passes over the photographs."""
+    batch_size: Annotated[int, Field(ge=2)] = 20
+    """Photographs a step."""
+    lr: Annotated[float, Field(gt=0)] = 5e-4
+    """Peak learning rate of AdamW for a batch of 256; that used is lr * batch_size / 256."""
+    warmup_epochs: Annotated[float, Field(ge=0)] = 10
+    """Epochs over which the learning rate rises from 0; then cosine to 1e-6."""
+    weight_decay: Annotated[list[float], Field(min_length=2, max_length=2)] = [0.04, 0.4]
+    """At the first and the last step, cosine between; none on biases and norms."""
+    teacher_momentum: Annotated[float, Field(gt=0, lt=1)] = 0.99
+    """Of the teacher's moving average at the first step, cosine to 1."""
+    teacher_temperature: Annotated[float, Field(gt=0)] = 0.04
+    """Of the teacher's softmax; the student's is 0.1."""
+    out_dim: Annotated[int, Field(ge=16)] = 65536
+    """Prototypes of the head (4096 to 8192 for small data)."""
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Stochastic depth of the student."""
+    clip: Annotated[float, Field(gt=0)] = 3.0
+    """Largest norm of each parameter's gradient."""
+    freeze_last: Annotated[int, Field(ge=0)] = 1
+    """Epochs in which the head's last layer stays as it is."""
+    seed: Seed = 1
+    """Seed of everything random."""
 
 
 class Pretrain(Block):
     """Self-supervised pretraining, a block a method."""
 
     lesion_contrastive: LesionContrastive = LesionContrastive()
+    simclr: SimCLR = SimCLR()
+    local_to_global: LocalToGlobal = LocalToGlobal()
+
+
+class Knn(Block):
+    """Weighted votes of the nearest training photographs in the space of a frozen encoder."""
+
+    k: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] = [5, 10, 15, 20]
+    """Neighbours that vote; the best of several by validation QWK, the first where nothing validates."""
+    temperature: Annotated[float, Field(gt=0)] = 0.07
+    """A neighbour's vote weighs exp(cosine / temperature)."""
+
+
+class Linear(Block):
+    """A linear regression of the grade on the features of a frozen encoder."""
+
+    lr: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] = [0.0003, 0.001, 0.003, 0.01]
+    """Learning rates of Adam; the best of several by validation QWK, the first where nothing validates."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Of all weights."""
+    epochs: Annotated[int, Field(ge=1)] = 100
+    """Passes over the features."""
+    batch_size: Annotated[int, Field(ge=1)] = 256
+    """Features a step."""
 
 
 class Grade(Block):
@@ -293,6 +387,8 @@ class Grade(Block):
     select: Literal["best", "last"] = "best"
     """Keep the epoch with the best validation QWK, or the last one (needs no validation set)."""
     augment: Augment = Augment()
+    knn: Knn = Knn()
+    linear: Linear = Linear()
 
 
 class Experiment(Block):
