@@ -1,15 +1,19 @@
+import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
+from faster_coco_eval.core import mask as mask_tools
 from PIL import Image
 
 from drgrade.data.registry import DATASETS
 from drgrade.errors import UserError
-from drgrade.lesions.coco import Coco, make_lesion_boxes, visible_boxes
+from drgrade.lesions.coco import Coco, make_lesion_boxes, outlined, rectangles, visible_boxes
+from drgrade.lesions.masks import mask_lesions
 from drgrade.lesions.tiles import Tile
 from drgrade.params import LesionBoxes
 from drgrade.schema import CROPS, INDEX, write_table
@@ -119,6 +123,53 @@ def test_whole_photographs(toy: Path) -> None:
     assert (image["width"], image["height"]) == (85, 75)  # half of the crop box inside the photograph
 
 
+def decoded(row: dict[str, Any]) -> np.ndarray:
+    """An annotation's mask as COCO's own tools read it."""
+    segmentation = row["segmentation"]
+    return mask_tools.decode(mask_tools.frPyObjects(segmentation, *segmentation["size"])).astype(bool)
+
+
+@pytest.mark.parametrize(("tile", "scale"), [(64, 1.0), (64, 0.5), (None, 0.4)])
+def test_segmentations_are_the_masks(toy: Path, tile: int | None, scale: float) -> None:
+    """Each annotation's run lengths show the lesion's own pixels; together they cover the tile's mask."""
+    out = make(toy, TILES.model_copy(update={"tile": tile, "scale": scale}))
+    coco = json.loads((out / "train.json").read_text())
+    assert coco["annotations"]
+    for row in coco["annotations"]:
+        mask = decoded(row)
+        assert row["area"] == mask.sum() > 0
+        ys, xs = np.nonzero(mask)
+        x, y, width, height = row["bbox"]
+        assert x - 1 <= xs.min() <= xs.max() + 1 <= x + width + 1
+        assert y - 1 <= ys.min() <= ys.max() + 1 <= y + height + 1
+        assert row["area"] == pytest.approx(width * height, abs=width + height + 1)  # they are rectangles
+
+
+def test_a_segmentation_leaves_out_its_neighbour(tmp_path: Path) -> None:
+    """Two lesions whose boxes overlap keep their pixels apart; areas are theirs, not their boxes'."""
+    mask = np.zeros((20, 20), bool)
+    mask[2:12, 2] = mask[11, 2:12] = True  # an L around
+    mask[3:8, 6:9] = True
+    boxes, labels = mask_lesions(mask)
+    seen = outlined(boxes.astype(float), np.arange(2), labels)
+    assert boxes.tolist() == [[2, 2, 12, 12], [6, 3, 9, 8]]
+    assert seen.areas == [19, 15]
+    for row, segmentation in enumerate(seen.segmentations, start=1):
+        assert (decoded({"segmentation": segmentation}) == (labels == row)).all()
+
+
+def test_published_segmentations_are_rectangles(toy: Path) -> None:
+    """Specification 4.3: 16 numbers, corners and middles of the sides; an area of (w + 1)(h + 1)."""
+    out = make(toy, TILES.model_copy(update={"mode": "parity", "tile": None}))
+    (row,) = json.loads((out / "val.json").read_text())["annotations"]
+    x, y, width, height = row["bbox"]
+    assert row["area"] == (width + 1) * (height + 1)
+    (polygon,) = row["segmentation"]
+    points = {tuple(point) for point in np.array(polygon).reshape(8, 2).tolist()}
+    sides = itertools.product((x, x + width / 2, x + width), (y, y + height / 2, y + height))
+    assert points == set(sides) - {(x + width / 2, y + height / 2)}
+
+
 def test_published_boxes_are_grown(toy: Path) -> None:
     out = make(toy, TILES.model_copy(update={"mode": "parity", "tile": None}))
     coco = json.loads((out / "val.json").read_text())
@@ -154,13 +205,15 @@ def test_visible_share_and_growth() -> None:
     tile = Tile(np.zeros((64, 64, 3), np.uint8), (0, 0), (1.0, 1.0), (0, 0))
     boxes = np.array([[-6.0, 0, 4, 10], [-5.9, 0, 4.1, 10], [60.2, 60.2, 70.2, 70.2], [20, 20, 23, 21]])
     np.testing.assert_allclose(
-        visible_boxes(boxes, tile, min_side=8), [[0, 0, 4, 10], [0, 0, 4.1, 10], [17.5, 16.5, 25.5, 24.5]]
+        visible_boxes(boxes, tile, min_side=8)[0], [[0, 0, 4, 10], [0, 0, 4.1, 10], [17.5, 16.5, 25.5, 24.5]]
     )
-    np.testing.assert_allclose(visible_boxes(boxes[3:], tile, min_side=1), boxes[3:])
+    shown, rows = visible_boxes(boxes[1:], tile, min_side=1)
+    np.testing.assert_allclose(shown[1:], boxes[3:])
+    assert rows.tolist() == [0, 2]
 
 
 def test_category_order_of_annotations() -> None:
     coco = Coco()
-    box = np.array([[0.0, 0, 2, 2]])
-    coco.add("t.jpg", Tile(np.zeros((8, 8, 3), np.uint8), (0, 0), (1, 1), (0, 0)), {"SE": box, "MA": box})
+    seen = rectangles(np.array([[0.0, 0, 2, 2]]))
+    coco.add("t.jpg", Tile(np.zeros((8, 8, 3), np.uint8), (0, 0), (1, 1), (0, 0)), {"SE": seen, "MA": seen})
     assert [row["category_id"] for row in coco.annotations] == [1, 4]

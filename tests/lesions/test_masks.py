@@ -4,13 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from faster_coco_eval.core import mask as mask_tools
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from drgrade.errors import UserError
-from drgrade.lesions.masks import mask_boxes, read_mask
+from drgrade.lesions.masks import mask_boxes, mask_lesions, read_mask, run_lengths
 
 
 def mask_of(*boxes: tuple[int, int, int, int], shape: tuple[int, int] = (40, 50)) -> np.ndarray:
@@ -65,6 +66,40 @@ def brute_components(mask: np.ndarray, min_area: int, merge_distance: int) -> li
 def test_corrected_equals_brute_force(mask: np.ndarray, min_area: int, merge_distance: int) -> None:
     found = mask_boxes(mask, "corrected", min_area, merge_distance)
     assert found.tolist() == brute_components(mask, min_area, merge_distance)
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    mask=arrays(
+        bool,
+        st.tuples(st.integers(1, 12), st.integers(1, 12)),
+        elements=st.integers(0, 9).map(lambda v: v < 4),
+    ),
+    mode=st.sampled_from(["corrected", "parity"]),
+)
+def test_the_map_holds_the_pixels_of_each_box(mask: np.ndarray, mode: str) -> None:
+    boxes, labels = mask_lesions(mask, mode, 2, 2)  # type: ignore[arg-type]
+    grown = np.array([1, 1, 0, 0] if mode == "parity" else [0, 0, 0, 0])
+    assert set(np.unique(labels)) - {0} == set(range(1, len(boxes) + 1))
+    assert not labels[~mask].any()
+    for row, box in enumerate(boxes, start=1):
+        ys, xs = np.nonzero(labels == row)
+        assert [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1] == (box + grown).tolist()
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    mask=arrays(bool, st.tuples(st.integers(1, 6), st.integers(1, 6))),
+    origin=st.tuples(st.integers(0, 3), st.integers(0, 3)),
+)
+def test_run_lengths_are_coco_s(mask: np.ndarray, origin: tuple[int, int]) -> None:
+    picture = np.zeros((9, 9), np.uint8)
+    picture[origin[1] : origin[1] + mask.shape[0], origin[0] : origin[0] + mask.shape[1]] = mask
+    counts = run_lengths(mask, origin, (9, 9))
+    assert sum(counts) == 81
+    assert min(counts[1:], default=1) > 0
+    decoded = mask_tools.decode(mask_tools.frPyObjects({"size": [9, 9], "counts": counts}, 9, 9))
+    assert (decoded == picture).all()
 
 
 @pytest.mark.parametrize("mode", ["corrected", "parity"])

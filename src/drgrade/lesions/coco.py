@@ -1,6 +1,7 @@
 """Lesion masks to COCO: tiles of the photographs with masks, and the lesions' boxes on them."""
 
 import logging
+import math
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from drgrade.data.registry import DATASETS, raw_root
 from drgrade.errors import UserError
 from drgrade.files import write_json
 from drgrade.images.read import ReadError, read_photograph
-from drgrade.lesions.masks import mask_boxes, read_mask
+from drgrade.lesions.masks import mask_lesions, read_mask, run_lengths
 from drgrade.lesions.tiles import Tile, Tiling
 from drgrade.params import LesionBoxes
 from drgrade.schema import CROPS, INDEX, LESIONS, read_table
@@ -35,6 +36,21 @@ QUALITY = [
 ]
 
 
+@dataclass(frozen=True)
+class Seen:
+    """The lesions of one kind on a tile.
+
+    Attributes:
+        boxes: (n, 4) in tile pixels.
+        segmentations: COCO's, one for each: run lengths, or the polygon that was published.
+        areas: (n,) in tile pixels.
+    """
+
+    boxes: np.ndarray
+    segmentations: list[Any]
+    areas: list[float]
+
+
 @dataclass
 class Coco:
     """A COCO file in the making.
@@ -45,21 +61,23 @@ class Coco:
     images: list[dict[str, Any]] = field(default_factory=list)
     annotations: list[dict[str, Any]] = field(default_factory=list)
 
-    def add(self, file_name: str, tile: Tile, boxes: dict[str, np.ndarray]) -> None:
-        """Add a tile; ``boxes`` maps a lesion to (n, 4) boxes in tile pixels."""
+    def add(self, file_name: str, tile: Tile, seen: dict[str, Seen]) -> None:
+        """Add a tile with what is on it, by kind of lesion."""
         height, width = tile.pixels.shape[:2]
         image_id = len(self.images) + 1
         self.images.append({"id": image_id, "file_name": file_name, "width": width, "height": height})
         for category in CATEGORIES:
-            for x1, y1, x2, y2 in boxes.get(category["name"], np.empty((0, 4))).round(3).tolist():
-                bbox = [x1, y1, round(x2 - x1, 3), round(y2 - y1, 3)]
+            kind = seen.get(category["name"], Seen(np.empty((0, 4)), [], []))
+            rows = zip(kind.boxes.round(3).tolist(), kind.segmentations, kind.areas, strict=True)
+            for (x1, y1, x2, y2), segmentation, area in rows:
                 self.annotations.append(
                     {
                         "id": len(self.annotations) + 1,
                         "image_id": image_id,
                         "category_id": category["id"],
-                        "bbox": bbox,
-                        "area": round(bbox[2] * bbox[3], 3),
+                        "bbox": [x1, y1, round(x2 - x1, 3), round(y2 - y1, 3)],
+                        "area": round(area, 3),
+                        "segmentation": segmentation,
                         "iscrowd": 0,
                     }
                 )
@@ -69,8 +87,44 @@ class Coco:
         write_json({"images": self.images, "annotations": self.annotations, "categories": CATEGORIES}, path)
 
 
-def visible_boxes(boxes: np.ndarray, tile: Tile, min_side: int) -> np.ndarray:
-    """Boxes (n, 4) in original pixels as a tile shows them.
+def see(boxes: np.ndarray, tile: Tile, labels: np.ndarray, params: LesionBoxes) -> Seen:
+    """The lesions (n, 4), in original pixels, that a tile shows; ``labels`` (h, w) is its label map."""
+    shown, rows = visible_boxes(boxes, tile, params.min_side)
+    return rectangles(shown) if params.mode == "parity" else outlined(shown, rows, labels)
+
+
+def outlined(boxes: np.ndarray, rows: np.ndarray, labels: np.ndarray) -> Seen:
+    """Lesions with their pixels: ``rows`` (n,) of the boxes (n, 4) in a label map (h, w) of the tile.
+
+    A lesion of which scaling left no pixel keeps the one in the middle of its box.
+    """
+    height, width = labels.shape
+    segmentations, areas = [], []
+    for (x1, y1, x2, y2), row in zip(boxes, rows, strict=True):
+        left, top = int(x1), int(y1)
+        own = labels[top : math.ceil(y2), left : math.ceil(x2)] == row + 1
+        if not own.any():
+            left, top = min(int((x1 + x2) / 2), width - 1), min(int((y1 + y2) / 2), height - 1)
+            own = np.ones((1, 1), bool)
+        segmentations.append(
+            {"size": [height, width], "counts": run_lengths(own, (left, top), (height, width))}
+        )
+        areas.append(float(own.sum()))
+    return Seen(boxes, segmentations, areas)
+
+
+def rectangles(boxes: np.ndarray) -> Seen:
+    """Lesions as published (specification 4.3): a rectangle of 16 numbers, and an area of (w + 1)(h + 1)."""
+    segmentations, areas = [], []
+    for x1, y1, x2, y2 in boxes.round(3).tolist():
+        x, y = (x1 + x2) / 2, (y1 + y2) / 2
+        segmentations.append([[x1, y1, x, y1, x2, y1, x2, y, x2, y2, x, y2, x1, y2, x1, y]])
+        areas.append((x2 - x1 + 1) * (y2 - y1 + 1))
+    return Seen(boxes, segmentations, areas)
+
+
+def visible_boxes(boxes: np.ndarray, tile: Tile, min_side: int) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes (n, 4) in original pixels as a tile shows them, and their rows.
 
     Sides below ``min_side`` tile pixels grow to it around the box's centre; boxes are clipped to the tile;
     those with less than 40 % of their area inside are dropped.
@@ -81,7 +135,8 @@ def visible_boxes(boxes: np.ndarray, tile: Tile, min_side: int) -> np.ndarray:
     height, width = tile.pixels.shape[:2]
     clipped = np.clip(moved, 0, [width, height, width, height])
     inside = np.prod(clipped[:, 2:] - clipped[:, :2], axis=1) / np.prod(moved[:, 2:] - moved[:, :2], axis=1)
-    return clipped[inside >= VISIBLE]
+    shown = np.flatnonzero(inside >= VISIBLE)
+    return clipped[shown], shown
 
 
 def photographs(
@@ -129,11 +184,17 @@ def make_lesion_boxes(dataset: str, index: Path, crops: Path, params: LesionBoxe
             continue
         masks = source.masks(raw_root(dataset), row["image_id"])
         lesions = {lesion: _lesions(path, image.shape, params) for lesion, path in sorted(masks.items())}
-        for tile in tiling.cut(image, box):
+        maps = np.zeros((*image.shape[:2], max(len(lesions), 1)), np.int32)
+        for layer, (_, labels) in enumerate(lesions.values()):
+            maps[..., layer] = labels
+        for tile, marked in zip(tiling.cut(image, box), tiling.cut(maps, box, labels=True), strict=True):
             if tile.outside:
                 continue
             name = f"{row['image_id']}__x{tile.offset[0]}_y{tile.offset[1]}.jpg"
-            seen = {lesion: visible_boxes(boxes, tile, params.min_side) for lesion, boxes in lesions.items()}
+            seen = {
+                lesion: see(boxes, tile, marked.pixels[..., layer], params)
+                for layer, (lesion, (boxes, _)) in enumerate(lesions.items())
+            }
             files[row["split"]].add(name, tile, seen)
             cv2.imwrite(str(out / "images" / name), tile.pixels[..., ::-1], QUALITY)
     for split, coco in files.items():
@@ -146,11 +207,12 @@ def make_lesion_boxes(dataset: str, index: Path, crops: Path, params: LesionBoxe
         log.info("%s: %d tiles, %d lesions", split, len(coco.images), len(coco.annotations))
 
 
-def _lesions(path: Path, shape: tuple[int, ...], params: LesionBoxes) -> np.ndarray:
+def _lesions(path: Path, shape: tuple[int, ...], params: LesionBoxes) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes and label map of a mask."""
     mask = read_mask(path)
     if mask.shape != shape[:2]:
         raise UserError(
             f"{path}: {mask.shape[1]} x {mask.shape[0]} pixels, but its photograph has "
             f"{shape[1]} x {shape[0]}; use the pair as published"
         )
-    return mask_boxes(mask, params.mode, params.min_area, params.merge_distance)
+    return mask_lesions(mask, params.mode, params.min_area, params.merge_distance)

@@ -37,7 +37,17 @@ def mask_boxes(
     min_area: int = 1,
     merge_distance: int = 0,
 ) -> np.ndarray:
-    """Boxes of the lesions in a mask.
+    """Boxes of the lesions in a mask; arguments and boxes as of :func:`mask_lesions`."""
+    return mask_lesions(mask, mode, min_area, merge_distance)[0]
+
+
+def mask_lesions(
+    mask: np.ndarray,
+    mode: Literal["corrected", "parity"] = "corrected",
+    min_area: int = 1,
+    merge_distance: int = 0,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The lesions in a mask: their boxes, and which pixels are theirs.
 
     Args:
         mask: (H, W) bool.
@@ -49,19 +59,31 @@ def mask_boxes(
             one lesion (corrected mode); 0 and 1 leave plain 8-connected components.
 
     Returns:
-        (n, 4) int x1, y1, x2, y2 in mask pixels, sorted by y1, then x1.
+        Boxes (n, 4) int x1, y1, x2, y2 in mask pixels, sorted by y1, then x1; and a map (H, W) int32 of the
+        row of its box, plus 1, at each lesion's pixels, 0 elsewhere.
     """
-    boxes = _contour_boxes(mask) if mode == "parity" else _component_boxes(mask, min_area, merge_distance)
-    return boxes[np.lexsort(boxes.T[[3, 2, 0, 1]])]
+    find = _contours if mode == "parity" else _components
+    boxes, labels, own = find(mask, min_area, merge_distance)
+    order = np.lexsort(boxes.T[[3, 2, 0, 1]])
+    rows = np.zeros(labels.max(initial=0) + 1, np.int32)
+    rows[own[order]] = np.arange(1, len(order) + 1)
+    return boxes[order], np.where(mask, rows[labels], 0)
 
 
-def _contour_boxes(mask: np.ndarray) -> np.ndarray:
-    contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+def _contours(mask: np.ndarray, *_: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Boxes, a label map, and the label of each box."""
+    pixels = mask.astype(np.uint8)
+    contours, _hierarchy = cv2.findContours(pixels, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     rects = np.array([cv2.boundingRect(contour) for contour in contours], dtype=int).reshape(-1, 4)
-    return np.concatenate([rects[:, :2] - 1, rects[:, :2] + rects[:, 2:]], axis=1)
+    _count, labels = cv2.connectedComponents(pixels, connectivity=8)
+    first = np.array([contour[0, 0] for contour in contours], dtype=int).reshape(-1, 2)
+    boxes = np.concatenate([rects[:, :2] - 1, rects[:, :2] + rects[:, 2:]], axis=1)
+    return boxes, labels, labels[first[:, 1], first[:, 0]]
 
 
-def _component_boxes(mask: np.ndarray, min_area: int, merge_distance: int) -> np.ndarray:
+def _components(
+    mask: np.ndarray, min_area: int, merge_distance: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     joined: np.ndarray = mask.astype(np.uint8)
     if merge_distance > 1:
         # Two pixels d apart along an axis touch after growing by a square of side m exactly when d <= m,
@@ -75,5 +97,25 @@ def _component_boxes(mask: np.ndarray, min_area: int, merge_distance: int) -> np
     points = np.stack([xs, ys], axis=1)
     np.minimum.at(low, owner, points)
     np.maximum.at(high, owner, points + 1)
-    area = np.bincount(owner, minlength=count)
-    return np.concatenate([low, high], axis=1)[area >= max(min_area, 1)]
+    own = np.flatnonzero(np.bincount(owner, minlength=count) >= max(min_area, 1))
+    return np.concatenate([low, high], axis=1)[own], labels, own
+
+
+def run_lengths(mask: np.ndarray, origin: tuple[int, int], shape: tuple[int, int]) -> list[int]:
+    """COCO's uncompressed run lengths of a mask (h, w) bool that lies at ``origin`` (x, y) in a picture.
+
+    Args:
+        mask: (h, w); the picture is empty outside.
+        origin: its left and top pixel.
+        shape: of the picture (H, W).
+
+    Returns:
+        Lengths of runs down the columns, background and lesion in turn, background first.
+    """
+    xs, ys = np.nonzero(mask.T)
+    place = (xs + origin[0]) * shape[0] + ys + origin[1]
+    starts = place[np.diff(place, prepend=-2) != 1]
+    ends = place[np.diff(place, append=place[-1:] + 2) != 1] + 1
+    edges = np.stack([starts, ends], axis=1).ravel()
+    counts = np.diff(edges, prepend=0, append=shape[0] * shape[1]).tolist()
+    return counts if counts[-1] else counts[:-1]

@@ -73,11 +73,12 @@ class Tiling:
     overlap: float  # least overlap of neighbours, as a share of the side
     scale: float  # resize factor before tiling
 
-    def cut(self, image: np.ndarray, box: tuple[int, int, int, int]) -> Iterator[Tile]:
-        """The tiles of ``image`` (H, W, 3) inside ``box`` (x0, y0, x1, y1; may reach outside the image).
+    def cut(self, image: np.ndarray, box: tuple[int, int, int, int], labels: bool = False) -> Iterator[Tile]:
+        """The tiles of ``image`` (H, W, C) inside ``box`` (x0, y0, x1, y1; may reach outside the image).
 
         Every pixel of the region lies in a tile; a region smaller than a tile is padded with black on the
         right and below. Tiles that show only the surround are included: see :attr:`Tile.outside`.
+        ``labels`` says that pixels are numbers of things, which scaling must not mix.
         """
         height, width = image.shape[:2]
         x0, y0 = max(box[0], 0), max(box[1], 0)
@@ -85,10 +86,10 @@ class Tiling:
         height, width = region.shape[:2]
         wide, high = max(round(width * self.scale), 1), max(round(height * self.scale), 1)
         if self.scale != 1:
-            shrink = self.scale < 1
+            smooth = cv2.INTER_AREA if self.scale < 1 else cv2.INTER_LINEAR
             region = cv2.resize(
-                region, (wide, high), interpolation=cv2.INTER_AREA if shrink else cv2.INTER_LINEAR
-            )
+                region, (wide, high), interpolation=cv2.INTER_NEAREST_EXACT if labels else smooth
+            ).reshape(high, wide, -1)  # it drops an axis of one channel
         factor = (wide / width, high / height)
         for y, above, below in self._steps(high):
             for x, left, right in self._steps(wide):
