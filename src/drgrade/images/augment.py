@@ -58,19 +58,28 @@ def augment(
     if side > 1.5 * out_size:  # bilinear sampling would skip pixels: average them first
         batch = resize(batch, math.ceil(1.25 * out_size))
     draws = draw(params, seeds)
-    if any(params[key] for key in ("brightness", "contrast", "saturation", "hue", "grayscale")):
+    if not keeps_colour(params):
         batch = recolour(batch, *colour_matrices(draws, mean_grey(batch)))
     moves = affine_matrices(draws)
     if offsets is not None:
         moves[:, :, 2] += 2 * offsets.detach().cpu().numpy() / side
-    elif _keeps_geometry(params):
+    elif keeps_geometry(params):
         return resize(batch, out_size)
     return warp(batch, moves, out_size)
 
 
 def draw(params: Mapping[str, Any], seeds: Sequence[int]) -> dict[str, Floats]:
     """What happens to each sample, arrays of length B keyed by the change (angles in radians)."""
-    uniform = np.stack([np.random.default_rng(seed).random(DRAWS) for seed in seeds]).T
+    return changes(params, uniforms(seeds, DRAWS))
+
+
+def uniforms(seeds: Sequence[int], count: int) -> Floats:
+    """Numbers from 0 to 1, (count, B), a column for each seed: a larger count only adds rows."""
+    return np.stack([np.random.default_rng(seed).random(count) for seed in seeds]).T
+
+
+def changes(params: Mapping[str, Any], uniform: Floats) -> dict[str, Floats]:
+    """What the first ``DRAWS`` rows of :func:`uniforms` mean, see :func:`draw`."""
     both_ways = 2 * uniform - 1
     low, high = params["scale"]
     area = low + (high - low) * uniform[3]
@@ -180,7 +189,12 @@ def normalise(batch: Tensor, mean: Sequence[float], std: Sequence[float]) -> Ten
     return (batch - batch.new_tensor(mean).view(shape)) / batch.new_tensor(std).view(shape)
 
 
-def _keeps_geometry(params: Mapping[str, Any]) -> bool:
+def keeps_colour(params: Mapping[str, Any]) -> bool:
+    """Whether no draw can change a colour."""
+    return not any(params[key] for key in ("brightness", "contrast", "saturation", "hue", "grayscale"))
+
+
+def keeps_geometry(params: Mapping[str, Any]) -> bool:
     """Whether no draw can move a pixel; the sampler's rounding is then spared."""
     moves = params["flip"] or params["rotation"] or params["translate"]
     return not moves and list(params["scale"]) == [1, 1] and list(params["ratio"]) == [1, 1]

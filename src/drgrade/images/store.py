@@ -102,21 +102,43 @@ class CropStore:
         chosen = self._numbers[rows]
         if chosen.ndim == 0:
             self._announce(int(chosen), 0, self.size)
-            return self._picture(int(chosen))
+            return self.picture(int(chosen))
         return self.windows(chosen, np.zeros((len(chosen), 2), np.int64), self.size)
 
     def windows(self, rows: npt.NDArray[Any], corners: npt.NDArray[Any], side: int) -> Pixels:
         """A square window of each picture, see :func:`windows`; PNG and JPEG are decoded on all cores."""
         cuts = np.empty((len(rows), side, side, 3), np.uint8)
-        for row, (_, y) in zip(rows, corners, strict=True):
-            self._announce(int(row), int(y), side)
+        self.announce(rows, corners[:, 1], side)
 
         def cut(place: int) -> None:
             x, y = corners[place]
-            cuts[place] = self._picture(int(rows[place]))[y : y + side, x : x + side]
+            cuts[place] = self.picture(int(rows[place]))[y : y + side, x : x + side]
 
         _each(cut, range(len(rows)), threads=self.format != "raw")
         return cuts
+
+    def announce(self, rows: npt.NDArray[Any], tops: npt.NDArray[Any], lines: int) -> None:
+        """Have the disk fetch ``lines`` of each picture from the line ``tops`` on, while others are read."""
+        for row, top in zip(rows, tops, strict=True):
+            self._announce(int(row), int(top), min(lines, self.size - int(top)))
+
+    def picture(self, row: int) -> Pixels:
+        """A picture (size, size, 3); raw it is not copied, and only what is looked at is read.
+
+        Raises:
+            UserError: it cannot be decoded.
+        """
+        shard, place = self._find(row)
+        start, end = shard.offsets[place : place + 2]
+        data = shard.bytes[start:end]
+        if self.format == "raw":
+            return data.reshape(self.shape[1:])
+        if not len(data):  # a photograph that could not be cropped
+            return np.zeros(self.shape[1:], np.uint8)
+        picture = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
+        if picture is None or picture.shape != self.shape[1:]:
+            raise UserError(f"{self.folder}: row {row} cannot be decoded; {self._remedy}")
+        return picture.astype(np.uint8, copy=False)
 
     def verify(self) -> None:
         """Read every shard again and compare it with its checksum.
@@ -170,19 +192,6 @@ class CropStore:
         if start < end:
             page = start - start % mmap.PAGESIZE
             shard.mapped.madvise(mmap.MADV_WILLNEED, page, end - page)
-
-    def _picture(self, row: int) -> Pixels:
-        shard, place = self._find(row)
-        start, end = shard.offsets[place : place + 2]
-        data = shard.bytes[start:end]
-        if self.format == "raw":
-            return data.reshape(self.shape[1:])
-        if not len(data):  # a photograph that could not be cropped
-            return np.zeros(self.shape[1:], np.uint8)
-        picture = cv2.imdecode(data, cv2.IMREAD_COLOR_RGB)
-        if picture is None or picture.shape != self.shape[1:]:
-            raise UserError(f"{self.folder}: row {row} cannot be decoded; {self._remedy}")
-        return picture.astype(np.uint8, copy=False)
 
 
 class Crops:

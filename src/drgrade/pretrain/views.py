@@ -1,0 +1,241 @@
+"""Two augmented windows around each lesion, what lesion-based contrastive learning looks at.
+
+Huang et al., MICCAI 2021, arXiv 2107.08274; window and list of augmentations as in its published code.
+On a CPU a view costs one pass for its colours and one for its geometry, both on uint8; on a GPU the windows
+travel as uint8 and :func:`drgrade.images.augment.augment` does the rest there. Both mean the same.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from drgrade.errors import UserError
+from drgrade.images.augment import (
+    DRAWS,
+    LUMA,
+    Floats,
+    affine_matrices,
+    changes,
+    colour_matrices,
+    keeps_colour,
+    keeps_geometry,
+    uniforms,
+)
+from drgrade.images.augment import augment as augment_batch
+from drgrade.images.store import CropStore, Pictures, Pixels
+from drgrade.training import device
+
+Corners = npt.NDArray[np.int64]
+
+
+def pair_views(
+    images: Pictures,
+    rows: np.ndarray,
+    boxes: np.ndarray,
+    patch: int,
+    augment: Mapping[str, Any],
+    seeds: np.ndarray,
+    *,
+    window: str = "inside",
+    order: str = "fused",
+) -> torch.Tensor:
+    """Two views of each box, each a window of its own that holds the box, augmented on its own.
+
+    Equal seeds give equal views, whatever the batch, the threads or the process they are made in.
+
+    Args:
+        images: square crops, uint8 RGB (N, S, S, 3).
+        rows: the crop of each box, (n,).
+        boxes: (x1, y1, x2, y2) in crop pixels, no side longer than ``patch``, (n, 4).
+        patch: side P of windows and views in pixels.
+        augment: the keys of ``drgrade.params.Augment``.
+        seeds: below 2^63, one for each view, (n, 2).
+        window: inside: windows stay in the crop; published: they may leave it on the right and below, and
+            are black there.
+        order: fused: all colour changes as one, then all moves as one, see
+            :func:`drgrade.images.augment.augment`; published: one after the other as torchvision does it on
+            Pillow's pictures, on one thread and many times slower (docs/deviations.md).
+
+    Returns:
+        float32 (2n, 3, P, P) in 0-1 on the training device, channels last in memory: the first view of
+        each box, then the second of each.
+
+    Raises:
+        UserError: the crops are smaller than a patch, or cannot be read.
+        ValueError: an unknown ``window`` or ``order``, or arrays of different lengths.
+    """
+    rows, boxes, seeds = np.asarray(rows), np.asarray(boxes, float), np.asarray(seeds)
+    size = images.shape[1]
+    if size < patch:
+        raise UserError(f"patches.size: {patch} px are more than the crops have ({size}); see crop.size")
+    if window not in WINDOWS or order not in ("fused", "published"):
+        raise ValueError(f"window {window!r}, order {order!r}")
+    if boxes.shape != (len(rows), 4) or seeds.shape != (len(rows), 2):
+        raise ValueError(f"{len(rows)} rows, boxes {boxes.shape}, seeds {seeds.shape}")
+    if not len(rows):
+        return torch.empty((0, 3, patch, patch), device=device())
+    flat = [int(seed) for seed in seeds.T.ravel()]  # views 0, then views 1, as in the result
+    uniform = uniforms(flat, DRAWS + 2)
+    corners = WINDOWS[window](np.tile(boxes, (2, 1)), patch, size, uniform[DRAWS:].T)
+    cuts = Cuts(images, rows, corners, patch)
+    if order == "published":
+        return _channels_first(_one_by_one(cuts, augment, flat)).to(device())
+    if device().type == "cpu":
+        return _channels_first(_fused(cuts, augment, changes(augment, uniform)))
+    batch = _channels_first(cuts.copy()).to(device(), non_blocking=True)
+    return augment_batch(batch, augment, flat, patch)
+
+
+def inside(boxes: Floats, patch: int, size: int, uniform: Floats) -> Corners:
+    """Left and top edge of windows that hold their boxes and stay inside the crop, all equally likely.
+
+    Args:
+        boxes: (x1, y1, x2, y2) in crop pixels, (n, 4).
+        patch: side of the windows.
+        size: side of the crops, at least ``patch``.
+        uniform: chance, from 0 to 1 for x and y, (n, 2).
+
+    Returns:
+        int64 (n, 2).
+    """
+    low, high = boxes[:, :2], boxes[:, 2:]
+    first = np.minimum(np.maximum(0, np.ceil(high - patch)), size - patch)
+    last = np.maximum(first, np.minimum(np.floor(low), size - patch))
+    return np.asarray(first + np.floor(uniform * (last - first + 1)), np.int64)
+
+
+def published(boxes: Floats, patch: int, size: int, uniform: Floats) -> Corners:
+    """Left and top edge of windows as in the published code; they may end beyond the crop.
+
+    A window is moved left from its box by at most the room there is, never right: it leaves the crop where
+    the box is nearer than a patch to the right edge. Arguments and result as in :func:`inside`.
+    """
+    low, high = boxes[:, :2], boxes[:, 2:]
+    slack = np.maximum(0, patch - (high - low))
+    left = low - np.floor(uniform * np.minimum(low, slack))
+    # mirrored for a box that touches the edge, which the filter of border boxes drops
+    right = high + np.floor(uniform * np.minimum(size - (high - low), slack)) - patch
+    return np.asarray(np.maximum(0, np.round(np.where(high < size, left, right))), np.int64)
+
+
+WINDOWS: dict[str, Callable[[Floats, int, int, Floats], Corners]] = {"inside": inside, "published": published}
+
+
+class Cuts:
+    """The windows of a batch of pairs; each crop is read or decoded once.
+
+    Args:
+        images: crops (N, S, S, 3).
+        rows: the crop of each pair, (n,).
+        corners: left and top edges, first those of the first views, (2n, 2).
+        patch: side of the windows.
+    """
+
+    def __init__(self, images: Pictures, rows: np.ndarray, corners: Corners, patch: int) -> None:
+        self.rows, self.corners, self.patch = rows, corners, patch
+        self._read = images.picture if isinstance(images, CropStore) else images.__getitem__
+        if isinstance(images, CropStore):
+            tops = corners[:, 1].reshape(2, -1)
+            images.announce(rows, tops[0], patch)
+            images.announce(rows, tops[1], patch)
+
+    def __len__(self) -> int:
+        """Number of windows, 2n."""
+        return len(self.corners)
+
+    def of(self, pair: int) -> Iterator[tuple[int, Pixels]]:
+        """Number and pixels (P, P, 3) of each window of a pair, read-only, black beyond the crop."""
+        picture = self._read(int(self.rows[pair]))
+        for place in (pair, pair + len(self.rows)):
+            x, y = self.corners[place]
+            part = picture[y : y + self.patch, x : x + self.patch]
+            if part.shape[:2] != (self.patch, self.patch):
+                whole = np.zeros((self.patch, self.patch, 3), np.uint8)
+                whole[: part.shape[0], : part.shape[1]] = part
+                part = whole
+            yield place, part
+
+    def each(self, work: Callable[[int, Pixels], None]) -> None:
+        """Do ``work`` on all windows, in a thread for each core."""
+        parts = np.array_split(np.arange(len(self.rows)), min(len(os.sched_getaffinity(0)), len(self.rows)))
+
+        def do(part: np.ndarray) -> None:
+            for pair in part:
+                for place, pixels in self.of(int(pair)):
+                    work(place, pixels)
+
+        if len(parts) == 1:
+            do(parts[0])
+            return
+        with ThreadPoolExecutor(len(parts)) as pool:  # not kept: a pool that is would break a fork
+            list(pool.map(do, parts))
+
+    def copy(self) -> Pixels:
+        """All windows, (2n, P, P, 3)."""
+        out = np.empty((len(self), self.patch, self.patch, 3), np.uint8)
+        self.each(out.__setitem__)
+        return out
+
+
+def _fused(cuts: Cuts, augment: Mapping[str, Any], draws: Mapping[str, Floats]) -> npt.NDArray[np.float32]:
+    """Recolour, warp and scale to 0-1 each window, (2n, P, P, 3)."""
+    patch = cuts.patch
+    out = np.empty((len(cuts), patch, patch, 3), np.float32)
+    recolour, move = not keeps_colour(augment), not keeps_geometry(augment)
+    colours = np.dstack(colour_matrices(draws, np.ones(len(cuts))))  # constants are for a mean grey of 1
+    moves = _in_pixels(affine_matrices(draws), patch)
+
+    def work(place: int, window: Pixels) -> None:
+        pixels: npt.NDArray[Any] = window
+        if recolour:
+            grey = np.dot(cv2.sumElems(pixels)[:3], LUMA) / patch**2  # 0-255, as the pixels are
+            pixels = cv2.transform(pixels, colours[place] * (1, 1, 1, grey))
+        if move:
+            how = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+            pixels = cv2.warpAffine(pixels, moves[place], (patch, patch), flags=how)
+        np.divide(pixels, np.float32(255), out=out[place])
+
+    cuts.each(work)
+    return out
+
+
+def _in_pixels(moves: Floats, side: int) -> Floats:
+    """Affine matrices (B, 2, 3) between coordinates from -1 to 1, as ones between centres of pixels."""
+    # -1 and 1 are the outer edges of the picture: pixel i lies at (2i + 1) / side - 1
+    first = 1 / side - 1
+    constant = moves[:, :, :2].sum(axis=2) * first + moves[:, :, 2]
+    return np.dstack([moves[:, :, :2], (constant - first) * side / 2])
+
+
+def _one_by_one(cuts: Cuts, augment: Mapping[str, Any], seeds: list[int]) -> npt.NDArray[np.float32]:
+    """Augment each window step by step in the published order (section 2 of the paper), (2n, P, P, 3)."""
+    from PIL import Image
+    from torchvision.transforms import v2
+
+    shift = augment["translate"]
+    steps = v2.Compose([
+        v2.RandomHorizontalFlip(augment["flip"]),
+        v2.RandomVerticalFlip(augment["flip"]),
+        v2.ColorJitter(augment["brightness"], augment["contrast"], augment["saturation"], augment["hue"]),
+        v2.RandomResizedCrop(cuts.patch, tuple(augment["scale"]), tuple(augment["ratio"])),
+        v2.RandomAffine(augment["rotation"], (shift, shift)),
+        v2.RandomGrayscale(augment["grayscale"]),
+    ])  # fmt: skip
+    out = np.empty((len(cuts), cuts.patch, cuts.patch, 3), np.float32)
+    with torch.random.fork_rng(devices=[]):  # torchvision draws from the one generator all threads share
+        for pair in range(len(cuts.rows)):
+            for place, pixels in cuts.of(pair):
+                torch.random.default_generator.manual_seed(seeds[place])
+                np.divide(steps(Image.fromarray(pixels)), np.float32(255), out=out[place])
+    return out
+
+
+def _channels_first(batch: npt.NDArray[Any]) -> torch.Tensor:
+    """Pictures (B, P, P, 3) as a tensor (B, 3, P, P) over the same memory."""
+    return torch.from_numpy(batch).permute(0, 3, 1, 2)
