@@ -23,19 +23,32 @@ class Material:
 
     Attributes:
         images: uint8 RGB crops (N, S, S, 3).
-        rows: row in ``images`` of each photograph that has patches, int64 (n,).
-        boxes: lesion boxes in crop pixels, one float array (k, 4) for each photograph, k >= 1.
+        rows: row in ``images`` of each photograph that takes part, int64 (n,).
+        boxes: lesion boxes in crop pixels, one float array (k, 4) for each photograph; k >= 1 where the
+            method needs boxes, else also (0, 4).
         patch: side of a patch in crop pixels.
+        kinds: what each box holds, one int64 array (k,) of places in ``drgrade.schema.LESIONS`` for each
+            photograph; None unless the method needs kinds.
     """
 
     images: Pictures
     rows: np.ndarray
     boxes: list[np.ndarray]
     patch: int
+    kinds: list[np.ndarray] | None = None
 
 
 class Method(ABC):
-    """Learns an encoder without grades."""
+    """Learns an encoder without grades.
+
+    Attributes:
+        needs_boxes: only photographs with boxes take part; else all of the training split do, with their
+            boxes where there are some.
+        needs_kinds: boxes must come with the kind of their lesion.
+    """
+
+    needs_boxes = True
+    needs_kinds = False
 
     def __init__(self, params: dict[str, Any]) -> None:
         """Args: params: the method's block; it names the timm ``encoder``."""

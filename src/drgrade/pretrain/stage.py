@@ -16,10 +16,10 @@ import pandas as pd
 from drgrade.encoders import normalisation
 from drgrade.errors import UserError
 from drgrade.files import sha256, write_json
-from drgrade.images.store import CropStore
-from drgrade.lesions.patches import read_patches
-from drgrade.pretrain.base import METHODS, Material
-from drgrade.schema import CROPS, INDEX, read_table
+from drgrade.images.store import CropStore, Pictures
+from drgrade.lesions.patches import COLUMNS, read_patches
+from drgrade.pretrain.base import METHODS, Material, Method
+from drgrade.schema import CROPS, INDEX, LESION_BOXES, LESIONS, read_table
 from drgrade.tracking import track
 from drgrade.training import save_tensors
 
@@ -35,9 +35,10 @@ def pretrain(
     index: Path,
     crops: Path,
     store: Path,
-    patches: Path,
+    patches: Path | None,
     manifest: Path,
     weights: Path,
+    kinds: Path | None = None,
 ) -> None:
     """Train the encoder(s) of one method.
 
@@ -49,34 +50,32 @@ def pretrain(
         index: ``index.parquet``.
         crops: ``crops.parquet``.
         store: ``store.json``, its shards beside it.
-        patches: ``patches.pkl``.
+        patches: ``patches.pkl``; may be None for a method that does without boxes.
         manifest: ``encoder.json`` to write: architecture, normalisation, digests of inputs and weights.
         weights: folder to write: ``encoder.safetensors`` or ``encoder_fold<k>.safetensors``.
+        kinds: the boxes of ``patches`` once more, with the kind of each lesion; see :func:`kinds_of`.
 
     Raises:
-        UserError: fewer than two photographs have a lesion to learn from.
+        UserError: fewer than two photographs to learn from; boxes or kinds are needed and not given.
     """
-    kind = METHODS.get(method)
+    learner: Method = METHODS.get(method)(params)
+    table = with_boxes(training_rows(index, crops), learner, patches, kinds)
     images = CropStore(store)
-    table = with_patches(index, crops, patches)
     folds = sorted(int(fold) for fold in table["fold"].dropna().unique()) if by_fold else [None]
     shutil.rmtree(weights, ignore_errors=True)
-    digests = {"crops": sha256(crops), "patches": sha256(patches), "store": sha256(store)}
-    key = json.dumps(digests)
+    inputs = {"crops": crops, "store": store, "patches": patches}
+    if learner.needs_kinds:
+        inputs["kinds"] = kinds
+    digests = {name: sha256(path) for name, path in inputs.items() if path is not None}
     with track("pretrain", method, params | {"patch": patch}) as run:
-        run.dataset("patches", patches)
+        run.dataset("crops" if patches is None else "patches", patches or crops)
         for fold in folds:
             part = table if fold is None else table[~table["fold"].eq(fold).fillna(False)]
-            if len(part) < 2:
-                raise UserError(
-                    f"{patches}: {len(part)} photographs with a lesion, and a contrast needs two; "
-                    f"lower patches.min_score or train the detector longer"
-                )
             label = "encoder" if fold is None else f"encoder_fold{fold}"
-            material = Material(images, part["row"].to_numpy(np.int64), list(part["boxes"]), patch)
+            material = _material(learner, images, part, patch, patches or crops)
             log.info("%s: %d photographs, %d lesions", label, len(part), sum(map(len, material.boxes)))
             with run.child(f"{method} {label}", {"fold": fold, "photographs": len(part)}) as child:
-                encoder = kind(params).fit(material, name=f"{method} {label}", key=key, run=child)
+                encoder = learner.fit(material, name=f"{method} {label}", key=json.dumps(digests), run=child)
             save_tensors(encoder, weights / f"{label}.safetensors")
         mean, std = normalisation(params["encoder"])
         about = {
@@ -93,11 +92,95 @@ def pretrain(
         run.artifact(manifest)
 
 
-def with_patches(index: Path, crops: Path, patches: Path) -> pd.DataFrame:
-    """Photographs of the pickle's training part: image_id, row, fold, boxes."""
-    boxes = read_patches(patches)["train"]
-    table = read_table(index, INDEX)[["image_id", "fold"]]
-    table = table.merge(read_table(crops, CROPS)[["image_id", "row"]], on="image_id", validate="one_to_one")
-    table = table[table["image_id"].isin(list(boxes)) & table["row"].notna()].reset_index(drop=True)
-    found = [np.asarray(boxes[image_id], np.float64) for image_id in table["image_id"]]
-    return table.assign(boxes=pd.Series(found, dtype=object))
+def training_rows(index: Path, crops: Path) -> pd.DataFrame:
+    """Photographs that may be learned from: image_id, row, fold, in the index's order.
+
+    Those of the training split that have a crop; under cross-validation all graded ones, which then have
+    a fold. Never one of the validation or test split.
+    """
+    table = read_table(index, INDEX)
+    graded = table["subset"] == "grading"
+    trained = (table["split"] == "train") | (graded & table["fold"].notna())
+    table = table[(table["status"] == "ok") & trained][["image_id", "fold"]]
+    cut = read_table(crops, CROPS)[["image_id", "row"]]
+    table = table.merge(cut, on="image_id", validate="one_to_one")
+    return table[table["row"].notna()].reset_index(drop=True)
+
+
+def with_boxes(
+    table: pd.DataFrame, learner: Method, patches: Path | None, kinds: Path | None
+) -> pd.DataFrame:
+    """``table`` with the columns boxes (float64 (k, 4)) and kinds (int64 (k,), or None).
+
+    A method that needs boxes gets the photographs that have some, any other all of them. Boxes on
+    photographs outside the table are left aside.
+    """
+    if patches is None and learner.needs_boxes:
+        raise UserError("--patches: this method looks at lesions; name the patches.pkl to learn from")
+    boxes = read_patches(patches)["train"] if patches is not None else {}
+    strangers = set(boxes) - set(table["image_id"])
+    if strangers:
+        log.warning(
+            "%s: %d photographs are not in the training split or have no crop (%s ...) and are left out",
+            patches, len(strangers), min(strangers),
+        )  # fmt: skip
+    if learner.needs_boxes:
+        table = table[table["image_id"].isin([name for name, found in boxes.items() if found])]
+        table = table.reset_index(drop=True)
+    found = [np.asarray(boxes.get(name, ()), np.float64).reshape(-1, 4) for name in table["image_id"]]
+    table = table.assign(boxes=pd.Series(found, dtype=object), kinds=None)
+    if learner.needs_kinds:
+        table["kinds"] = pd.Series(kinds_of(table, patches, kinds), dtype=object)
+    return table
+
+
+def kinds_of(table: pd.DataFrame, patches: Path | None, kinds: Path | None) -> list[np.ndarray]:
+    """The kind of each box of ``table``, int64 (k,) a photograph: a place in ``drgrade.schema.LESIONS``.
+
+    Args:
+        table: image_id and boxes.
+        patches: the pickle the boxes are from; its form, the field's, has no room for kinds.
+        kinds: a table beside it that has: the same boxes in the same order, in crop pixels, with the columns
+            of ``drgrade.schema.LESION_BOXES``.
+
+    Raises:
+        UserError: no such table, it holds other boxes than the pickle, or boxes of unknown kind.
+    """
+    if kinds is None:
+        raise UserError(
+            f"pretrain.lesion_contrastive.positives: 'lesion' needs the kind of each box, which "
+            f"{patches} does not tell and no table beside it does; use 'pair'"
+        )
+    known = dict(list(read_table(kinds, LESION_BOXES).groupby("image_id")))
+    found = []
+    for image_id, boxes in zip(table["image_id"], table["boxes"], strict=True):
+        part = known.get(image_id)
+        if part is None or not np.array_equal(part[COLUMNS].to_numpy(np.float32), boxes.astype(np.float32)):
+            raise UserError(
+                f"{kinds}: other boxes on {image_id} than in {patches}; run the stage patches again"
+            )
+        if not part["lesion"].isin(LESIONS).all():
+            raise UserError(
+                f"{kinds}: a box on {image_id} is of unknown kind; pretrain.lesion_contrastive.positives: "
+                f"'lesion' needs all kinds known, use 'pair'"
+            )
+        found.append(part["lesion"].map(LESIONS.index).to_numpy(np.int64))
+    return found
+
+
+def _material(learner: Method, images: Pictures, part: pd.DataFrame, patch: int, source: Path) -> Material:
+    """What one encoder learns from.
+
+    Raises:
+        UserError: fewer than two photographs.
+    """
+    if len(part) < 2:
+        what = "with a lesion" if learner.needs_boxes else "to train on"
+        remedy = (
+            "lower patches.min_score or train the detector longer"
+            if learner.needs_boxes
+            else "give the training split more of them"
+        )
+        raise UserError(f"{source}: {len(part)} photographs {what}, and learning needs two; {remedy}")
+    kinds = list(part["kinds"]) if learner.needs_kinds else None
+    return Material(images, part["row"].to_numpy(np.int64), list(part["boxes"]), patch, kinds)
