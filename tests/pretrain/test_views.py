@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drgrade.errors import UserError
-from drgrade.images.augment import augment
+from drgrade.images.augment import augment, normalise
 from drgrade.images.shards import write_store
 from drgrade.images.store import CropStore
 from drgrade.params import CONTRASTIVE
@@ -273,6 +273,15 @@ def test_hue_published_and_fused():
         assert turn.std() == pytest.approx(0.2 / np.sqrt(12), abs=0.015)
     assert grey["fused"] < 0.01 < 0.1 < grey["published"]
     assert largest["published"] < 0.01 < 0.1 < largest["fused"]
+
+
+def test_views_are_normalised_as_other_pictures():
+    """Channels last in memory, as views are, or first: the same numbers."""
+    batch = pair_views(smooth(), *task(3)[:2], PATCH, ALL, task(3)[2])
+    normal = normalise(batch, [0.4, 0.3, 0.2], [0.3, 0.25, 0.2])
+    assert normal.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(normal, normalise(batch.contiguous(), [0.4, 0.3, 0.2], [0.3, 0.25, 0.2]))
+    torch.testing.assert_close(normal[:, 2], (batch[:, 2] - 0.2) / 0.2)
 
 
 def test_no_boxes():

@@ -2,7 +2,7 @@
 
 Huang et al., MICCAI 2021, arXiv 2107.08274; window and list of augmentations as in its published code.
 On a CPU a view costs one pass for its colours and one for its geometry, both on uint8; on a GPU the windows
-travel as uint8 and :func:`drgrade.images.augment.augment` does the rest there. Both mean the same.
+travel as uint8 and :func:`drgrade.images.augment.apply` does the rest there. Both mean the same.
 """
 
 import os
@@ -21,13 +21,13 @@ from drgrade.images.augment import (
     LUMA,
     Floats,
     affine_matrices,
+    apply,
     changes,
     colour_matrices,
     keeps_colour,
     keeps_geometry,
     uniforms,
 )
-from drgrade.images.augment import augment as augment_batch
 from drgrade.images.store import CropStore, Pictures, Pixels
 from drgrade.training import device
 
@@ -63,8 +63,8 @@ def pair_views(
             Pillow's pictures, on one thread and many times slower (docs/deviations.md).
 
     Returns:
-        float32 (2n, 3, P, P) in 0-1 on the training device, channels last in memory: the first view of
-        each box, then the second of each.
+        float32 (2n, 3, P, P) in 0-1 on the training device, on a CPU channels last in memory: the first
+        view of each box, then the second of each.
 
     Raises:
         UserError: the crops are smaller than a patch, or cannot be read.
@@ -86,10 +86,11 @@ def pair_views(
     cuts = Cuts(images, rows, corners, patch)
     if order == "published":
         return _channels_first(_one_by_one(cuts, augment, flat)).to(device())
+    draws = changes(augment, uniform)
     if device().type == "cpu":
-        return _channels_first(_fused(cuts, augment, changes(augment, uniform)))
+        return _channels_first(_fused(cuts, augment, draws))
     batch = _channels_first(cuts.copy()).to(device(), non_blocking=True)
-    return augment_batch(batch, augment, flat, patch)
+    return apply(batch, augment, draws, patch)
 
 
 def inside(boxes: Floats, patch: int, size: int, uniform: Floats) -> Corners:
