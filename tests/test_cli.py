@@ -8,7 +8,8 @@ from drgrade.cli import main
 from drgrade.images.shards import write_store
 
 DATA = ["download", "index", "overlaps", "crop"]
-STAGES = [*DATA, "lesion_boxes", "detector", "lesions", "patches", "pretrain", "grade", "evaluate", "explain"]
+LESIONS = ["lesion_boxes", "detector", "lesions", "lesion_metrics", "patches"]
+STAGES = [*DATA, *LESIONS, "pretrain", "grade", "evaluate", "explain"]
 VERBS = [*STAGES, "report", "predict", "check", "verify", "schema", "sync", "doctor"]
 
 

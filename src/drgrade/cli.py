@@ -89,8 +89,23 @@ def lesions(args: Arguments) -> None:
     from drgrade.lesions.predict import detect_lesions
 
     boxes = _block(args.boxes_params, "lesion_boxes")
-    detect_lesions(
-        args.dataset, args.index, args.crops, args.detector, boxes, _block(args.params, "lesions"), args.out
+    params = _block(args.params, "lesions")
+    detect_lesions(args.dataset, args.index, args.crops, args.detector, boxes, params, args.out, args.shard)
+
+
+def lesion_metrics(args: Arguments) -> None:
+    """Measure the detector on photographs it did not learn from."""
+    from drgrade.lesions.measure import measure_detector
+
+    measure_detector(
+        args.dataset,
+        args.index,
+        args.crops,
+        args.detector,
+        _block(args.boxes_params, "lesion_boxes"),
+        _block(args.lesions_params, "lesions"),
+        _block(args.params, "lesion_metrics"),
+        args.out,
     )
 
 
@@ -192,6 +207,7 @@ def report(args: Arguments) -> None:
         lesions=args.lesions,
         patches_statistics=args.statistics,
         detector_metrics=args.detector_metrics,
+        lesion_metrics=args.lesion_metrics,
         leaderboard=args.leaderboard,
         metrics=args.metrics,
         heat_maps=args.heat_maps,
@@ -297,6 +313,14 @@ def _parser() -> argparse.ArgumentParser:
     sub = verb(lesions)
     sub.add_argument("--dataset", required=True)
     sub.add_argument("--boxes-params", default="{}", metavar="JSON", help="the block lesion_boxes (tiling)")
+    sub.add_argument(
+        "--shard", type=_shard, default=(0, 1), metavar="I/N", help="search part I of N, counted from 0"
+    )
+    _paths(sub, "index", "crops", "detector", "out")
+    sub = verb(lesion_metrics)
+    sub.add_argument("--dataset", required=True)
+    sub.add_argument("--boxes-params", default="{}", metavar="JSON", help="the block lesion_boxes")
+    sub.add_argument("--lesions-params", default="{}", metavar="JSON", help="the block lesions (search)")
     _paths(sub, "index", "crops", "detector", "out")
     sub = verb(patches)
     sub.add_argument("--dataset", required=True)
@@ -339,6 +363,7 @@ def _parser() -> argparse.ArgumentParser:
         "lesions",
         "statistics",
         "detector_metrics",
+        "lesion_metrics",
         "leaderboard",
         "metrics",
         "heat_maps",
@@ -357,6 +382,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _limit(text: str) -> int | None:
     return None if text in ("", "None", "null") else int(text)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    part, of = map(int, text.split("/"))
+    return part, of
 
 
 def main(argv: list[str] | None = None) -> int:

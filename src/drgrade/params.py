@@ -190,8 +190,18 @@ class Lesions(Block):
     """Detections below this are not kept."""
     nms_iou: Fraction = 0.5
     """Boxes of one kind that overlap more than this across tile seams are one."""
-    max_per_image: Annotated[int, Field(ge=1)] = 100
-    """Best-scored detections kept for a photograph."""
+    max_per_image: Annotated[int, Field(ge=1)] = 500
+    """Best-scored detections kept for a photograph; an eye full of exudates has hundreds."""
+
+
+class LesionMetrics(Block):
+    """Measure the detector on photographs with masks that it did not learn from."""
+
+    match: Literal["iou", "centre"] = "iou"
+    """What counts as found. iou: boxes that overlap by a half or more; centre: a detection whose centre lies
+    in the lesion's box, as FROC studies of microaneurysms count."""
+    examples: Annotated[int, Field(ge=1)] = 6
+    """Hits, misses and false alarms of each kind that are drawn."""
 
 
 class Patches(Block):
@@ -446,6 +456,7 @@ class Params(Block):
     lesion_boxes: LesionBoxes = LesionBoxes()
     detector: Detector = Detector()
     lesions: Lesions = Lesions()
+    lesion_metrics: LesionMetrics = LesionMetrics()
     patches: Patches = Patches()
     pretrain: Pretrain = Pretrain()
     grade: Grade = Grade()

@@ -11,7 +11,7 @@ import torch
 
 from drgrade.encoders import PACKAGED, create_encoder
 from drgrade.lesions import detector
-from drgrade.lesions.coco import Coco
+from drgrade.lesions.coco import Coco, rectangles
 from drgrade.lesions.tiles import Tile
 from drgrade.params import Detector
 from drgrade.seeding import TORCH_THREADS, seed_everything
@@ -38,7 +38,7 @@ def boxes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for lesion, value, x, shown in (("EX", 250, 4 + number, number < 5), ("HE", 10, 36, number == 0)):
             if shown:
                 pixels[20:44, x : x + 24] = value
-                found[lesion] = np.array([[x, 20, x + 24, 44]], float)
+                found[lesion] = rectangles(np.array([[x, 20, x + 24, 44]], float))
         coco.add(f"{number}.png", Tile(pixels, (0, 0), (1.0, 1.0), (0, 0)), found)
         cv2.imwrite(str(folder / "images" / f"{number}.png"), pixels)
     for split in ("train", "val"):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from drgrade.errors import UserError
 from drgrade.lesions import froc
 from drgrade.lesions.froc import RATES, at_scores, best_score, froc_metrics, once, sensitivity
-from drgrade.lesions.matching import Matches, match, match_coco
+from drgrade.lesions.matching import Matches, match
 from drgrade.lesions.precision import average_precision
 from drgrade.schema import LESIONS
 
@@ -211,6 +211,23 @@ def coco(images: int, rng: np.random.Generator) -> tuple[dict[str, Any], list[di
     ]
     categories = [{"id": number, "name": lesion} for number, lesion in enumerate(LESIONS, start=1)]
     return {"images": pictures, "annotations": truth, "categories": categories}, found
+
+
+def match_coco(coco: dict[str, Any], detections: list[dict[str, Any]]) -> Matches:
+    """Matches on COCO's images; the photograph of one is its file's name up to ``__x``."""
+    names = {category["id"]: category["name"] for category in coco["categories"]}
+
+    def rows(boxes: list[dict[str, Any]]) -> pd.DataFrame:
+        corners = np.array([row["bbox"] for row in boxes], float).reshape(-1, 4)
+        corners[:, 2:] += corners[:, :2]
+        frame = pd.DataFrame(corners, columns=BOX)
+        kinds = [names[row["category_id"]] for row in boxes]
+        return frame.assign(image_id=[row["image_id"] for row in boxes], lesion=kinds)
+
+    found = rows(detections).assign(score=[row["score"] for row in detections])
+    images = [image["id"] for image in coco["images"]]
+    photographs = [image["file_name"].rsplit("__x", 1)[0] for image in coco["images"]]
+    return match(rows(coco["annotations"]), found, images, photographs)
 
 
 @pytest.mark.parametrize("seed", range(3))

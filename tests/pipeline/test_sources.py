@@ -51,6 +51,7 @@ def verbs() -> dict[str, set[Path]]:
         "download": ["data"],
         "index": ["data"],
         "lesion_boxes": ["data"],
+        "lesion_metrics": ["data"],
         "patches": ["data"],
         "pretrain": ["pretrain"],
         "grade": ["grading"],

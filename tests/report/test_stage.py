@@ -94,7 +94,7 @@ def test_every_row_is_counted(run, out):
 def test_page_stands_alone(out, page):
     for tag in ("script", "link", "iframe", "object"):
         assert not page.all(tag)
-    assert len(page.all("img")) == 7
+    assert len(page.all("img")) == 8
     for image in page.all("img"):
         kind, data = image["src"].split(",")
         assert kind == "data:image/png;base64"
@@ -107,7 +107,7 @@ def test_page_can_be_read_aloud(page):
     assert page.all("html")[0]["lang"] == "en"
     assert len(page.all("h1")) == 1
     assert all("scope" in head for head in page.all("th"))
-    assert len(page.all("caption")) == len(page.all("table")) == 7
+    assert len(page.all("caption")) == len(page.all("table")) == 8
     targets = {attrs["id"] for _, attrs in page.tags if "id" in attrs}
     links = [link["href"].removeprefix("#") for link in page.all("a")]
     assert links
@@ -120,8 +120,10 @@ def test_page_says_what_was_found(page):
         "0.712",
         "AP",
         "0.123",
-        "6 validation photographs, 40 tiles",
-        "counted for each tile",
+        "On 6 validation photographs with masks",
+        "for want of a test photograph",
+        "overlap by an IoU of 0.5",
+        "0.432",
         "0.414",
         "0.207 to 0.707",
         "0.321",
@@ -134,6 +136,24 @@ def test_page_says_what_was_found(page):
     ):
         assert part in text, part
     assert "nan" not in text.lower().replace("explanat", "")
+
+
+def test_the_detector_is_reported_on_test_photographs_where_there_are_some(run, tmp_path):
+    metrics = json.loads(run["lesion_metrics"].read_text())
+    test = metrics["val"] | {"photographs": 1, "MA": metrics["val"]["MA"] | {"AP50": 0.987}}
+    path = tmp_path / "metrics.json"
+    path.write_text(json.dumps(metrics | {"test": test, "rule": "centre"}))
+    (tmp_path / "verdicts.png").write_bytes(run["lesion_metrics"].with_name("verdicts.png").read_bytes())
+    make_report(**run | {"lesion_metrics": path}, out=tmp_path / "out")
+    text = (tmp_path / "out/report.html").read_text()
+    for part in (
+        "On 1 test photograph with masks",
+        "on 6 validation photographs.",
+        "0.987",
+        "its centre lies",
+    ):
+        assert part in text, part
+    assert "too good" not in text
 
 
 def test_same_inputs_same_bytes_and_old_cards_go(run, out, tmp_path):
@@ -152,10 +172,8 @@ def test_nothing_of_this_machine_is_written(run, out):
 def test_missing_inputs_are_named(run, tmp_path):
     with pytest.raises(UserError, match=r"nowhere.json: .*run the stage"):
         make_report(**run | {"detector_metrics": Path("nowhere.json")}, out=tmp_path)
-    old = tmp_path / "old.json"
-    old.write_text(json.dumps({"AP": 0.1, "AP50": 0.2, "lesions": {}}))
-    with pytest.raises(UserError, match=r"old.json: lacks the key 'froc'; run the stage detector again"):
-        make_report(**run | {"detector_metrics": old}, out=tmp_path)
+    with pytest.raises(UserError, match=r"gone.json: .*run the stage"):
+        make_report(**run | {"lesion_metrics": Path("gone.json")}, out=tmp_path)
     with pytest.raises(UserError, match=r"nowhere.csv: "):
         make_report(**run | {"leaderboard": Path("nowhere.csv")}, out=tmp_path)
     alone = tmp_path / "leaderboard.csv"

@@ -82,6 +82,38 @@ rule lesions:
 DETECTED = not PARAMS.patches.published and PARAMS.patches.source != "masks"
 
 
+rule lesion_metrics:
+    input:
+        sources("lesion_metrics"),
+        index=at(LESIONS, "index/index.parquet"),
+        crops=at(LESIONS, "crop/crops.parquet"),
+        model=rules.detector.output.model,
+        config=rules.detector.output.config,
+    output:
+        metrics=at(LESIONS, "lesion_metrics/metrics.json"),
+        lesions=at(LESIONS, "lesion_metrics/lesions.parquet"),
+        searched=at(LESIONS, "lesion_metrics/searched.parquet"),
+        verdicts=at(LESIONS, "lesion_metrics/verdicts.png"),
+    log:
+        f"logs/{LESIONS}/lesion_metrics.log",
+    threads: workflow.cores
+    resources:
+        gpu=1,
+    params:
+        block=block("lesion_metrics"),
+        tiling=block("lesion_boxes"),
+        search=block("lesions"),
+        detector=subpath(input.model, parent=True),
+        folder=subpath(output.metrics, parent=True),
+        dataset=LESIONS,
+    message:
+        "Measure the lesion detector"
+    shell:
+        "drgrade lesion_metrics --dataset {params.dataset} --params {params.block:q}"
+        " --boxes-params {params.tiling:q} --lesions-params {params.search:q} --index {input.index}"
+        " --crops {input.crops} --detector {params.detector} --out {params.folder} > {log} 2>&1"
+
+
 rule patches:
     input:
         sources("patches"),

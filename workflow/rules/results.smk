@@ -92,6 +92,8 @@ rule report:
         lesions=rules.lesions.output.lesions,
         statistics=rules.patches.output.statistics,
         detector=rules.detector.output.metrics,
+        found=rules.lesion_metrics.output.metrics,
+        verdicts=rules.lesion_metrics.output.verdicts,
         leaderboard=rules.evaluate.output.leaderboard,
         charts=[rules.evaluate.output.chart, rules.evaluate.output.matrices],
         external=rules.evaluate.output.external,
@@ -135,5 +137,6 @@ rule report:
     shell:
         "drgrade report --all-params {params.all_params:q} --index {input.index} --crops {input.crops}"
         " --store {input.store} --lesions {input.lesions} --statistics {input.statistics}"
-        " --detector-metrics {input.detector} --leaderboard {input.leaderboard} --metrics {input.metrics}"
+        " --detector-metrics {input.detector} --lesion-metrics {input.found} --leaderboard {input.leaderboard}"
+        " --metrics {input.metrics}"
         " --heat-maps {input.heat_maps} --out {params.folder} > {log} 2>&1"

@@ -49,9 +49,20 @@ def masked(dataset: str, photographs: pd.DataFrame, places: Places, params: Lesi
     Raises:
         UserError: no photograph has a mask; a mask is unreadable or of another size than its photograph.
     """
+    table = drawn(dataset, photographs[photographs["subset"] == "segmentation"], params)
+    if table.empty:
+        raise UserError(
+            f"patches.source masks: no training photograph of {dataset!r} has lesion masks; "
+            f"take the source detector, or a dataset with masks as roles.pretrain"
+        )
+    return _to_crop(table, places)
+
+
+def drawn(dataset: str, photographs: pd.DataFrame, params: LesionBoxes) -> pd.DataFrame:
+    """Boxes of the lesions drawn in masks, in original pixels; arguments and errors as of :func:`masked`."""
     source, root = DATASETS.get(dataset)(), raw_root(dataset)
-    parts = []
-    for _, row in photographs[photographs["subset"] == "segmentation"].iterrows():
+    parts = [_table("", np.empty((0, 4)), "")]
+    for _, row in photographs.iterrows():
         for lesion, path in sorted(source.masks(root, row["image_id"]).items()):
             mask = read_mask(path)
             if mask.shape != (row["height"], row["width"]):
@@ -61,12 +72,7 @@ def masked(dataset: str, photographs: pd.DataFrame, places: Places, params: Lesi
                 )
             boxes = mask_boxes(mask, params.mode, params.min_area, params.merge_distance)
             parts.append(_table(row["image_id"], boxes, lesion))
-    if not parts:
-        raise UserError(
-            f"patches.source masks: no training photograph of {dataset!r} has lesion masks; "
-            f"take the source detector, or a dataset with masks as roles.pretrain"
-        )
-    return _to_crop(pd.concat(parts, ignore_index=True), places)
+    return pd.concat(parts, ignore_index=True)
 
 
 def published(path: Path, places: Places, size: int, *, legacy_swap: bool) -> pd.DataFrame:

@@ -39,10 +39,9 @@ def train_detector(boxes: Path, params: Detector, out: Path, run: "Run") -> None
     """Train on the tiles in ``boxes`` (of :func:`drgrade.lesions.coco.make_lesion_boxes`) and evaluate.
 
     Writes ``out/model.pth`` (the last epoch's tensors), ``out/config.py`` (what :func:`load_detector` builds
-    the network from) and ``out/metrics.json``: on the validation tiles, for all lesions and for each, what
-    :func:`drgrade.lesions.precision.average_precision` says and, as ``froc``,
-    :func:`drgrade.lesions.froc.froc_metrics` at the score thresholds chosen on these tiles: false alarms
-    are counted for each tile and sides in its pixels, not for a photograph.
+    the network from) and ``out/metrics.json``: for all lesions and for each, what
+    :func:`drgrade.lesions.precision.average_precision` says of the validation tiles. What the detector finds
+    on photographs is measured apart (:mod:`.measure`).
 
     Raises:
         UserError: no such config, start weights that are missing or do not fit, or no COCO files.
@@ -206,8 +205,6 @@ def _fit(config: "Config", params: Detector, run: "Run") -> "tuple[torch.nn.Modu
     from mmengine.runner import Runner
 
     from drgrade.lesions.engine import RecordHook
-    from drgrade.lesions.froc import froc_metrics
-    from drgrade.lesions.matching import match_coco
 
     torch.set_num_threads(TORCH_THREADS)
     if not torch.cuda.is_available():
@@ -222,9 +219,7 @@ def _fit(config: "Config", params: Detector, run: "Run") -> "tuple[torch.nn.Modu
         runner.train()
         if not record.validated:  # it was killed between its last checkpoint and the validation
             runner.val()
-    (metric,) = runner.val_loop.evaluator.metrics
-    found = {"unit": "tile", **froc_metrics(match_coco(metric.truth, metric.found))}
-    return runner.model, record.validated | {"froc": found}
+    return runner.model, record.validated
 
 
 def _save(model: "torch.nn.Module", file: Any) -> None:

@@ -6,7 +6,7 @@ that is already found among them. Pairing from the best score down means that wh
 drops the last pairs and leaves the others: one pairing serves every threshold.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -104,24 +104,6 @@ def match(
     )
 
 
-def match_coco(
-    coco: Mapping[str, Any], detections: Sequence[Mapping[str, Any]], rule: Rule = "iou"
-) -> Matches:
-    """:func:`match` for the tiles of :func:`drgrade.lesions.coco.make_lesion_boxes`.
-
-    Args:
-        coco: the COCO file's content; the photograph is the file's name up to ``__x``.
-        detections: COCO results: image_id, category_id, bbox [x, y, width, height], score.
-        rule: as of :func:`match`; the pixels are those of the tiles.
-    """
-    names = {category["id"]: category["name"] for category in coco["categories"]}
-    images = [image["id"] for image in coco["images"]]
-    photographs = [image["file_name"].rsplit("__x", 1)[0] for image in coco["images"]]
-    truth, found = (_table(rows, names) for rows in (coco["annotations"], detections))
-    found["score"] = np.array([row["score"] for row in detections], np.float64)
-    return match(truth, found, images, photographs, rule)
-
-
 def iou(boxes: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
     """Intersection over union of boxes (n, 4) with as many others, row by row; 0 for two empty boxes."""
     sides = np.minimum(boxes[:, 2:], others[:, 2:]) - np.maximum(boxes[:, :2], others[:, :2])
@@ -146,11 +128,3 @@ def _candidates(truth: pd.DataFrame, found: pd.DataFrame, rule: Rule) -> list[tu
         worse = np.linalg.norm(centres - (others[:, :2] + others[:, 2:]) / 2, axis=1)
     pairs = pairs.assign(worse=worse)[allowed].sort_values(["detection", "worse", "target"])
     return list(zip(pairs["detection"].tolist(), pairs["target"].tolist(), strict=True))
-
-
-def _table(rows: Sequence[Mapping[str, Any]], names: Mapping[int, str]) -> pd.DataFrame:
-    corners = np.array([row["bbox"] for row in rows], np.float64).reshape(-1, 4)
-    corners[:, 2:] += corners[:, :2]
-    table = pd.DataFrame(corners, columns=CORNERS)
-    ids = np.array([row["image_id"] for row in rows], np.int64)
-    return table.assign(image_id=ids, lesion=[names[row["category_id"]] for row in rows])

@@ -9,12 +9,12 @@ import hashlib
 import logging
 import shutil
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -39,6 +39,11 @@ SEARCHED = {"image_id": "string", "status": "string", "reason": "string", "lesio
 """``searched.parquet``: each photograph, ok or unreadable, and how many lesions were found."""
 
 
+def searchable(index: pd.DataFrame) -> "pd.Series[bool]":
+    """Photographs for grading or with masks."""
+    return index["subset"].isin(["grading", "segmentation"])
+
+
 def detect_lesions(
     dataset: str,
     index: Path,
@@ -48,10 +53,11 @@ def detect_lesions(
     params: Lesions,
     out: Path,
     shard: tuple[int, int] = (0, 1),
+    select: Callable[[pd.DataFrame], Any] = searchable,
 ) -> None:
     """Search every usable photograph, tile by tile, and write ``lesions.parquet`` in original pixels.
 
-    Usable are photographs for grading or with masks whose status is ok in the index and in ``crops.parquet``.
+    Usable are photographs that ``select`` picks and whose status is ok in the index and in ``crops.parquet``.
     One without a lesion has no row. ``searched.parquet`` beside ``out`` has a row for each photograph, also
     for one that cannot be read, with the reason.
 
@@ -68,6 +74,7 @@ def detect_lesions(
         params: batch size and what to keep.
         out: the table to write, sorted by image_id, then by falling score.
         shard: number of this job and how many there are; (0, 1) is all.
+        select: which rows of the index to search; those for grading or with masks unless told otherwise.
 
     Raises:
         UserError: no such shard, or not one photograph can be read.
@@ -78,9 +85,10 @@ def detect_lesions(
     find = TileDetector(detector, params.min_score)
     tiling = Tiling(boxes.tile, boxes.overlap, boxes.scale)
     root = raw_root(dataset)
-    rows = _usable(index, crops)
+    rows = _usable(index, crops, select)
     files = [index, crops, detector / "config.py", detector / "model.pth"]
-    said = [str(root), repr(tiling), params.model_dump_json(), str(PART), *map(sha256, files)]
+    said = [str(root), repr(tiling), params.model_dump_json(), str(PART), ",".join(rows["image_id"])]
+    said += map(sha256, files)
     folder = _parts_folder(out, hashlib.sha256("\n".join(said).encode()).hexdigest()[:16])
     starts = range(0, len(rows), PART)
     parts = [folder / f"{start:07d}.parquet" for start in starts]
@@ -95,10 +103,10 @@ def detect_lesions(
         shutil.rmtree(folder.parent)
 
 
-def _usable(index: Path, crops: Path) -> pd.DataFrame:
+def _usable(index: Path, crops: Path, select: Callable[[pd.DataFrame], Any]) -> pd.DataFrame:
     """Image_id, path and crop box of the photographs to search, by image_id."""
     table = read_table(index, INDEX)
-    table = table[table["subset"].isin(["grading", "segmentation"]) & (table["status"] == "ok")]
+    table = table[select(table) & (table["status"] == "ok")]
     boxes = read_table(crops, CROPS)
     boxes = boxes.loc[boxes["status"] == "ok", ["image_id", "x0", "y0", "x1", "y1"]]
     return table[["image_id", "path"]].merge(boxes, on="image_id").sort_values("image_id", ignore_index=True)

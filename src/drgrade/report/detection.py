@@ -6,65 +6,81 @@ from typing import Any
 
 import pandas as pd
 
-from drgrade.errors import UserError
 from drgrade.report.page import Page, cell
 from drgrade.report.plots import froc_chart
 from drgrade.schema import LESION_NAMES
 
 ROWS = {"all": "all", **LESION_NAMES}
 AT_ONE = "sensitivity at 1 false alarm"
+COCO_KEYS = ("AP", "AP50", "AP75", "AR100")
+RULES = {
+    "iou": "their boxes overlap by an IoU of 0.5 or more",
+    "centre": "its centre lies in the lesion's box",
+}
 
 
-def add_detector(page: Page, metrics: Mapping[str, Any], path: Path, out: Path) -> None:
+def add_detector(
+    page: Page, tiles: Mapping[str, Any], measured: Mapping[str, Any], verdicts: Path, out: Path
+) -> None:
     """Section of the detector: precision, F1 and sensitivity by lesion and by size, and ``froc.png``.
 
     Args:
         page: to add to.
-        metrics: ``metrics.json`` of the stage detector.
-        path: where they were read, for messages.
+        tiles: ``metrics.json`` of the stage detector.
+        measured: ``metrics.json`` of the stage lesion_metrics.
+        verdicts: its sheet of hits, misses and false alarms.
         out: folder of the figure.
-
-    Raises:
-        UserError: the metrics are of an older detector, without FROC.
     """
-    if "froc" not in metrics:
-        raise UserError(f"{path}: lacks the key 'froc'; run the stage detector again")
-    found = metrics["froc"]
-    unit, count = found["unit"], found["photographs"]
+    split, kind = ("test", "test") if measured["test"] else ("val", "validation")
+    found = measured[split]
+    same = (
+        ", the very ones measured here for want of a test photograph with masks: precision, recall and F1 "
+        "are a little too good."
+    )
     froc_chart(found, out / "froc.png")
     page.section(
         "Lesion detector",
-        f"On {count} validation photograph{'s' * (count != 1)}, {found['images']} {unit}s. A detection hits "
-        "a lesion of its kind when their boxes overlap by an IoU of 0.5 or more; a second box on a lesion is "
-        f"a false alarm. False alarms are counted for each {unit}. Score: the threshold of the highest F1, "
-        "chosen on these very photographs, so precision, recall and F1 are a little too good.",
+        f"On {count(found['photographs'], f'{kind} photograph')} with masks. A detection hits a lesion of "
+        f"its kind when {RULES[measured['rule']]}; a second box on a lesion is a false alarm. Score: the "
+        f"threshold of the highest F1 on {count(measured['val']['photographs'], 'validation photograph')}"
+        + ("." if split == "test" else same),
     )
-    page.table(lesion_table(metrics), f"Validation {unit}s, all lesions and by kind")
+    page.table(lesion_table(found), f"{kind.capitalize()} photographs, all lesions and by kind")
     page.image(
         out / "froc.png",
         "FROC curves: sensitivity against false alarms, a line for each kind of lesion; read at 1 in the "
         "table above.",
-        f"Share of the lesions found, by the number of false alarms for each {unit}. Grey: 95 % interval for "
-        "all lesions, a bootstrap over photographs; drawn from 5 photographs on.",
+        "Share of the lesions found, by the number of false alarms for each photograph. Grey: 95 % interval "
+        "for all lesions, a bootstrap over photographs; drawn from 5 photographs on.",
     )
     page.table(
-        size_table(found), f"Share of the lesions found at that score, by side in pixels of the {unit}"
+        size_table(found), "Share of the lesions found at that score, by side in pixels of the photograph"
     )
+    page.image(
+        verdicts,
+        "Cutouts of photographs around boxes: lesions found, lesions missed, and false alarms of each kind.",
+        f"What became of boxes on {kind} photographs at that score. Solid: hit; dashed: missed; dotted: "
+        "false alarm, best score first.",
+    )
+    page.table(tile_table(tiles), "COCO figures on the validation tiles, as the training saw them")
 
 
-def lesion_table(metrics: Mapping[str, Any]) -> pd.DataFrame:
-    """A row for all lesions and for each kind: AP and its kin, and the figures at the chosen score."""
-    found = metrics["froc"]
+def count(number: int, what: str) -> str:
+    """A number with its noun in singular or plural."""
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
+def lesion_table(found: Mapping[str, Any]) -> pd.DataFrame:
+    """A row for all lesions and for each kind: AP50, and the figures at the chosen score."""
     one = found["rates"].index(1.0)
     rows = []
     for lesion, name in ROWS.items():
-        precision = metrics if lesion == "all" else metrics["lesions"][lesion]
         row = found[lesion]
         rows.append(
             {
                 "lesion": name,
-                "boxes": row["boxes"],
-                **{key: precision[key] for key in ("AP", "AP50", "AP75", "AR100")},
+                "lesions": row["boxes"],
+                "AP50": row["AP50"],
                 AT_ONE: row["sensitivity"][one],
                 "95 % interval": _interval(row["low"][one], row["high"][one]),
                 "score": row.get("score"),
@@ -72,6 +88,14 @@ def lesion_table(metrics: Mapping[str, Any]) -> pd.DataFrame:
             }
         )
     return pd.DataFrame(rows)
+
+
+def tile_table(metrics: Mapping[str, Any]) -> pd.DataFrame:
+    """A row for all lesions and for each kind: average precision and recall as COCO has them."""
+    rows = {name: metrics if lesion == "all" else metrics["lesions"][lesion] for lesion, name in ROWS.items()}
+    return pd.DataFrame(
+        [{"lesion": name} | {key: row[key] for key in COCO_KEYS} for name, row in rows.items()]
+    )
 
 
 def size_table(found: Mapping[str, Any]) -> pd.DataFrame:

@@ -149,6 +149,8 @@ def parameters(name: str, params: Mapping[str, Any]) -> str:
     experiment = params["experiments"][name]
     used = {key: params[key] for key in ("datasets", "roles", "index", "crop", "grade")}
     used["experiment"] = experiment
+    probes = {"knn", "linear"} - {experiment["grader"]}
+    used["grade"] = {key: value for key, value in params["grade"].items() if key not in probes}
     if experiment["start"] in params["pretrain"]:
         used["pretrain"] = {experiment["start"]: params["pretrain"][experiment["start"]]}
         used |= {key: params[key] for key in ("lesion_boxes", "detector", "lesions", "patches")}

@@ -133,7 +133,7 @@ def froc_chart(found: Mapping[str, Any], path: Path) -> None:
 
     Args:
         found: unit, rates and, for ``all`` and each kind that has a box, boxes, sensitivity, low, high: as
-            ``froc`` of the detector's metrics.
+            ``val`` of the stage lesion_metrics.
         path: PNG to write.
     """
     rates = np.array(found["rates"])

@@ -29,6 +29,7 @@ def make_report(
     lesions: Path,
     patches_statistics: Path,
     detector_metrics: Path,
+    lesion_metrics: Path,
     leaderboard: Path,
     metrics: Path,
     params: dict[str, Any],
@@ -44,6 +45,7 @@ def make_report(
         lesions: ``lesions.parquet``.
         patches_statistics: JSON of the stage patches.
         detector_metrics: JSON of the stage detector.
+        lesion_metrics: JSON of the stage lesion_metrics, its ``verdicts.png`` beside it.
         leaderboard: ``leaderboard.csv``, with the stage's ``external.csv`` and ``figures/`` beside it.
         metrics: ``metrics.json`` of the stage evaluate.
         params: the whole resolved params.
@@ -74,7 +76,8 @@ def make_report(
     add_external(page, leaderboard.with_name("external.csv"))
     add_inputs(page, counts, rows, params)
     add_pictures(page, out, params, heat_maps)
-    add_detector(page, read_json(detector_metrics), detector_metrics, out)
+    verdicts = lesion_metrics.with_name("verdicts.png")
+    add_detector(page, read_json(detector_metrics), read_json(lesion_metrics), verdicts, out)
     page.section("Patches")
     page.table(flattened(read_json(patches_statistics)), "Detections that pass the patch filter, by score")
     page.section("Model cards")

@@ -1,4 +1,4 @@
-"""What a detector found, missed and made up: a contact sheet for scripts that have photographs and masks."""
+"""What a detector found, missed and made up: a contact sheet."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
