@@ -32,13 +32,19 @@ class Regressor(nn.Module):
     def __init__(self, encoder: str, start: str) -> None:
         super().__init__()
         self.encoder = create_encoder(encoder, start)
-        self.head = nn.Linear(width(self.encoder), 1)
-        nn.init.normal_(self.head.weight, std=0.01)
-        nn.init.constant_(self.head.bias, 1.0)
+        self.head = regression_head(width(self.encoder))
 
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
         """Scores (B,)."""
         return self.head(self.encoder(batch)).squeeze(1)
+
+
+def regression_head(features: int) -> nn.Linear:
+    """One linear unit: weights of mean 0 and deviation 0.01, so that every score starts about grade 1."""
+    head = nn.Linear(features, 1)
+    nn.init.normal_(head.weight, std=0.01)
+    nn.init.constant_(head.bias, 1.0)
+    return head
 
 
 class FineTune(Module):
