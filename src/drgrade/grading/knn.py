@@ -1,0 +1,144 @@
+"""Grade by the nearest training photographs in the space of a frozen encoder.
+
+Weighted k-NN of Wu et al. (CVPR 2018), which self-supervised encoders are judged by since: neighbours by
+cosine, votes of exp(cosine / temperature). Nothing is learnt, so nothing but the encoder is measured.
+Deviations from its use in arXiv 2410.00779: k is chosen on validation, the votes of all grades make a
+probability and so an expected grade, and any number of photographs will do. Splits keep patients apart, so
+no neighbour is the other eye.
+"""
+
+import json
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+from torch import nn
+
+from drgrade.encoders import read_tensors
+from drgrade.files import write_json
+from drgrade.grading.base import GRADERS, Grader, Training
+from drgrade.grading.features import Frozen, best, features
+from drgrade.images.store import Pictures
+from drgrade.schema import GRADES
+from drgrade.seeding import seed_everything
+from drgrade.training import device, save_tensors
+
+CHUNK = 256
+"""Photographs compared at once with all of training: bounds memory."""
+
+
+class Bank(nn.Module):
+    """Training photographs to compare with.
+
+    Args:
+        features: of a frozen encoder, (n, D).
+        grades: 0-4, int64 (n,).
+    """
+
+    features: torch.Tensor
+    grades: torch.Tensor
+
+    def __init__(self, features: torch.Tensor, grades: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("features", nn.functional.normalize(features, dim=1))
+        self.register_buffer("grades", grades)
+
+    @torch.inference_mode()
+    def nearest(self, queries: np.ndarray, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The k nearest, or all where there are fewer.
+
+        Args:
+            queries: features (m, D).
+            k: neighbours.
+
+        Returns:
+            Cosines, falling, float64 (m, k), and grades, int64 (m, k), on the CPU.
+        """
+        k = min(k, len(self.grades))
+        cosines = torch.empty(len(queries), k, dtype=torch.float64)
+        grades = torch.empty(len(queries), k, dtype=torch.int64)
+        for start in range(0, len(queries), CHUNK):
+            part = slice(start, start + CHUNK)
+            chunk = nn.functional.normalize(torch.from_numpy(queries[part]).to(self.features.device), dim=1)
+            found, places = (chunk @ self.features.T).topk(k, dim=1)
+            cosines[part], grades[part] = found.double().cpu(), self.grades[places].cpu()
+        return cosines, grades
+
+
+def votes(cosines: torch.Tensor, grades: torch.Tensor, temperature: float) -> np.ndarray:
+    """Share of each grade in the neighbours' votes of exp(cosine / temperature).
+
+    Args:
+        cosines: of each photograph's neighbours, float64 (m, k).
+        grades: theirs, int64 (m, k).
+        temperature: above 0.
+
+    Returns:
+        float64 (m, 5), rows sum to 1.
+    """
+    weights = (cosines / temperature).softmax(dim=1)  # the shares, without overflow at low temperatures
+    shares = torch.zeros(len(cosines), len(GRADES), dtype=torch.float64)
+    return shares.scatter_add_(1, grades, weights).numpy()
+
+
+@GRADERS.register("knn")
+class Knn(Grader):
+    """The grader: its score is the expected grade among the neighbours' votes."""
+
+    frozen: Frozen
+    bank: Bank
+    k: int
+
+    def fit(self, training: Training) -> None:
+        """Remember the training photographs; choose k on validation, the first where nothing validates."""
+        seed_everything(training.seed, "head")  # as in finetune: the same seed, the same random encoder
+        self.frozen = Frozen(self.encoder, training.start, self.settings["input_size"])
+        found = features(self.frozen, training.train.images, training.train.rows)
+        self.bank = Bank(torch.from_numpy(found), torch.tensor(training.train.grades)).to(device())
+        candidates = self.settings["knn"]["k"]
+        self.k = candidates[0]
+        if not len(training.val):
+            return
+        found = features(self.frozen, training.val.images, training.val.rows)
+        cosines, grades = self.bank.nearest(found, max(candidates))
+        scores = {k: self._votes(cosines[:, :k], grades[:, :k]) @ np.array(GRADES) for k in candidates}
+        chosen, agreement = best(scores, training.val.grades)
+        self.k = int(chosen)
+        measured = {f"val_qwk_k{k}": value for k, value in agreement.items()}
+        training.run.metrics({**measured, "k": self.k, "val_qwk": agreement[chosen]})
+
+    def predict(self, images: Pictures, rows: np.ndarray) -> np.ndarray:
+        """Shares of the votes (n, 5)."""
+        return self._votes(*self.bank.nearest(features(self.frozen, images, rows), self.k))
+
+    def save(self, folder: Path) -> None:
+        """``model.safetensors`` (encoder; the training features and grades) and ``model.json``."""
+        save_tensors(nn.ModuleDict({"encoder": self.frozen, "bank": self.bank}), folder / "model.safetensors")
+        about = {
+            "grader": "knn",
+            "encoder": self.encoder,
+            "mean": self.frozen.mean,
+            "std": self.frozen.std,
+            "settings": self.settings,
+            "k": self.k,
+            "output": "expected grade, 0-4",
+            "use": "research only, not a diagnosis",
+        }
+        write_json(about, folder / "model.json")
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read both files; every tensor must fit."""
+        about = json.loads((folder / "model.json").read_text())
+        tensors = read_tensors(folder / "model.safetensors")
+        grader = cls(about["encoder"], about["settings"])
+        grader.k = about["k"]
+        grader.frozen = Frozen(about["encoder"], "random", about["settings"]["input_size"])
+        grader.bank = Bank(tensors["bank.features"], tensors["bank.grades"])
+        nn.ModuleDict({"encoder": grader.frozen, "bank": grader.bank}).load_state_dict(tensors)
+        grader.bank.to(device())
+        return grader
+
+    def _votes(self, cosines: torch.Tensor, grades: torch.Tensor) -> np.ndarray:
+        return votes(cosines, grades, self.settings["knn"]["temperature"])
