@@ -1,4 +1,7 @@
+import itertools
+
 import numpy as np
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,43 +11,154 @@ from drgrade.images.shards import write_store
 from drgrade.images.store import CropStore
 from drgrade.params import LesionContrastive
 from drgrade.pretrain.base import METHODS, Material
-from drgrade.pretrain.lesion_contrastive import window
+from drgrade.pretrain.contrastive import SupCon, projector
+from drgrade.pretrain.lesion_contrastive import LesionPairs
+from drgrade.pretrain.views import pair_views
 from drgrade.tracking import NullRun
 
-
-@given(st.floats(0, 500), st.floats(0, 500), st.floats(1, 128), st.floats(1, 128), st.integers(0, 1000))
-def test_a_window_stays_inside_the_crop_and_holds_the_lesion(x, y, width, height, seed):
-    box = np.array([min(x, 512 - width), min(y, 512 - height), min(x + width, 512), min(y + height, 512)])
-    left, top = window(box, 128, 512, np.random.default_rng(seed))
-    assert 0 <= left <= 384
-    assert 0 <= top <= 384
-    # a box of nearly 128 px between two pixels cannot be held whole: at most the partial pixel is cut
-    assert left <= box[0] + 1
-    assert left + 128 >= box[2] - 1
-    assert top <= box[1] + 1
-    assert top + 128 >= box[3] - 1
+TINY = LesionContrastive(encoder="test_efficientnet", start="random", epochs=3, batch_size=4)
 
 
-def test_offsets_are_uniform():
-    box = np.array([200.0, 300.0, 216.0, 316.0])
-    rng = np.random.default_rng(0)
-    lefts = np.array([window(box, 128, 512, rng)[0] for _ in range(20_000)])
-    counts = np.bincount(lefts - 88, minlength=113)
-    assert (lefts.min(), lefts.max()) == (88, 200)  # x2 - 128 .. x1
-    assert counts.min() > 100  # 177 expected at each of 113 places
+class Run(NullRun):
+    """Keeps what it is told; stops the training when told of ``last``."""
+
+    def __init__(self, last=None):
+        super().__init__()
+        self.last, self.told, self.files = last, [], []
+
+    def metrics(self, values, step=0):
+        if step == self.last:
+            raise InterruptedError
+        self.told.append(values)
+
+    def artifact(self, path, folder=None):
+        self.files.append((path.name, path.stat().st_size))
 
 
-def test_the_loss_is_nt_xent_by_brute_force():
-    """Sections 7.4 and 16.6 of the paper's specification: cross-entropy over the 2N - 1 others."""
+def material(counts, *, rows=None, kinds=False):
+    """Photographs of noise with so many boxes each, in a store of 8."""
+    images = np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3))
+    number = itertools.count()
+    boxes = [
+        np.array([[n := next(number) % 40, n, n + 8.0, n + 9] for _ in range(count)]) for count in counts
+    ]
+    return Material(
+        images.astype(np.uint8),
+        np.arange(len(counts)) if rows is None else np.array(rows),
+        boxes,
+        32,
+        [np.arange(count) % 4 for count in counts] if kinds else None,
+    )
+
+
+def pairs(given, **changes):
+    params = TINY.model_dump() | changes
+    return LesionPairs(projector(params), given, params)
+
+
+def fitted(given, run=None, name="t", **changes):
+    params = TINY.model_dump() | changes
+    return METHODS.get("lesion_contrastive")(params).fit(given, name=name, key="k", run=run or NullRun())
+
+
+@given(st.lists(st.integers(1, 9), min_size=2, max_size=6), st.integers(1, 10), st.integers(0, 3))
+def test_an_epoch_shows_so_many_different_lesions_of_each_photograph(counts, k, epoch):
+    module = object.__new__(LesionPairs)
+    torch.nn.Module.__init__(module)
+    module.material, module.seed, module.settings = material(counts), 1, {"boxes_per_image": k}
+    things = module.things(epoch)
+    assert len({tuple(thing) for thing in things}) == len(things)
+    shown = [sorted(box for place, box in things if place == photograph) for photograph in range(len(counts))]
+    for boxes, count in zip(shown, counts, strict=True):
+        assert len(boxes) == min(k, count)
+        assert set(boxes) <= set(range(count))
+
+
+def test_all_lesions_come_up_equally_often():
+    module = pairs(material([5, 2, 1]), boxes_per_image=2)
+    seen = np.zeros((3, 5), int)
+    for epoch in range(2000):
+        np.add.at(seen, tuple(module.things(epoch).T), 1)
+    assert (np.abs(seen[0] - 800) < 110).all()  # five standard deviations
+    assert seen[1].tolist() == [2000, 2000, 0, 0, 0]
+    assert seen[2].tolist() == [2000, 0, 0, 0, 0]
+
+
+def test_what_a_photograph_shows_does_not_depend_on_the_others():
+    alone = pairs(material([6], rows=[4]), boxes_per_image=3).things(7)
+    among = pairs(material([9, 6, 2], rows=[0, 4, 5]), boxes_per_image=3).things(7)
+    assert alone[:, 1].tolist() == among[among[:, 0] == 1][:, 1].tolist()
+    other = pairs(material([6], rows=[4]), boxes_per_image=3, seed=2).things(7)
+    assert alone[:, 1].tolist() != other[:, 1].tolist()
+
+
+@pytest.mark.parametrize("window", ["inside", "published"])
+def test_views_are_windows_around_the_chosen_boxes(window):
+    given = material([3, 1, 2], rows=[2, 0, 1])
+    module = pairs(given, window=window)
+    things = np.array([[0, 2], [2, 1]])
+    expected = pair_views(
+        given.images, np.array([2, 1]), np.stack([given.boxes[0][2], given.boxes[2][1]]), 32,
+        module.settings["augment"], module.seeds(np.array([[2, 2], [1, 1]])), window=window,
+    )  # fmt: skip
+    assert torch.equal(module.views(things), expected)
+
+
+def test_positives_are_pairs_or_lesions_of_a_kind():
+    given = material([4, 4, 4], kinds=True)
     generator = torch.Generator().manual_seed(0)
-    first, second = torch.randn(5, 8, generator=generator), torch.randn(5, 8, generator=generator)
-    both = torch.nn.functional.normalize(torch.cat([first, second]), dim=1).double()
-    total = 0.0
-    for anchor in range(10):
-        others = [other for other in range(10) if other != anchor]
-        logits = torch.stack([both[anchor] @ both[other] / 0.07 for other in others])
-        total += float(torch.logsumexp(logits, 0) - both[anchor] @ both[(anchor + 5) % 10] / 0.07)
-    assert abs(float(NTXentLoss(temperature=0.07)(first, second)) - total / 10) < 1e-5
+    first, second = torch.randn(2, 3, 128, generator=generator)
+    things = np.array([[0, 1], [1, 3], [2, 1]])
+    assert pairs(given).compare(first, second, things) == NTXentLoss(0.07)(first, second)
+    found = pairs(given, positives="lesion").compare(first, second, things)
+    assert found == SupCon(0.07)(first, second, torch.tensor([1, 3, 1]))
+    method = METHODS.get("lesion_contrastive")
+    for positives, needed in (("pair", False), ("lesion", True)):
+        assert method(TINY.model_dump() | {"positives": positives}).needs_kinds is needed
+
+
+@pytest.mark.parametrize("changes", [
+    {"optimiser": "lars", "lr": 0.3, "head": "linear", "warmup": 0.5},
+    {"optimiser": "adamw", "lr": 1e-3, "positives": "lesion", "boxes_per_image": 3, "window": "published"},
+])  # fmt: skip
+def test_options_train(tmp_path, monkeypatch, changes):
+    monkeypatch.chdir(tmp_path)
+    start = projector(TINY.model_dump()).encoder.state_dict()
+    run = Run()
+    encoder = fitted(material([1, 2, 4, 5], kinds=True), run, epochs=1, **changes)
+    assert np.isfinite(run.told[0]["loss"])
+    moved = [key for key, value in encoder.state_dict().items() if not torch.equal(value.cpu(), start[key])]
+    assert "conv_stem.weight" in moved
+
+
+def test_each_epoch_is_told_and_the_first_views_are_shown(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = Run()
+    fitted(material([1] * 6), run, epochs=2)
+    assert [told.keys() >= {"loss", "alignment", "uniformity", "rank", "lr"} for told in run.told] == [
+        True
+    ] * 2
+    for told in run.told:
+        assert 0 < told["alignment"] < 4
+        assert -8 < told["uniformity"] < 0
+        assert 1 < told["rank"] <= 4  # one batch of four
+        assert told["scaled_alignment"] == pytest.approx(told["alignment"] / 0.14)
+    assert [name for name, size in run.files if size] == ["views.png"]
+
+
+def test_stopped_and_resumed_equals_undisturbed(tmp_path, monkeypatch):
+    weights = []
+    for folder, last in (("a", None), ("b", 1)):
+        (tmp_path / folder).mkdir()
+        monkeypatch.chdir(tmp_path / folder)
+        options = {"boxes_per_image": 2, "warmup": 0.3}
+        if last is not None:
+            with pytest.raises(InterruptedError):
+                fitted(material([1, 3, 2, 4]), Run(last), **options)
+        run = Run()
+        weights.append(fitted(material([1, 3, 2, 4]), run, **options).state_dict())
+        assert len(run.told) == (3 if last is None else 2)
+    assert all(torch.equal(value, weights[1][key]) for key, value in weights[0].items())
 
 
 def test_pretraining_learns_to_tell_photographs_apart(tmp_path, monkeypatch):
@@ -53,33 +167,27 @@ def test_pretraining_learns_to_tell_photographs_apart(tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     colours = rng.integers(40, 216, (8, 1, 1, 3))
     images = np.clip(colours + rng.integers(-20, 20, (8, 64, 64, 3)), 0, 255).astype(np.uint8)
-    losses = []
-
-    class Run(NullRun):
-        def metrics(self, values, step=0):
-            losses.append(values["loss"])
-
-    params = LesionContrastive(epochs=6, batch_size=8, start="random", lr=0.05).model_dump()
-    params["augment"] |= {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0, "grayscale": 0.0}
-    material = Material(images, np.arange(8), [np.array([[20.0, 20, 30, 30]])] * 8, 32)
-    encoder = METHODS.get("lesion_contrastive")(params).fit(material, name="t", key="k", run=Run())
-    assert losses[-1] < losses[0] - 0.5
-    assert encoder.eval()(torch.zeros(1, 3, 32, 32).to(next(encoder.parameters()).device)).shape == (1, 1280)
+    run = Run()
+    colourless = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0, "grayscale": 0.0}
+    augment = TINY.augment.model_dump() | colourless
+    given = Material(images, np.arange(8), [np.array([[20.0, 20, 30, 30]])] * 8, 32)
+    encoder = fitted(given, run, epochs=20, batch_size=8, lr=0.05, augment=augment)
+    losses = [told["loss"] for told in run.told]
+    assert losses[0] > 2
+    assert np.mean(losses[-3:]) < 1.2
+    assert encoder.eval()(torch.zeros(1, 3, 32, 32).to(next(encoder.parameters()).device)).shape == (1, 256)
 
 
 def test_a_store_of_any_lossless_format_gives_the_same_encoder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     images = np.random.default_rng(0).integers(0, 256, (6, 64, 64, 3)).astype(np.uint8)
-    params = LesionContrastive(epochs=1, batch_size=4, start="random").model_dump()
     rows, boxes = np.array([4, 0, 5, 2]), [np.array([[20.0, 20, 30, 30], [3, 5, 9, 8]])] * 4
     weights = []
     for source in ("array", "raw", "png"):
         if source != "array":
             write_store(images, tmp_path / f"{source}.json", source, shard_bytes=2 * 64 * 64 * 3)
         pictures = images if source == "array" else CropStore(tmp_path / f"{source}.json")
-        encoder = METHODS.get("lesion_contrastive")(params).fit(
-            Material(pictures, rows, boxes, 32), name=source, key="k", run=NullRun()
-        )
+        encoder = fitted(Material(pictures, rows, boxes, 32), name=source, epochs=1)
         weights.append(encoder.state_dict())
     for other in weights[1:]:
         for key, tensor in weights[0].items():

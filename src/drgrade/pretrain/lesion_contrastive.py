@@ -1,132 +1,84 @@
 """Lesion-based contrastive learning (Huang et al., MICCAI 2021, arXiv 2107.08274).
 
-Two augmented windows around the same detected lesion are pulled together, windows of other
-photographs are pushed away (NT-Xent). Every photograph with a lesion is visited once an epoch and
-shows one of its lesions. Deviation: windows stay inside the crop instead of being padded with black
-on the right and at the bottom (docs/deviations.md).
+Two augmented windows around the same detected lesion are pulled together, windows around other lesions are
+pushed away (NT-Xent). The published code shows one lesion of each photograph an epoch, so that no two of a
+batch are from one photograph; with ``boxes_per_image`` above 1 a batch may hold several of one, which then
+push each other away like any others (unless ``positives`` is ``lesion`` and they are of one kind).
 """
 
-import math
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from drgrade.encoders import create_encoder, normalisation, width
-from drgrade.images.augment import augment, normalise
-from drgrade.images.store import windows
 from drgrade.pretrain.base import METHODS, Material, Method
-from drgrade.seeding import derive, numpy_rng, seed_everything
-from drgrade.training import Batches, Module, device, fit, loader
+from drgrade.pretrain.contrastive import Contrast, Projector, SupCon, projector, train
+from drgrade.pretrain.views import pair_views
+from drgrade.seeding import numpy_rng
 
 
-class Projector(nn.Module):
-    """Encoder and the projection head of section 7.3: Linear-ReLU-Linear to 128 values.
-
-    Input: normalised patches (B, 3, P, P). Output: (B, 128), not yet of unit length.
-    """
-
-    def __init__(self, encoder: nn.Module) -> None:
-        super().__init__()
-        features = width(encoder)
-        self.encoder = encoder
-        self.head = nn.Sequential(nn.Linear(features, features), nn.ReLU(), nn.Linear(features, 128))
-
-    def forward(self, batch: torch.Tensor) -> torch.Tensor:
-        """Projections (B, 128)."""
-        return self.head(self.encoder(batch))
-
-
-def window(box: np.ndarray, patch: int, size: int, rng: np.random.Generator) -> tuple[int, int]:
-    """Left and top edge of a random ``patch`` window that holds the box and stays inside the crop.
-
-    Args:
-        box: (x1, y1, x2, y2) in crop pixels, no side longer than ``patch``.
-        patch: side of the window.
-        size: side of the crop, at least ``patch``.
-        rng: where chance comes from.
-    """
-    edges = []
-    for low, high in ((box[0], box[2]), (box[1], box[3])):
-        first = min(max(0, math.ceil(high - patch)), size - patch)
-        last = max(first, min(math.floor(low), size - patch))
-        edges.append(int(rng.integers(first, last + 1)))
-    return edges[0], edges[1]
-
-
-class LesionPairs(Module):
+class LesionPairs(Contrast):
     """Pairs of windows from the store of crops, augmented in batches on the device."""
 
     def __init__(self, network: Projector, material: Material, params: dict[str, Any]) -> None:
-        super().__init__()
-        from lightly.loss import NTXentLoss
-
-        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.mean, self.std = normalisation(params["encoder"])
+        super().__init__(network, params)
         self.material = material
-        self.settings = params
-        self.seed = params["seed"]
-        self.criterion = NTXentLoss(temperature=params["temperature"])
 
-    def train_dataloader(self) -> Any:
-        """Batches of photographs of this epoch."""
-        batches = Batches(
-            len(self.material.rows), self.settings["batch_size"], self.seed, self.current_epoch, True
+    def things(self, epoch: int) -> np.ndarray:
+        """Photograph and box, int64 (n, 2), places in the material.
+
+        Of each photograph ``boxes_per_image`` boxes, or all where there are fewer, drawn without replacement
+        from (seed, epoch, row).
+        """
+        counts = np.array([len(boxes) for boxes in self.material.boxes])
+        places = np.arange(counts.max())
+        rng = numpy_rng(self.seed, "box", epoch)
+        # drawn for every row of the store: a row's numbers do not depend on which others take part
+        chance = rng.random((len(places), len(self.material.images))).T[self.material.rows]
+        chance[places >= counts[:, None]] = np.inf
+        order = chance.argsort(axis=1)[:, : self.settings["boxes_per_image"]]
+        photograph, rank = np.nonzero(places[: order.shape[1]] < counts[:, None])
+        return np.stack([photograph, order[photograph, rank]], axis=1)
+
+    def views(self, things: np.ndarray) -> torch.Tensor:
+        """Two windows around each box, (2n, 3, P, P) in 0-1, first views first."""
+        rows = self.material.rows[things[:, 0]]
+        return pair_views(
+            self.material.images,
+            rows,
+            np.stack([self.material.boxes[place][box] for place, box in things]),
+            self.material.patch,
+            self.settings["augment"],
+            self.seeds(np.stack([rows, things[:, 1]], axis=1)),
+            window=self.settings["window"],
         )
-        return loader(batches)
 
-    def views(self, items: np.ndarray, view: int) -> torch.Tensor:
-        """One augmented window for each photograph, normalised (B, 3, P, P)."""
-        patch, size = self.material.patch, self.material.images.shape[1]
-        corners, seeds = [], []
-        for item in items:
-            boxes = self.material.boxes[item]
-            box = boxes[numpy_rng(self.seed, "box", self.current_epoch, int(item)).integers(len(boxes))]
-            rng = numpy_rng(self.seed, "window", self.current_epoch, int(item), view)
-            corners.append(window(box, patch, size, rng))
-            seeds.append(derive(self.seed, "augment", self.current_epoch, int(item), view))
-        cuts = windows(self.material.images, self.material.rows[items], np.array(corners), patch)
-        batch = torch.from_numpy(cuts).to(device()).permute(0, 3, 1, 2)
-        return normalise(augment(batch, self.settings["augment"], seeds, patch), self.mean, self.std)
+    def loss_function(self) -> nn.Module:
+        """NT-Xent, or with kinds of lesion as positives SupCon."""
+        if self.settings["positives"] == "pair":
+            return super().loss_function()
+        return SupCon(self.settings["temperature"])
 
-    def training_step(self, items: np.ndarray, _: int) -> torch.Tensor:
-        """NT-Xent over the 2B projections."""
-        batch = torch.cat([self.views(items, 0), self.views(items, 1)])
-        first, second = self.network(batch.contiguous(memory_format=torch.channels_last)).float().chunk(2)
-        loss = self.criterion(first, second)
-        self.losses.append(loss.detach())
+    def compare(self, first: torch.Tensor, second: torch.Tensor, things: np.ndarray) -> torch.Tensor:
+        """The loss between projections of first and second views, each (n, 128)."""
+        if self.settings["positives"] == "pair":
+            return super().compare(first, second, things)
+        assert self.material.kinds is not None
+        kinds = [self.material.kinds[place][box] for place, box in things]
+        loss: torch.Tensor = self.criterion(first, second, torch.tensor(kinds, device=first.device))
         return loss
-
-    def configure_optimizers(self) -> Any:
-        """SGD with Nesterov momentum, cosine to zero over all steps."""
-        optimizer = torch.optim.SGD(
-            self.network.parameters(),
-            lr=self.settings["lr"],
-            momentum=0.9,
-            nesterov=True,
-            weight_decay=self.settings["weight_decay"],
-        )
-        steps = len(Batches(len(self.material.rows), self.settings["batch_size"], self.seed, 0, True))
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps * self.settings["epochs"])
-        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
 
 @METHODS.register("lesion_contrastive")
 class LesionContrastive(Method):
     """The method: its block is :class:`drgrade.params.LesionContrastive`."""
 
+    def __init__(self, params: dict[str, Any]) -> None:
+        super().__init__(params)
+        self.needs_kinds = params["positives"] == "lesion"
+
     def fit(self, material: Material, *, name: str, key: str, run: Any) -> nn.Module:
         """Train and return the encoder; the projection head is dropped."""
-        seed_everything(self.settings["seed"], "head")
-        network = Projector(create_encoder(self.settings["encoder"], self.settings["start"]))
-        module = LesionPairs(network, material, self.settings)
-        fit(
-            module,
-            name=name,
-            epochs=self.settings["epochs"],
-            seed=self.settings["seed"],
-            key=(key, self.settings, material.patch),
-            run=run,
-        )
-        return network.encoder
+        module = LesionPairs(projector(self.settings), material, self.settings)
+        return train(module, name=name, key=(key, material.patch), run=run)

@@ -1,0 +1,238 @@
+"""What contrastive methods share, whatever their views show: head, losses, optimisers, schedule, training.
+
+Two views of a thing are pulled together behind a projection head and those of other things pushed away
+(SimCLR, Chen et al., ICML 2020, arXiv 2002.05709), with the settings of Huang et al., MICCAI 2021
+(arXiv 2107.08274).
+"""
+
+import logging
+import tempfile
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from drgrade.encoders import create_encoder, normalisation, width
+from drgrade.errors import UserError
+from drgrade.images.augment import normalise
+from drgrade.pretrain.monitor import Monitor, save_views
+from drgrade.seeding import derive, seed_everything
+from drgrade.training import Batches, Module, fit, loader
+
+log = logging.getLogger(__name__)
+
+PROJECTION = 128
+"""Values that a feature vector is projected to."""
+
+
+class Projector(nn.Module):
+    """Encoder and projection head: Linear-ReLU-Linear (``mlp``) or one Linear (``linear``).
+
+    Input: normalised pictures (B, 3, P, P). Output: features (B, D) and projections (B, 128), not yet of
+    unit length.
+    """
+
+    def __init__(self, encoder: nn.Module, head: str = "mlp") -> None:
+        super().__init__()
+        features = width(encoder)
+        self.encoder = encoder
+        last = nn.Linear(features, PROJECTION)
+        self.head = (
+            last if head == "linear" else nn.Sequential(nn.Linear(features, features), nn.ReLU(), last)
+        )
+
+    def forward(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, D) and projections (B, 128)."""
+        features = self.encoder(batch)
+        return features, self.head(features)
+
+
+class SupCon(nn.Module):
+    """Supervised contrastive loss (Khosla et al., NeurIPS 2020, arXiv 2004.11362, equation 2).
+
+    Positives of a view are all other views of its kind in the batch, over all devices; where each thing is
+    of a kind of its own this is NT-Xent. lightly has no such loss.
+
+    Args:
+        temperature: divides the cosines.
+    """
+
+    def __init__(self, temperature: float) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(self, first: Tensor, second: Tensor, kinds: Tensor) -> Tensor:
+        """Mean over all views of the mean over their positives, a scalar.
+
+        Args:
+            first: projections of the first view of each thing, (n, d).
+            second: of the second, (n, d).
+            kinds: integers (n,).
+        """
+        from lightly.utils import dist
+
+        views = nn.functional.normalize(torch.cat([first, second]), dim=1)
+        labels = kinds.repeat(2)
+        everyone, everyones = views, labels
+        if dist.world_size() > 1:
+            everyone, everyones = torch.cat(dist.gather(views)), torch.cat(dist.gather(labels))
+        logits = views @ everyone.T / self.temperature  # (2n, 2n * devices)
+        itself = torch.zeros_like(logits, dtype=torch.bool)
+        own = torch.arange(len(views), device=views.device)
+        itself[own, own + dist.rank() * len(views)] = True
+        alike = (labels[:, None] == everyones) & ~itself
+        others = logits.masked_fill(itself, float("-inf")).logsumexp(dim=1, keepdim=True)
+        return -(((logits - others) * alike).sum(1) / alike.sum(1)).mean()
+
+
+def optimiser(network: nn.Module, params: dict[str, Any]) -> torch.optim.Optimizer:
+    """The optimiser that ``params`` names, all with momentum 0.9 (Nesterov; AdamW: betas 0.9 and 0.999).
+
+    Weight decay is on all parameters with sgd, as published; with lars and adamw not on biases and norms,
+    whose steps lars does not scale either (Chen et al., 2020).
+    """
+    from timm.optim import create_optimizer_v2
+
+    name = {"sgd": "sgd", "lars": "nlars", "adamw": "adamw"}[params["optimiser"]]
+    return create_optimizer_v2(
+        network,
+        name,
+        lr=params["lr"],
+        weight_decay=params["weight_decay"],
+        momentum=0.9,
+        filter_bias_and_bn=name != "sgd",
+    )
+
+
+def schedule(
+    optimizer: torch.optim.Optimizer, steps: int, warmup: float
+) -> torch.optim.lr_scheduler.LambdaLR:
+    """Learning rate by step: linear to its peak over a share ``warmup`` of ``steps``, then cosine.
+
+    The first step has 1/n of the peak where n steps warm up, the n-th and the next have the peak; zero is
+    reached right after the last step, so that none is wasted.
+    """
+    from lightly.utils.scheduler import CosineWarmupScheduler
+
+    return CosineWarmupScheduler(
+        optimizer, warmup_epochs=round(warmup * steps), max_epochs=steps + 1, start_value=1, end_value=0
+    )
+
+
+class Contrast(Module):
+    """One training. A subclass says which things an epoch shows, and gives two views of each.
+
+    Args:
+        network: encoder and head.
+        params: a block of :class:`drgrade.params.Contrastive`.
+    """
+
+    def __init__(self, network: Projector, params: dict[str, Any]) -> None:
+        super().__init__()
+        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.mean, self.std = normalisation(params["encoder"])
+        self.settings = params
+        self.seed = params["seed"]
+        self.criterion = self.loss_function()
+        self.monitor = Monitor(params["temperature"])
+        self.shown = np.empty(0)
+
+    def loss_function(self) -> nn.Module:
+        """NT-Xent, against the views on all devices."""
+        from lightly.loss import NTXentLoss
+
+        return NTXentLoss(temperature=self.settings["temperature"], gather_distributed=True)
+
+    @abstractmethod
+    def things(self, epoch: int) -> np.ndarray:
+        """What an epoch shows, one row for each thing (n, ...); n is the same for all epochs."""
+
+    @abstractmethod
+    def views(self, things: np.ndarray) -> Tensor:
+        """Two augmented views of each of n things, (2n, 3, P, P) in 0-1 on the device, first views first."""
+
+    def compare(self, first: Tensor, second: Tensor, things: np.ndarray) -> Tensor:
+        """The loss between projections of first and second views, each (n, 128)."""
+        loss: Tensor = self.criterion(first, second)
+        return loss
+
+    def seeds(self, keys: np.ndarray) -> np.ndarray:
+        """Seeds of two views for each row of ``keys`` (n, m), int64 (n, 2), from (seed, epoch, key, view)."""
+        drawn = [
+            [derive(self.seed, "view", self.current_epoch, *key, view) for view in (0, 1)]
+            for key in keys.tolist()
+        ]
+        return np.array(drawn, np.int64)
+
+    def train_dataloader(self) -> Any:
+        """Batches of this epoch."""
+        self.shown = self.things(self.current_epoch)
+        return loader(self._batches(self.current_epoch))
+
+    def _batches(self, epoch: int) -> Batches:
+        return Batches(len(self.shown), self.settings["batch_size"], self.seed, epoch, True)
+
+    def training_step(self, items: np.ndarray, number: int) -> Tensor:
+        """Loss of a batch; items are rows of this epoch's things."""
+        things = self.shown[items]
+        views = self.views(things)
+        if self.current_epoch == 0 and number == 0 and self.trainer.is_global_zero:
+            self._show(views)
+        batch = normalise(views, self.mean, self.std).contiguous(memory_format=torch.channels_last)
+        features, projections = self.network(batch)
+        first, second = projections.float().chunk(2)
+        loss = self.compare(first, second, things)
+        self.losses.append(loss.detach())
+        self.monitor.see(features[: len(things)], first, second)
+        return loss
+
+    def _show(self, views: Tensor) -> None:
+        """Keep a picture of the first views with the run."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "views.png"
+            save_views(views, path)
+            self.run.artifact(path)
+
+    def validate(self) -> dict[str, float]:
+        """What the monitor saw in this epoch, of several processes the first one's share."""
+        return self.monitor.values()
+
+    def configure_optimizers(self) -> Any:
+        """The chosen optimiser; the learning rate follows :func:`schedule`, stepped every batch."""
+        optimizer = optimiser(self.network, self.settings)
+        self.shown = self.things(0)
+        steps = len(self._batches(0)) * self.settings["epochs"]
+        plan = schedule(optimizer, steps, self.settings["warmup"])
+        return [optimizer], [{"scheduler": plan, "interval": "step"}]
+
+
+def projector(params: dict[str, Any]) -> Projector:
+    """Encoder with its start weights and a new head, the same for the same seed.
+
+    Raises:
+        UserError: the encoder takes pictures of one size only, or its weights are missing or do not fit.
+    """
+    import timm
+
+    name = params["encoder"]
+    config = timm.get_pretrained_cfg(name, allow_unregistered=True)
+    # a vision transformer then interpolates its positions; its weights stay those of its own size
+    options = {"dynamic_img_size": True} if config and config.fixed_input_size else {}
+    seed_everything(params["seed"], "head")
+    try:
+        return Projector(create_encoder(name, params["start"], **options), params["head"])
+    except TypeError:
+        raise UserError(
+            f"encoder {name!r}: takes pictures of one size only; use a convolutional network, or a plain "
+            f"vision transformer such as vit_small_patch16_224"
+        ) from None
+
+
+def train(module: Contrast, *, name: str, key: tuple[Any, ...], run: Any) -> nn.Module:
+    """Train to the end and return the encoder; the head is dropped."""
+    settings = module.settings
+    fit(module, name=name, epochs=settings["epochs"], seed=module.seed, key=(*key, settings), run=run)
+    return module.network.encoder

@@ -1,0 +1,111 @@
+"""How a contrastive training goes beside its loss: are pairs close, are things apart, is the space used.
+
+Alignment and uniformity after Wang and Isola, ICML 2020 (arXiv 2005.10242), at their exponents and at the
+temperature of the loss; effective rank after Roy and Vetterli, EUSIPCO 2007. A k-NN QWK is not among them:
+pretraining sees no grades.
+"""
+
+from collections import deque
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+SAMPLE = 512
+"""Features that the rank is measured on, those seen last; it cannot exceed this."""
+PAIRS = 8
+"""Pairs of views that are shown."""
+
+
+def alignment(first: Tensor, second: Tensor) -> Tensor:
+    """Mean squared distance of the two views of each thing, unit vectors (n, d): 0 (same) to 4."""
+    return (first - second).square().sum(1).mean()
+
+
+def potential(points: Tensor, sharpness: float) -> Tensor:
+    """Values exp(-sharpness * squared distance) of all pairs of unit vectors (n, d): (n * (n - 1) / 2,).
+
+    The logarithm of its mean is the uniformity: 0 where all points are one, the lower the more they spread.
+    """
+    return torch.pdist(points).square().mul(-sharpness).exp()
+
+
+def effective_rank(features: Tensor) -> float:
+    """Exponential of the entropy of the singular values of features (n, d), as shares of their sum.
+
+    1 where all features are multiples of one, min(n, d) where no direction stands out, 0 where all are zero;
+    not a number where a feature is none.
+    """
+    if not bool(features.isfinite().all()):
+        return float("nan")
+    values = torch.linalg.svdvals(features.double().cpu())
+    if not float(values.sum()):
+        return 0.0
+    return float(torch.special.entr(values / values.sum()).sum().exp())
+
+
+class Monitor:
+    """Collects what an epoch shows, batch by batch; all networks are taken as they were at their step.
+
+    Args:
+        temperature: of the loss.
+    """
+
+    def __init__(self, temperature: float) -> None:
+        self.temperature = temperature
+        self._begin()
+
+    def _begin(self) -> None:
+        self._distances: list[Tensor] = []
+        self._potentials: dict[float, list[Tensor]] = {2.0: [], 1 / (2 * self.temperature): []}
+        self._features: deque[Tensor] = deque()
+
+    @torch.no_grad()
+    def see(self, features: Tensor, first: Tensor, second: Tensor) -> None:
+        """Take note of a batch.
+
+        Args:
+            features: of the encoder, of the first view of each thing, (n, D).
+            first: projections of these, of any length, (n, d).
+            second: projections of the second views, (n, d).
+        """
+        first, second = normalize(first.float(), dim=1), normalize(second.float(), dim=1)
+        self._distances.append(alignment(first, second))
+        for sharpness, seen in self._potentials.items():
+            seen.append((potential(first, sharpness).mean() + potential(second, sharpness).mean()) / 2)
+        self._features.append(features.detach().float())
+        while sum(map(len, self._features)) - len(self._features[0]) >= SAMPLE:
+            self._features.popleft()
+
+    def values(self) -> dict[str, float]:
+        """Means over the epoch's batches; begins anew.
+
+        - ``alignment``: squared distance of two views (exponent 2).
+        - ``uniformity``: log of the mean of exp(-2 * squared distance) over pairs of different things.
+        - ``scaled_alignment`` and ``scaled_uniformity``: the same with the squared distance over twice the
+          temperature; for NT-Xent on n pairs their sum and log(2n - 1) are about the loss.
+        - ``rank``: effective rank of the encoder's features.
+        """
+        if not self._features:
+            return {}
+        distance = float(torch.stack(self._distances).mean())
+        spread = [float(torch.stack(seen).mean().log()) for seen in self._potentials.values()]
+        measured = {
+            "alignment": distance,
+            "uniformity": spread[0],
+            "scaled_alignment": distance / (2 * self.temperature),
+            "scaled_uniformity": spread[-1],
+            "rank": effective_rank(torch.cat(list(self._features))[-SAMPLE:]),
+        }
+        self._begin()
+        return measured
+
+
+def save_views(views: Tensor, path: Path) -> None:
+    """A picture of the first pairs of views (2n, 3, P, P) in 0-1: first views above, second below."""
+    from torchvision.utils import save_image
+
+    pairs = len(views) // 2
+    shown = min(pairs, PAIRS)
+    save_image(torch.cat([views[:shown], views[pairs : pairs + shown]]).cpu(), path, nrow=shown)
