@@ -1,66 +1,269 @@
 """The shared training loop: a killed training ends as the undisturbed one, bit for bit."""
 
-import os
+import json
+import logging
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
-from drgrade.training import CHECKPOINTS, Batches
+from drgrade import training
+from drgrade.tracking import NullRun
+from drgrade.training import CHECKPOINTS, Batches, Module, fit, loader
 
+# each training is a child of one process that has imported everything, and kills itself where it is told to
 SCRIPT = """
-import sys, time
+import json, multiprocessing, os, signal, sys
 from pathlib import Path
-import numpy as np, pandas as pd
+import numpy as np, pandas as pd, torch
+from drgrade import training
+from drgrade.grading import finetune
 from drgrade.grading.base import Photographs, Training
-from drgrade.grading.finetune import Finetune
 from drgrade.params import Grade
 from drgrade.tracking import NullRun
 
-class Run(NullRun):
-    def metrics(self, values, step=0):
-        print("epoch", step, flush=True)
-        time.sleep(float(sys.argv[2]))
+PLACES = {"undisturbed": None, "step": (2, 1), "measured": (2,), "writing": (2,), "written": (3,)}
 
-rng = np.random.default_rng(0)
-images = rng.integers(0, 256, (12, 40, 40, 3), np.uint8)
-table = pd.DataFrame({"grade": np.arange(12) % 5, "row": np.arange(12)})
-params = Grade(input_size=32, epochs=4, batch_size=4).model_dump()
-grader = Finetune("tf_efficientnet_lite0", params)
-part = lambda rows: Photographs(images, table.iloc[rows])
-grader.fit(Training(part(slice(0, 8)), part(slice(8, 12)), "random", 3, "test", "key", Run()))
-grader.save(Path(sys.argv[1]))
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def train(folder, place, when):
+    os.chdir(folder)
+    class Run(NullRun):
+        def metrics(self, values, step=0):
+            with open("epochs", "a") as file:
+                file.write(f"{step}\\n")
+            if place == "measured" and (step,) == when:
+                kill()
+    step, save, remove = finetune.FineTune.training_step, torch.save, training.shutil.rmtree
+    def training_step(self, items, number):
+        if place == "step" and (self.current_epoch, number) == when:
+            kill()
+        return step(self, items, number)
+    def half(checkpoint, path):
+        save(checkpoint, path)
+        if place == "writing" and (checkpoint["epoch"],) == when:
+            os.truncate(path, os.path.getsize(path) // 2)
+            kill()
+    finetune.FineTune.training_step, torch.save = training_step, half
+    if place == "written":
+        training.shutil.rmtree = lambda *args, **options: kill()
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (12, 40, 40, 3), np.uint8)
+    table = pd.DataFrame({"grade": np.arange(12) % 5, "row": np.arange(12)})
+    params = Grade(input_size=32, epochs=4, batch_size=4).model_dump()
+    grader = finetune.Finetune("test_efficientnet", params)
+    part = lambda rows: Photographs(images, table.iloc[rows])
+    grader.fit(Training(part(slice(0, 8)), part(slice(8, 12)), "random", 3, "test", "key", Run()))
+    grader.save(Path("out"))
+
+def run(*arguments):
+    child = multiprocessing.get_context("fork").Process(target=train, args=arguments)
+    child.start()
+    child.join(120)
+    return child.exitcode
+
+codes = {}
+for place, when in PLACES.items():
+    os.makedirs(place)
+    codes[place] = [run(place, place, when)]
+    if when:
+        with open(f"{place}/epochs", "a") as file:
+            file.write("killed\\n")
+        codes[place].append(run(place, "", None))
+print(json.dumps(codes))
 """
 
 
-def train(folder: Path, out: str, pause: str = "0") -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, out, pause], cwd=folder, stdout=subprocess.PIPE, text=True
-    )  # fmt: skip
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("killed")
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT], cwd=folder, check=True, capture_output=True, text=True, timeout=300
+    )
+    codes = json.loads(done.stdout)
+    assert codes.pop("undisturbed") == [0], done.stderr
+    assert set(map(tuple, codes.values())) == {(-signal.SIGKILL, 0)}, codes
+    return folder
 
 
-def test_killed_and_resumed_equals_undisturbed(tmp_path):
-    (tmp_path / "a").mkdir()
-    (tmp_path / "b").mkdir()
-    undisturbed = train(tmp_path / "a", "out")
-    assert undisturbed.communicate(timeout=120)[0].splitlines() == [f"epoch {epoch}" for epoch in range(4)]
-    killed = train(tmp_path / "b", "out", "1.5")
-    lines = [killed.stdout.readline().strip() for _ in range(3)]
-    assert lines == ["epoch 0", "epoch 1", "epoch 2"]
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.wait()
-    resumed = train(tmp_path / "b", "out").communicate(timeout=120)[0].splitlines()
-    # epoch 2 was measured but not yet saved: it is done again
-    assert resumed == ["epoch 2", "epoch 3"]
-    assert not any((tmp_path / "b" / CHECKPOINTS).iterdir())
-    one, two = (load_file(tmp_path / name / "out/model.safetensors") for name in "ab")
+@pytest.mark.parametrize(("place", "epochs"), [
+    ("step", "0 1 killed 2 3"),  # in the middle of epoch 2
+    ("measured", "0 1 2 killed 2 3"),  # measured but not yet saved
+    ("writing", "0 1 2 killed 2 3"),  # half a checkpoint is none, and the one before it is still there
+    ("written", "0 1 2 3 killed"),  # nothing is left to do
+])  # fmt: skip
+def test_killed_anywhere_and_resumed_equals_undisturbed(killed, place, epochs):
+    assert (killed / "undisturbed/epochs").read_text().split() == ["0", "1", "2", "3"]
+    assert (killed / place / "epochs").read_text().split() == epochs.split()
+    assert not any((killed / place / CHECKPOINTS).iterdir())
+    one, two = (load_file(killed / name / "out/model.safetensors") for name in ("undisturbed", place))
     assert one.keys() == two.keys()
     assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+class Network(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.norm, self.out = nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)
+
+    def forward(self, batch):
+        return self.out(self.norm(self.hidden(batch))).squeeze(1)
+
+
+class Line(Module):
+    """Least squares on 12 points, 4 a step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.network = Network()
+        self.points = torch.randn(12, 4, generator=torch.Generator().manual_seed(1))
+        self.stop_at: tuple[int, int] | None = None
+        self.validated: list[list[torch.Tensor]] = []
+
+    def train_dataloader(self):
+        return loader(Batches(12, 4, 5, self.current_epoch))
+
+    def training_step(self, items, step):
+        if (self.current_epoch, step) == self.stop_at:
+            raise InterruptedError
+        loss = (self.network(self.points[items, :3]) - self.points[items, 3]).square().mean()
+        self.losses.append(loss.detach())
+        return loss
+
+    def validate(self):
+        self.validated.append([value.clone() for value in self.network.state_dict().values()])
+        return {}
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.network.parameters(), lr=0.1, momentum=0.9)
+
+
+class Remember(NullRun):
+    def __init__(self) -> None:
+        super().__init__()
+        self.values: list[dict[str, float]] = []
+
+    def metrics(self, values, step=0):
+        self.values.append(values)
+
+
+def trained(module: Line, epochs: int = 3, **options) -> Remember:
+    run = Remember()
+    fit(module, name="line", epochs=epochs, seed=5, key=["k"], run=run, **options)
+    return run
+
+
+def stepped(epochs: int, batches: int = 1) -> tuple[Line, list[dict[str, torch.Tensor]]]:
+    """By hand: the network's states after each step of the mean gradient of ``batches`` batches."""
+    module = Line()
+    optimizer, states = torch.optim.SGD(module.network.parameters(), lr=0.1, momentum=0.9), []
+    for epoch in range(epochs):
+        parts = Batches(12, 4, 5, epoch).batches
+        for start in range(0, len(parts), batches):
+            optimizer.zero_grad()
+            for items in parts[start : start + batches]:
+                points = module.points[items]
+                loss = (module.network(points[:, :3]) - points[:, 3]).square().mean()
+                (loss / batches).backward()
+            optimizer.step()
+            states.append({key: value.clone() for key, value in module.network.state_dict().items()})
+    return module, states
+
+
+def test_gradients_accumulate_over_batches(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    module = Line()
+    trained(module, accumulate=3)
+    _, states = stepped(3, batches=3)
+    assert len(states) == 3
+    for key, value in module.network.state_dict().items():
+        torch.testing.assert_close(value, states[-1][key], rtol=1e-6, atol=1e-6)
+
+
+def test_averaged_weights_validate_survive_a_stop_and_are_what_is_left(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    decay, (_, states) = 0.8, stepped(3)
+    average = {key: value.clone() for key, value in Line().network.state_dict().items()}
+    averages = []
+    for state in states:
+        for key, value in state.items():
+            moves = value.is_floating_point()
+            average[key] = decay * average[key] + (1 - decay) * value if moves else value
+        averages.append(dict(average))
+    undisturbed, stopped, resumed = Line(), Line(), Line()
+    trained(undisturbed, weights_ema=decay)
+    stopped.stop_at = (2, 1)
+    with pytest.raises(InterruptedError):
+        trained(stopped, weights_ema=decay)
+    trained(resumed, weights_ema=decay)
+    for key, value in undisturbed.network.state_dict().items():
+        torch.testing.assert_close(value, averages[-1][key], rtol=1e-5, atol=1e-6)
+        assert torch.equal(value, resumed.network.state_dict()[key])
+    for found, expected in zip(undisturbed.validated, averages[2::3], strict=True):
+        for value, other in zip(found, expected.values(), strict=True):
+            torch.testing.assert_close(value, other, rtol=1e-5, atol=1e-6)
+
+
+def test_without_averaging_the_weights_are_those_of_the_last_step(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    module = Line()
+    trained(module)
+    _, states = stepped(3)
+    assert all(torch.equal(value, states[-1][key]) for key, value in module.network.state_dict().items())
+
+
+def test_each_epoch_reports_its_speed_and_the_time_left(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    clock = iter(range(0, 1000, 10))
+    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    with caplog.at_level(logging.INFO, "drgrade.training"):
+        run = trained(Line())
+    lines = [record.getMessage() for record in caplog.records if "epoch" in record.getMessage()]
+    # the clock goes on 10 s when it is read: at an epoch's start, for its speed, for what is left
+    assert [values["images_per_s"] for values in run.values] == [1.2] * 3
+    assert [line.split("  ")[-1] for line in lines] == ["0:00:40 left", "0:00:25 left", "0:00:00 left"]
+    assert lines[0].startswith("line  epoch 1/3  loss ")
+
+
+def test_chosen_networks_are_compiled(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda function: compile_(function, backend=backend))
+    plain, module = Line(), Line()
+    trained(plain)
+    assert not graphs
+    trained(module, compiled=[module.network])
+    assert graphs
+    assert module.network.state_dict().keys() == plain.network.state_dict().keys()
+    for key, value in module.network.state_dict().items():
+        torch.testing.assert_close(value, plain.network.state_dict()[key])
+
+
+@pytest.mark.parametrize(("gpu", "bfloat16", "expected"), [
+    (False, False, "32-true"), (True, False, "16-mixed"), (True, True, "bf16-mixed"),
+])  # fmt: skip
+def test_precision_is_what_the_device_has(monkeypatch, gpu, bfloat16, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    # every GPU "supports" bfloat16 when emulation counts
+    monkeypatch.setattr(
+        torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation or bfloat16
+    )
+    assert training.precision() == expected
 
 
 @pytest.mark.parametrize(("rows", "size", "drop", "sizes"), [

@@ -2,7 +2,8 @@
 
 A training that is killed resumes at its last finished epoch and ends with the weights of the
 undisturbed run, bit for bit on one CPU type: batches, augmentation and dropout are drawn from
-(seed, epoch, sample), and torch's threads are a fixed number.
+(seed, epoch, sample), and torch's threads are a fixed number. Several processes share every batch
+(:mod:`drgrade.distributed`) and take the step that one would take.
 """
 
 import hashlib
@@ -10,20 +11,27 @@ import json
 import logging
 import shutil
 import sys
+import time
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
+from drgrade.distributed import launch, mean_over_processes, rank, synchronised, world
+from drgrade.errors import UserError
 from drgrade.files import whole
 from drgrade.images.store import Pictures
+from drgrade.memory import keep_memory
 from drgrade.seeding import numpy_rng, seed_everything
 
 log = logging.getLogger(__name__)
@@ -32,9 +40,33 @@ CHECKPOINTS = Path(".cache/drgrade/training")
 
 
 class Batches(Dataset[Any]):
-    """The batches of one epoch: arrays of row numbers in an order drawn from (seed, epoch)."""
+    """The batches of one epoch: arrays of row numbers in an order drawn from (seed, epoch).
 
-    def __init__(self, rows: int, size: int, seed: int, epoch: int, drop_last: bool = False) -> None:
+    Of several processes each gets its share of every batch, all the same number, so that together they
+    hold the batch of one process; the rest of a last batch that cannot be shared out is left out.
+
+    Args:
+        rows: number of rows.
+        size: rows a batch, over all processes.
+        seed: of the order.
+        epoch: likewise.
+        drop_last: leave a last, smaller batch out unless it is the only one.
+        share: (rank, processes), by default as they have met.
+
+    Raises:
+        UserError: the processes cannot share a batch evenly, or are more than there are rows.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        size: int,
+        seed: int,
+        epoch: int,
+        drop_last: bool = False,
+        *,
+        share: tuple[int, int] | None = None,
+    ) -> None:
         order = numpy_rng(seed, "order", epoch).permutation(rows)
         self.batches = [order[start : start + size] for start in range(0, rows, size)]
         # BatchNorm cannot normalise a batch of one
@@ -44,6 +76,17 @@ class Batches(Dataset[Any]):
             and len(self.batches[-1]) < size
         ):
             self.batches.pop()
+        place, processes = share or (rank(), world())
+        if processes > 1:
+            if size % processes or rows < processes:
+                raise UserError(
+                    f"batch_size {size}, {rows} rows: {processes} processes cannot share them evenly; "
+                    f"make it a multiple, or start fewer"
+                )
+            shares = [
+                np.split(batch[: len(batch) // processes * processes], processes) for batch in self.batches
+            ]
+            self.batches = [share[place] for share in shares if len(share[place])]
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -64,8 +107,104 @@ class EpochSeed(Callback):
         self.seed = seed
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Seed for this epoch."""
-        seed_everything(self.seed, "epoch", trainer.current_epoch)
+        """Seed for this epoch; processes hold different pictures, and draw differently for them."""
+        other = (trainer.global_rank,) if trainer.global_rank else ()
+        seed_everything(self.seed, "epoch", trainer.current_epoch, *other)
+
+
+class Progress(Callback):
+    """How fast this training goes: pictures of the epoch and seconds since it and the process began."""
+
+    def __init__(self) -> None:
+        self.images, self.epochs = 0, 0
+        self.began = self.epoch_began = 0.0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the epoch's clock."""
+        self.images, self.epoch_began = 0, time.monotonic()
+        if not self.epochs:
+            self.began = self.epoch_began
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count what all processes have seen."""
+        self.images += len(batch) * trainer.world_size
+
+    def rate(self) -> float:
+        """Pictures a second of this epoch so far."""
+        return self.images / max(time.monotonic() - self.epoch_began, 1e-9)
+
+    def left(self, epochs: int) -> timedelta:
+        """Time for ``epochs`` more at the mean pace of this process; asked once at the end of each."""
+        self.epochs += 1
+        return timedelta(seconds=round((time.monotonic() - self.began) / self.epochs * epochs))
+
+
+class WeightsEMA(Callback):
+    """Exponential moving average of weights and BatchNorm statistics over the steps, kept in the checkpoint.
+
+    Args:
+        decay: share of the old average that stays at a step, 0-1.
+    """
+
+    def __init__(self, decay: float) -> None:
+        self.update = get_ema_multi_avg_fn(decay)
+        self.average: dict[str, torch.Tensor] = {}
+        self.step = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start from the start weights, or from the checkpoint's average."""
+        own = pl_module.state_dict()
+        kept = self.average or own
+        self.average = {key: kept[key].detach().to(value.device, copy=True) for key, value in own.items()}
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move on once a step of the optimiser."""
+        if trainer.global_step == self.step:
+            return  # gradients are still being added up
+        self.step = trainer.global_step
+        own = pl_module.state_dict()
+        moving = [key for key, value in own.items() if value.is_floating_point()]
+        with torch.no_grad():
+            self.update([self.average[key] for key in moving], [own[key] for key in moving], None)
+            for key in own.keys() - set(moving):
+                self.average[key].copy_(own[key])
+
+    @contextmanager
+    def applied(self, module: torch.nn.Module) -> Iterator[None]:
+        """``module`` with the averages in place of its weights, for a while."""
+        own = {key: value.detach().clone() for key, value in module.state_dict().items()}
+        module.load_state_dict(self.average)
+        try:
+            yield
+        finally:
+            module.load_state_dict(own)
+
+    def state_dict(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        return {"average": self.average, "step": self.step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """From the checkpoint."""
+        self.average, self.step = state_dict["average"], state_dict["step"]
+
+
+class WholeCheckpoint(TorchCheckpointIO):
+    """Checkpoints that are replaced at once.
+
+    Lightning's own pass through the system's temporary folder: from another disk they are copied over the
+    last good one, and a kill in the middle leaves neither.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Write beside ``path``, then rename."""
+        with whole(Path(path)) as partial:
+            torch.save(checkpoint, partial)
 
 
 class Module(pl.LightningModule):
@@ -76,19 +215,33 @@ class Module(pl.LightningModule):
         self.losses: list[torch.Tensor] = []
         self.label = ""
         self.run: Any = None
+        self.progress = Progress()
+        self.average: WeightsEMA | None = None
 
     def validate(self) -> dict[str, float]:
-        """Metrics of the finished epoch beside the training loss; none unless overridden."""
+        """Metrics of the finished epoch beside the training loss; none unless overridden.
+
+        Every process measures, on all data.
+        """
         return {}
 
     def on_train_epoch_end(self) -> None:
-        """Measure and report."""
-        values = {"loss": float(torch.stack(self.losses).mean()), **self.validate()}
+        """Measure and report; what is measured are the averaged weights where they are averaged."""
+        values = {"loss": float(mean_over_processes(torch.stack(self.losses).mean()))}
+        speed = {"images_per_s": self.progress.rate()}  # the loss has waited for the device
         self.losses.clear()
-        values["lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
-        shown = "  ".join(f"{key} {value:.4g}" for key, value in values.items())
-        log.info("%s  epoch %d/%d  %s", self.label, self.current_epoch + 1, self.trainer.max_epochs, shown)
-        self.run.metrics(values, step=self.current_epoch)
+        with self.average.applied(self) if self.average else nullcontext():
+            values |= self.validate()
+        values |= {"lr": self.trainer.optimizers[0].param_groups[0]["lr"], **speed}
+        epoch, epochs = self.current_epoch + 1, self.trainer.max_epochs or 0
+        left = self.progress.left(epochs - epoch)
+        if self.trainer.is_global_zero:
+            log.info("%s  epoch %d/%d  %s  %s left", self.label, epoch, epochs, _shown(values), left)
+            self.run.metrics(values, step=self.current_epoch)
+
+
+def _shown(values: Mapping[str, float]) -> str:
+    return "  ".join(f"{key} {value:.4g}" for key, value in values.items())
 
 
 def fingerprint(*parts: Any) -> str:
@@ -96,7 +249,18 @@ def fingerprint(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def fit(module: Module, *, name: str, epochs: int, seed: int, key: Sequence[Any], run: Any) -> None:
+def fit(
+    module: Module,
+    *,
+    name: str,
+    epochs: int,
+    seed: int,
+    key: Sequence[Any],
+    run: Any,
+    accumulate: int = 1,
+    weights_ema: float | None = None,
+    compiled: Sequence[torch.nn.Module] = (),
+) -> None:
     """Train ``module`` for ``epochs``, from its last finished epoch where there is one.
 
     Args:
@@ -106,32 +270,73 @@ def fit(module: Module, *, name: str, epochs: int, seed: int, key: Sequence[Any]
         seed: of everything random.
         key: all that identifies this training (params, digests of inputs); see :func:`fingerprint`.
         run: a :class:`drgrade.tracking.Run`.
+        accumulate: batches whose mean gradient makes one step, for losses that are means over the batch
+            (an optimiser's schedule then has ceil(batches / accumulate) steps an epoch); for contrastive
+            losses see :func:`drgrade.gradient_cache.chunked_backward`.
+        weights_ema: decay of an exponential moving average of the weights; it is what validates and what
+            ``module`` holds at the end. None: the weights themselves.
+        compiled: networks within ``module`` to run through ``torch.compile``. They stay compiled; sums may
+            differ in their last bits.
+
+    Raises:
+        UserError: the processes that train together were started in a way that does not work.
     """
-    folder = CHECKPOINTS / fingerprint(name, *key)
+    folder = CHECKPOINTS / fingerprint(name, *key, accumulate, weights_ema)
     last = folder / "last.ckpt"
     if last.exists():
         log.info("%s  resumes from %s", name, last)
-    module.label, module.run = name, run
-    checkpoint = ModelCheckpoint(
-        folder, filename="last", save_top_k=1, save_on_train_epoch_end=True, enable_version_counter=False
-    )
+    module.label, module.run, module.progress = name, run, Progress()
+    module.average = None if weights_ema is None else WeightsEMA(weights_ema)
+    if not torch.cuda.is_available():
+        keep_memory()
+    for network in compiled:
+        network.compile()
     with _quiet():
-        trainer = pl.Trainer(
-            accelerator="auto",
-            devices=1,
-            max_epochs=epochs,
-            logger=False,
-            precision="bf16-mixed" if torch.cuda.is_available() else "32-true",
-            callbacks=[EpochSeed(seed), checkpoint],
-            reload_dataloaders_every_n_epochs=1,
-            num_sanity_val_steps=0,
-            enable_progress_bar=sys.stderr.isatty(),
-            enable_model_summary=False,
-        )
+        trainer = _trainer(module, folder, epochs, seed, accumulate)
         trainer.fit(module, ckpt_path=str(last) if last.exists() else None)
     if trainer.interrupted:
         raise KeyboardInterrupt
-    shutil.rmtree(folder, ignore_errors=True)
+    if module.average:
+        module.load_state_dict(module.average.average)
+    if trainer.is_global_zero:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _trainer(module: Module, folder: Path, epochs: int, seed: int, accumulate: int) -> pl.Trainer:
+    checkpoint = ModelCheckpoint(
+        folder, filename="last", save_top_k=1, save_on_train_epoch_end=True, enable_version_counter=False
+    )
+    callbacks: list[Callback] = [EpochSeed(seed), module.progress, checkpoint]
+    plugins: list[Any] = [WholeCheckpoint()]
+    start = launch()
+    if start.processes > 1:
+        plugins.append(start.environment())
+        if torch.cuda.is_available():
+            synchronised(module)
+    return pl.Trainer(
+        accelerator="auto",
+        devices=start.devices,
+        num_nodes=start.nodes,
+        strategy="ddp" if start.processes > 1 else "auto",
+        plugins=plugins,
+        use_distributed_sampler=False,  # Batches shares out
+        max_epochs=epochs,
+        accumulate_grad_batches=accumulate,
+        logger=False,
+        precision=precision(),
+        callbacks=callbacks + ([module.average] if module.average else []),
+        reload_dataloaders_every_n_epochs=1,
+        num_sanity_val_steps=0,
+        enable_progress_bar=sys.stderr.isatty(),
+        enable_model_summary=False,
+    )
+
+
+def precision() -> Any:
+    """Lightning's name of the fastest arithmetic here: bfloat16 where the GPU has it and does not emulate."""
+    if not torch.cuda.is_available():
+        return "32-true"
+    return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
 
 
 def device() -> torch.device:

@@ -1,0 +1,123 @@
+"""Several processes that train one network together, one a GPU.
+
+They are started by ``torchrun`` or by SLURM's ``srun`` (any number of machines that share a disk), or by
+Lightning on this machine when ``DRGRADE_DEVICES`` asks for it; then each runs the same command. Without
+any of these a training is one process on one device.
+"""
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from drgrade.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+DEVICES = "DRGRADE_DEVICES"
+"""Environment variable: GPUs of this machine to train on, a number or ``all``. The default is 1, as Snakemake
+may run several trainings at once."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Who trains: ``devices`` processes on each of ``nodes`` machines, started by ``starter``."""
+
+    devices: int = 1
+    nodes: int = 1
+    starter: str = ""
+
+    @property
+    def processes(self) -> int:
+        """All of them."""
+        return self.devices * self.nodes
+
+    def environment(self) -> Any:
+        """Lightning's reader of what the starter says; None for one process."""
+        from lightning_fabric.plugins.environments import (
+            LightningEnvironment,
+            SLURMEnvironment,
+            TorchElasticEnvironment,
+        )
+
+        if self.processes == 1:
+            return None
+        if self.starter == "srun":
+            return SLURMEnvironment(auto_requeue=False)  # Snakemake starts it again, and it resumes
+        return TorchElasticEnvironment() if self.starter == "torchrun" else LightningEnvironment()
+
+
+def launch() -> Launch:
+    """How this process was started.
+
+    Raises:
+        UserError: machines with unequal numbers of processes, or more GPUs asked for than there are.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return _even("torchrun", int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"]))
+    # set by srun only: a batch script's own process stands alone, whatever it may start
+    tasks, machines = (int(os.environ.get(f"SLURM_STEP_NUM_{what}", 1)) for what in ("TASKS", "NODES"))
+    if tasks > 1 and "SLURM_NTASKS_PER_NODE" not in os.environ:
+        raise UserError(f"srun: {tasks} processes; say how many on each machine with --ntasks-per-node")
+    if tasks > 1:
+        return _even("srun", tasks, -(-tasks // machines))
+    asked = os.environ.get(DEVICES, "1")
+    if asked == "1":
+        return Launch()
+    import torch
+
+    here = torch.cuda.device_count() if torch.cuda.is_available() else os.cpu_count() or 1
+    if asked == "all":
+        return Launch(torch.cuda.device_count() or 1, starter="drgrade")
+    if not asked.isdigit() or not 1 <= int(asked) <= here:
+        raise UserError(f"{DEVICES}={asked}: give a number from 1 to {here}, or all")
+    return Launch(int(asked), starter="drgrade")
+
+
+def _even(starter: str, processes: int, here: int) -> Launch:
+    if processes % here:
+        raise UserError(
+            f"{starter}: {processes} processes, {here} of them here; start as many on every machine"
+        )
+    return Launch(here, processes // here, starter)
+
+
+def rank() -> int:
+    """Number of this process among those that train together, 0 for the first or only one.
+
+    Known from the start, before the processes have met: what is written or tracked once asks it.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        return int(os.environ["RANK"])
+    if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        return int(os.environ["SLURM_PROCID"])
+    return int(os.environ.get("LOCAL_RANK", 0))  # Lightning's own children
+
+
+def world() -> int:
+    """Processes that have met to train together, 1 before that."""
+    import torch.distributed as processes
+
+    return processes.get_world_size() if processes.is_available() and processes.is_initialized() else 1
+
+
+def mean_over_processes(value: "torch.Tensor") -> "torch.Tensor":
+    """The mean of a tensor over all processes, as it is for one."""
+    import torch.distributed as processes
+
+    if world() == 1:
+        return value
+    total = value.clone()
+    processes.all_reduce(total)
+    return total / world()
+
+
+def synchronised(network: "torch.nn.Module") -> None:
+    """Let every BatchNorm below ``network`` take its statistics over all processes, on GPUs.
+
+    By timm's converter: torch's, which Lightning's ``sync_batchnorm`` calls, drops the activation that
+    timm's BatchNorm layers hold.
+    """
+    from timm.layers import convert_sync_batchnorm
+
+    convert_sync_batchnorm(network)

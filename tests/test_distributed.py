@@ -1,0 +1,196 @@
+"""Two processes take the step that one takes on the joined batch."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from timm.layers import BatchNormAct2d
+from torch import nn
+
+from drgrade.distributed import Launch, launch, rank, synchronised
+from drgrade.errors import UserError
+from drgrade.training import Batches
+
+# in double precision, so that rounding hides nothing
+# children are forked from a process that has imported everything and computed nothing
+SCRIPT = """
+import json, multiprocessing, os, socket, sys
+import torch
+from lightly.loss import NTXentLoss
+from torch import nn
+from drgrade.gradient_cache import chunked_backward
+from drgrade.tracking import NullRun
+from drgrade.training import Batches, Module, fit, loader
+
+class Run(NullRun):
+    def metrics(self, values, step=0):
+        self.loss = values["loss"]
+
+class Small(Module):
+    def __init__(self, kind):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.views = torch.randn((2, 24, 6), generator=generator, dtype=torch.float64)
+        self.kind, self.automatic_optimization = kind, kind != "chunked"
+        torch.manual_seed(1)
+        self.network = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 4)).double()
+        self.criterion = NTXentLoss(0.1, gather_distributed="RANK" in os.environ)
+        self.seen = []
+    def train_dataloader(self):
+        return loader(Batches(24, 12, 3, self.current_epoch))
+    def nt_xent(self, embeddings):
+        return self.criterion(*embeddings.chunk(2))
+    def training_step(self, items, step):
+        self.seen.append(items.tolist())
+        batch = torch.cat([self.views[0, items], self.views[1, items]])
+        if self.kind == "mean":
+            loss = self.network(batch).square().mean()
+        elif self.kind == "contrastive":
+            loss = self.nt_xent(self.network(batch))
+        else:
+            loss = chunked_backward(self.network, batch.split(5), self.nt_xent, backward=self.manual_backward)
+            self.optimizers().step()
+            self.optimizers().zero_grad()
+        self.losses.append(loss.detach())
+        return loss
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.network.parameters(), lr=0.5, momentum=0.9)
+
+def train(out, environment):
+    os.environ.update(environment)
+    found = {}
+    for kind in ("mean", "contrastive", "chunked"):
+        module, run = Small(kind), Run()
+        fit(module, name=kind, epochs=2, seed=3, key=["k"], run=run)
+        weights = [value.tolist() for value in module.network.state_dict().values()]
+        found[kind] = {"weights": weights, "seen": module.seen, "loss": getattr(run, "loss", None)}
+    json.dump(found, open(out, "w"))
+
+fork = multiprocessing.get_context("fork").Process
+with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    port = free.getsockname()[1]
+shared = {"TORCHELASTIC_RUN_ID": "t", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+          "MASTER_PORT": str(port)}
+two = [fork(target=train, args=(f"two{rank}.json", shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}))
+       for rank in range(2)]
+jobs = [*two, fork(target=train, args=("one.json", {}))]
+for job in jobs:
+    job.start()
+for job in jobs:
+    job.join(120)
+sys.exit(max(job.exitcode if job.exitcode is not None else 99 for job in jobs))
+"""  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> dict[str, dict]:
+    folder = tmp_path_factory.mktemp("two")
+    alone = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "DRGRADE_DEV"))}
+    subprocess.run([sys.executable, "-c", SCRIPT], cwd=folder, env=alone, check=True, timeout=180)
+    return {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
+
+
+@pytest.mark.parametrize("kind", ["mean", "contrastive", "chunked"])
+def test_two_processes_take_the_steps_of_one_on_the_joined_batch(trained, kind):
+    one, first, second = (trained[name][kind] for name in ("one", "two0", "two1"))
+    assert first["loss"] == pytest.approx(one["loss"], rel=1e-12)
+    assert second["loss"] is None  # only the first reports
+    for whole, half, other in zip(one["weights"], first["weights"], second["weights"], strict=True):
+        np.testing.assert_allclose(half, whole, rtol=0, atol=1e-12)
+        np.testing.assert_array_equal(half, other)
+    joined = [left + right for left, right in zip(first["seen"], second["seen"], strict=True)]
+    assert joined == one["seen"]
+    assert [len(items) for items in first["seen"]] == [6] * 4
+
+
+def test_a_loss_in_chunks_is_the_loss_in_one(trained):
+    for whole, chunked in zip(
+        *(trained["one"][k]["weights"] for k in ("contrastive", "chunked")), strict=True
+    ):
+        np.testing.assert_allclose(chunked, whole, rtol=0, atol=1e-12)
+
+
+@given(st.integers(1, 60), st.integers(1, 5), st.integers(1, 4), st.booleans(), st.integers(0, 3))
+def test_shares_are_even_and_join_to_the_batches_of_one_process(rows, share, processes, drop, epoch):
+    size = share * processes
+    alone = Batches(rows, size, 1, epoch, drop)
+    if rows < processes:
+        with pytest.raises(UserError, match="cannot share them evenly"):
+            Batches(rows, size, 1, epoch, drop, share=(0, processes))
+        return
+    shares = [
+        list(Batches(rows, size, 1, epoch, drop, share=(r, processes)).batches) for r in range(processes)
+    ]
+    joined = [np.concatenate(parts) for parts in zip(*shares, strict=True)]
+    for parts in zip(*shares, strict=True):
+        assert {len(part) for part in parts} == {len(parts[0])} != {0}
+    for place, batch in enumerate(alone.batches):
+        kept = len(batch) // processes * processes
+        if kept:
+            np.testing.assert_array_equal(joined[place], batch[:kept])
+    assert len(joined) == sum(len(batch) >= processes for batch in alone.batches)
+
+
+def test_a_batch_that_cannot_be_shared_is_refused():
+    with pytest.raises(UserError, match="batch_size 10, 50 rows: 4 processes cannot share them evenly"):
+        Batches(50, 10, 1, 0, share=(1, 4))
+
+
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "RANK": "5", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}
+SRUN = {
+    "SLURM_STEP_NUM_TASKS": "6",
+    "SLURM_STEP_NUM_NODES": "3",
+    "SLURM_NTASKS_PER_NODE": "2",
+    "SLURM_PROCID": "4",
+}
+
+
+@pytest.mark.parametrize(("environment", "expected", "number"), [
+    ({}, Launch(1, 1), 0),
+    (TORCHRUN, Launch(4, 2, "torchrun"), 5),
+    (SRUN, Launch(2, 3, "srun"), 4),
+    ({"SLURM_NTASKS": "6", "SLURM_PROCID": "0"}, Launch(1, 1), 0),  # a batch script's own process
+    ({"DRGRADE_DEVICES": "2", "LOCAL_RANK": "1"}, Launch(2, 1, "drgrade"), 1),
+])  # fmt: skip
+def test_the_start_is_read_from_the_environment(monkeypatch, environment, expected, number):
+    for name in {*TORCHRUN, *SRUN, "LOCAL_RANK", "DRGRADE_DEVICES"}:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert (launch(), rank()) == (expected, number)
+
+
+@pytest.mark.parametrize(("environment", "message"), [
+    (TORCHRUN | {"WORLD_SIZE": "7"}, "torchrun: 7 processes, 4 of them here"),
+    ({"SLURM_STEP_NUM_TASKS": "2"}, "say how many on each machine with --ntasks-per-node"),
+    ({"DRGRADE_DEVICES": "many"}, "DRGRADE_DEVICES=many: give a number"),
+    ({"DRGRADE_DEVICES": "0"}, "DRGRADE_DEVICES=0: give a number"),
+])  # fmt: skip
+def test_a_start_that_cannot_work_is_refused(monkeypatch, environment, message):
+    monkeypatch.delenv("SLURM_NTASKS_PER_NODE", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=message):
+        launch()
+
+
+def test_synchronised_batchnorm_keeps_the_activation_of_timms_layers():
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), BatchNormAct2d(4)).eval()
+    pictures = torch.randn(2, 3, 8, 8)
+    before = network(pictures)
+    names = list(network.state_dict())
+    synchronised(network)
+    assert isinstance(network[1], nn.SyncBatchNorm)
+    assert torch.equal(network(pictures), before)
+    assert list(network.state_dict()) == names
+    assert (before >= 0).all()
