@@ -114,6 +114,18 @@ def test_the_schedule_rises_to_its_peak_and_is_zero_after_the_last_step(steps, w
     assert optimizer.param_groups[0]["lr"] == 0
 
 
+def test_the_loss_is_taken_in_full_precision():
+    module = Pairs(projector(block()), block())
+    projections = []
+    module.network.register_forward_hook(lambda network, given, found: projections.append(found[1]))
+    module.shown = module.things(0)
+    module.views = lambda things: torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = module.training_step(np.arange(4), 1)
+    assert projections[0].dtype == torch.bfloat16
+    assert torch.equal(loss, NTXentLoss(0.07)(*projections[0].float().chunk(2)))
+
+
 def stepped(network, params, steps=3):
     """Weights after some steps on fixed gradients."""
     generator = torch.Generator().manual_seed(0)

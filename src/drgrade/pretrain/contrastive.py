@@ -184,7 +184,8 @@ class Contrast(Module):
         batch = normalise(views, self.mean, self.std).contiguous(memory_format=torch.channels_last)
         features, projections = self.network(batch)
         first, second = projections.float().chunk(2)
-        loss = self.compare(first, second, things)
+        with torch.autocast(first.device.type, enabled=False):  # bfloat16 has 8 bits for a cosine over 0.07
+            loss = self.compare(first, second, things)
         self.losses.append(loss.detach())
         self.monitor.see(features[: len(things)], first, second)
         return loss
