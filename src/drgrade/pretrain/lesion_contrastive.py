@@ -32,13 +32,17 @@ class LesionPairs(Contrast):
         from (seed, epoch, row).
         """
         counts = np.array([len(boxes) for boxes in self.material.boxes])
-        places = np.arange(counts.max())
+        most = min(self.settings["boxes_per_image"], int(counts.max()))
         rng = numpy_rng(self.seed, "box", epoch)
         # drawn for every row of the store: a row's numbers do not depend on which others take part
-        chance = rng.random((len(places), len(self.material.images))).T[self.material.rows]
-        chance[places >= counts[:, None]] = np.inf
-        order = chance.argsort(axis=1)[:, : self.settings["boxes_per_image"]]
-        photograph, rank = np.nonzero(places[: order.shape[1]] < counts[:, None])
+        chance = rng.random((most, len(self.material.images)))[:, self.material.rows]
+        order = np.tile(np.arange(counts.max(), dtype=np.int32), (len(counts), 1))
+        every = np.arange(len(counts))
+        for place in range(most):  # the first steps of a Fisher-Yates shuffle, of all photographs at once
+            left = np.maximum(counts - place, 1)
+            other = place + np.floor(chance[place] * left).astype(np.int64)
+            order[every, place], order[every, other] = order[every, other], order[every, place]
+        photograph, rank = np.nonzero(np.arange(most) < counts[:, None])
         return np.stack([photograph, order[photograph, rank]], axis=1)
 
     def views(self, things: np.ndarray) -> torch.Tensor:
