@@ -1,0 +1,248 @@
+"""Local-to-global self-distillation: DINO (Caron et al., ICCV 2021) on fundus photographs (arXiv 2410.00779).
+
+The student sees small and large crops of a photograph, the teacher only the large ones; the student learns
+to say of any crop what the teacher says of another. The teacher is the student's moving average and is what
+is kept. Head and loss are lightly's, the numbers those of DINO and of the paper's code. Deviations
+(docs/deviations.md): schedules reach their last value at the last step, where the published ones stop one
+step short; a teacher that has collapsed stops the run.
+"""
+
+import logging
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from drgrade.encoders import create_encoder, normalisation, width
+from drgrade.errors import UserError
+from drgrade.params import LocalToGlobal
+from drgrade.pretrain.base import METHODS, Material, Method
+from drgrade.pretrain.collapse import TeacherMonitor, stop_if_dead
+from drgrade.pretrain.crops import MultiCrop
+from drgrade.seeding import seed_everything
+from drgrade.training import Batches, Module, fit, loader, pictures
+
+log = logging.getLogger(__name__)
+
+LAST_LR = 1e-6
+"""Learning rate of the last step, whatever the batch."""
+
+
+class Network(nn.Module):
+    """A vision transformer and DINO's head: D-2048-2048-256 (GELU), unit length, K prototypes.
+
+    Args:
+        encoder: timm model without classifier that takes crops of any size.
+        params: ``out_dim`` is K.
+    """
+
+    def __init__(self, encoder: nn.Module, params: LocalToGlobal) -> None:
+        super().__init__()
+        from lightly.models.modules import DINOProjectionHead
+
+        self.encoder = encoder
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*weight_norm", category=FutureWarning)
+            self.head = DINOProjectionHead(
+                width(encoder),
+                output_dim=params.out_dim,
+                freeze_last_layer=params.freeze_last,
+                norm_last_layer=False,  # the prototypes' lengths are learnt (section 3.2)
+            )
+
+    def features(self, crops: list[Tensor]) -> Tensor:
+        """Class tokens of V views, first view first: (V * B, D). Views of one size make one batch."""
+        same: dict[int, list[Tensor]] = {}
+        for crop in crops:
+            same.setdefault(crop.shape[-1], []).append(crop)
+        return torch.cat([self.encoder(torch.cat(batch)) for batch in same.values()])
+
+    def forward(self, crops: list[Tensor]) -> Tensor:
+        """What the head says of V views, first view first: (V * B, K)."""
+        return self.head(self.features(crops))
+
+
+def vision_transformer(params: LocalToGlobal, start: str, drop_path: float) -> nn.Module:
+    """A timm vision transformer for crops of any multiple of its patch, positions interpolated bicubically.
+
+    Raises:
+        UserError: no vision transformer, crops that are no multiple of its patch, or no such weights.
+    """
+    key = "pretrain.local_to_global"
+    try:
+        encoder = create_encoder(params.encoder, start, dynamic_img_size=True, drop_path_rate=drop_path)
+    except TypeError:
+        raise UserError(
+            f"{key}.encoder: {params.encoder} is no vision transformer that takes crops of several sizes; "
+            f"use one of timm's, such as vit_small_patch16_224"
+        ) from None
+    patch = int(encoder.patch_embed.patch_size[0])  # type: ignore[union-attr,index]
+    for name in ("global_size", "local_size"):
+        if getattr(params, name) % patch:
+            raise UserError(
+                f"{key}.{name}: {getattr(params, name)} is no multiple of the encoder's patch of {patch} px"
+            )
+    return encoder
+
+
+def cosine(first: float, last: float, steps: int) -> np.ndarray:
+    """Half a cosine from ``first`` to ``last``, both met exactly: (steps,)."""
+    progress = np.arange(steps) / max(steps - 1, 1)
+    values = last + (first - last) * (1 + np.cos(np.pi * progress)) / 2
+    values[-1:] = last if steps > 1 else first
+    return values
+
+
+def learning_rates(params: LocalToGlobal, steps: int) -> np.ndarray:
+    """Of each step of the run: from 0 up to lr * batch / 256 in the warm-up, by cosine to 1e-6 at the last.
+
+    Args:
+        params: ``lr``, ``batch_size``, ``warmup_epochs``, ``epochs``.
+        steps: of an epoch.
+
+    Raises:
+        UserError: the warm-up takes the whole run.
+    """
+    total, rising = params.epochs * steps, round(params.warmup_epochs * steps)
+    if rising >= total:
+        raise UserError(
+            f"pretrain.local_to_global.warmup_epochs: {params.warmup_epochs:g} of {params.epochs} epochs; "
+            f"the learning rate must come down again, so warm up for fewer"
+        )
+    peak = params.lr * params.batch_size / 256
+    return np.concatenate([np.linspace(0, peak, rising), cosine(peak, LAST_LR, total - rising)])
+
+
+def parameter_groups(network: nn.Module) -> list[dict[str, Any]]:
+    """Parameters that decay, then those that do not: biases and all others with one axis."""
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    return [
+        {"params": [parameter for parameter in trained if parameter.ndim > 1]},
+        {"params": [parameter for parameter in trained if parameter.ndim == 1], "weight_decay": 0.0},
+    ]
+
+
+class SelfDistillation(Module):
+    """Student, teacher, centre and schedules; crops come from the store, in batches on the device.
+
+    All that a resumed run needs beside the optimiser and the step is in the state dict: the student, the
+    teacher and the centre.
+    """
+
+    def __init__(self, student: Network, teacher: Network, material: Material, params: LocalToGlobal) -> None:
+        super().__init__()
+        from lightly.loss import DINOLoss
+
+        self.student, self.teacher = student, teacher
+        self.teacher.load_state_dict(student.state_dict())
+        self.teacher.requires_grad_(False)
+        self.criterion = DINOLoss(
+            params.out_dim, teacher_temp=params.teacher_temperature, student_temp=0.1, center_momentum=0.9
+        )
+        self.crops = MultiCrop(params, *normalisation(params.encoder))
+        self.material, self.params = material, params
+        steps = len(self._batches(0))
+        self.rates = learning_rates(params, steps)
+        first, last = params.weight_decay
+        self.decays = cosine(first, last, params.epochs * steps)
+        self.momenta = cosine(params.teacher_momentum, 1.0, params.epochs * steps)
+        self.monitor: TeacherMonitor | None = None
+        self.life: dict[str, float] = {}
+
+    def _batches(self, epoch: int) -> Batches:
+        return Batches(len(self.material.rows), self.params.batch_size, self.params.seed, epoch, True)
+
+    def train_dataloader(self) -> Any:
+        """Batches of photographs of this epoch."""
+        batches = loader(self._batches(self.current_epoch))
+        # to iterate draws a number, and a resumed run iterates once more: not from what drop path draws from
+        batches.generator = torch.Generator()
+        return batches
+
+    def training_step(self, items: np.ndarray, _: int) -> Tensor:
+        """Cross-entropy between teacher and student over all pairs of different views, 2 V - 2 of them."""
+        rows = self.material.rows[items]
+        photographs = pictures(self.material.images, rows)
+        boxes = [self.material.boxes[item] for item in items]
+        exact = torch.autocast(photographs.device.type, enabled=False)
+        with exact:
+            crops = self.crops(photographs, boxes, rows, self.params.seed, self.current_epoch)
+        with torch.no_grad():
+            features = self.teacher.features(crops[:2])  # the global views only
+            taught = self.teacher.head(features)
+        said = self.student(crops)
+        with exact:  # sums of 65536 terms are too long for bfloat16
+            taught, said = taught.float(), said.float()
+            self._watch(taught, features.float())
+            count = len(items)
+            loss = self.criterion(list(taught.split(count)), list(said.split(count)))
+        self.losses.append(loss.detach())
+        return loss
+
+    def _watch(self, taught: Tensor, features: Tensor) -> None:
+        if self.monitor is None:
+            self.monitor = TeacherMonitor(taught.shape[1], features.shape[1], taught.device)
+        centred = (taught - self.criterion.center[0]) / self.params.teacher_temperature
+        self.monitor.update(centred.softmax(dim=-1), features)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW; its rates are set at each step."""
+        return torch.optim.AdamW(parameter_groups(self.student), lr=self.params.lr)
+
+    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
+        """Clip each parameter's gradient by its own norm; the prototypes stand still at first."""
+        for parameter in self.student.parameters():
+            if parameter.grad is not None:
+                nn.utils.clip_grad_norm_(parameter, self.params.clip)
+        self.student.head.cancel_last_layer_gradients(self.current_epoch)
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
+    ) -> None:
+        """One step of the student by the schedules, then of the teacher towards it."""
+        from lightly.models.utils import update_momentum
+
+        step = self.trainer.global_step
+        for group, decay in zip(optimizer.param_groups, (self.decays[step], 0.0), strict=True):
+            group["lr"], group["weight_decay"] = float(self.rates[step]), float(decay)
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        update_momentum(self.student, self.teacher, float(self.momenta[step]))
+
+    def validate(self) -> dict[str, float]:
+        """How far the teacher is from collapse."""
+        if self.monitor is not None:
+            self.life, self.monitor = self.monitor.summary(), None
+        return self.life
+
+    def on_train_epoch_end(self) -> None:
+        """Measure, report, and stop a run that has collapsed."""
+        super().on_train_epoch_end()
+        stop_if_dead(self.life, self.current_epoch)
+
+
+@METHODS.register("local_to_global")
+class LocalToGlobalDistillation(Method):
+    """The method: its block is :class:`drgrade.params.LocalToGlobal`."""
+
+    needs_boxes = False
+
+    def fit(self, material: Material, *, name: str, key: str, run: Any) -> nn.Module:
+        """Train and return the teacher's encoder; student and heads are dropped."""
+        params = LocalToGlobal(**self.settings)
+        if params.preset == "lesion" and not any(len(boxes) for boxes in material.boxes):
+            log.warning("%s: no photograph has a lesion, so preset lesion is the same as fundus", name)
+        seed_everything(params.seed, "head")
+        student = Network(vision_transformer(params, params.start, params.drop_path), params)
+        teacher = Network(vision_transformer(params, "random", 0.0), params)
+        module = SelfDistillation(student, teacher, material, params)
+        fit(
+            module,
+            name=name,
+            epochs=params.epochs,
+            seed=params.seed,
+            key=(key, self.settings),
+            run=run,
+        )
+        return module.teacher.encoder
