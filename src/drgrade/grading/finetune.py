@@ -19,6 +19,7 @@ from drgrade.grading.base import GRADERS, Grader, Training, interpolated
 from drgrade.images.augment import augment, normalise
 from drgrade.images.scaled import at_size
 from drgrade.images.store import Pictures
+from drgrade.memory import keep_memory
 from drgrade.seeding import derive, seed_everything
 from drgrade.training import Batches, Module, device, fit, loader, pictures, save_tensors
 
@@ -172,6 +173,8 @@ def infer(
 ) -> np.ndarray:
     """Scores (n,) of ``images[rows]`` (uint8, at input size), in evaluation mode."""
     network.to(device()).eval()
+    if device().type == "cpu":
+        keep_memory()
     scores = [np.empty(0)]
     for start in range(0, len(rows), 32):
         batch = normalise(pictures(images, rows[start : start + 32]).float() / 255, mean, std)
