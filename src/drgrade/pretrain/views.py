@@ -60,7 +60,7 @@ def pair_views(
             are black there.
         order: fused: all colour changes as one, then all moves as one, see
             :func:`drgrade.images.augment.augment`; published: one after the other as torchvision does it on
-            Pillow's pictures, on one thread and many times slower (docs/deviations.md).
+            Pillow's pictures, on one thread and ten times slower (differences: docs/deviations.md).
 
     Returns:
         float32 (2n, 3, P, P) in 0-1 on the training device, on a CPU channels last in memory: the first
@@ -217,7 +217,7 @@ def _in_pixels(moves: Floats, side: int) -> Floats:
 
 
 def _one_by_one(cuts: Cuts, augment: Mapping[str, Any], seeds: list[int]) -> npt.NDArray[np.float32]:
-    """Augment each window step by step in the published order (section 2 of the paper), (2n, P, P, 3)."""
+    """Augment each window step by step in the published order, (2n, P, P, 3)."""
     from PIL import Image
     from torchvision.transforms import v2
 
