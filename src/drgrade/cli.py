@@ -80,6 +80,8 @@ def detector(args: Arguments) -> None:
     params = _block(args.params, "detector")
     with track("detector", params.config, params.model_dump()) as run:
         run.dataset("boxes", args.boxes / "train.json")
+        if params.start is not None and Path(params.start).is_file():
+            run.dataset("start", Path(params.start))
         train_detector(args.boxes, params, args.out, run)
         run.artifact(args.out, "detector")
 

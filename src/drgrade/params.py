@@ -168,7 +168,8 @@ class Detector(Block):
     config: str = "rtmdet-tiny_tiles"
     """A file in ``workflow/detectors/`` (without .py)."""
     start: str | None = "imagenet"
-    """Start weights of the backbone: imagenet (packaged), a file, or null for a random start."""
+    """Start weights: imagenet (the packaged backbone's), a file (of the backbone, or of a whole detector as
+    MMDetection gives them out), or null for a random start."""
     epochs: Annotated[int, Field(ge=1)] = 7
     """Passes over the training tiles."""
     batch_size: Annotated[int, Field(ge=1)] = 4

@@ -80,6 +80,19 @@ def test_a_killed_training_ends_as_if_undisturbed(boxes: Path, tmp_path: Path) -
     assert str(tmp_path) not in (tmp_path / "whole/config.py").read_text()
 
 
+def test_a_whole_detector_is_a_start(boxes: Path, tmp_path: Path) -> None:
+    """Weights that may not move end as they were given, not as the network initialises itself."""
+    one = SMALL.model_copy(update={"epochs": 1})
+    train_detector(boxes, one, tmp_path / "first", Record())
+    start = str(tmp_path / "first/model.pth")
+    train_detector(
+        boxes, one.model_copy(update={"start": start, "lr": 1e-12, "seed": 9}), tmp_path / "second", Record()
+    )
+    first, second = (torch.load(tmp_path / name / "model.pth") for name in ("first", "second"))
+    weights = [key for key in first if key.endswith("weight")]
+    assert all(torch.allclose(first[key], second[key], atol=1e-6) for key in weights)
+
+
 def test_another_seed_gives_another_detector(boxes: Path, tmp_path: Path) -> None:
     one = SMALL.model_copy(update={"epochs": 1})
     for seed in (3, 4):

@@ -120,7 +120,7 @@ def detector_config(params: Detector) -> "Config":
             "randomness": {"seed": params.seed},
         }
     )
-    if params.start is not None and config.model.backbone.type != "TimmBackbone":
+    if params.start == "imagenet" and config.model.backbone.type != "TimmBackbone":
         raise UserError(
             f"detector.start: {config.model.backbone.type} of {params.config} loads its own weights "
             f"(init_cfg); set detector.start to null"
@@ -191,7 +191,7 @@ def _point_at(config: "Config", boxes: Path, work: Path, params: Detector) -> No
         config[loader].dataset.data_prefix = {"img": str(boxes / "images")}
         config[loader].num_workers = GPU_WORKERS if gpu else 0
     config.val_evaluator.ann_file = str(boxes / "val.json")
-    if params.start is not None:
+    if params.start is not None and not _whole(params.start):
         config.model.backbone.start = params.start
     config.work_dir = str(work)
     config.resume = (work / "last_checkpoint").is_file()
@@ -205,12 +205,16 @@ def _fit(config: "Config", params: Detector, run: "Run") -> "tuple[torch.nn.Modu
     from mmengine.runner import Runner
 
     from drgrade.lesions.engine import RecordHook
+    from drgrade.lesions.start import start_from
 
     torch.set_num_threads(TORCH_THREADS)
     if not torch.cuda.is_available():
         keep_memory()
     seed_everything(params.seed, "start")
     runner = Runner.from_cfg(config)
+    if _whole(params.start):
+        runner.model.init_weights()  # now: it does so once, and would undo what comes next
+        start_from(runner.model, Path(str(params.start)))
     runner.model.to(memory_format=torch.channels_last)  # a third faster on CPUs
     record = RecordHook(run)
     runner.register_hook(record)
@@ -220,6 +224,13 @@ def _fit(config: "Config", params: Detector, run: "Run") -> "tuple[torch.nn.Modu
         if not record.validated:  # it was killed between its last checkpoint and the validation
             runner.val()
     return runner.model, record.validated
+
+
+def _whole(start: str | None) -> bool:
+    """Whether these are the weights of a whole detector."""
+    from drgrade.lesions.start import is_detector
+
+    return start not in (None, "imagenet") and is_detector(Path(str(start)))
 
 
 def _save(model: "torch.nn.Module", file: Any) -> None:
