@@ -4,6 +4,7 @@ Weights load strictly and from tensors only. Nothing is fetched in silence: Imag
 the packaged EfficientNet-Lite0 or, for other backbones, from a file in ``data/weights``.
 """
 
+from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,8 +18,12 @@ WEIGHTS = Path("data/weights")
 """Where start weights are looked for: ``<timm name>.safetensors`` (or ``.pth``)."""
 PACKAGED = "tf_efficientnet_lite0"
 PACKAGED_SHA256 = "57934424"  # leading digits, as in the published file's name
-PREFIXES = ("module.", "model.", "net.", "backbone.", "encoder.")
-HEADS = ("classifier", "fc", "head", "head_fc", "conv_head", "bn2")
+PREFIXES = ("module.", "model.", "net.", "network.", "backbone.", "encoder.")
+"""What training programs put before a backbone's names, alone or nested."""
+HEADS = ("classifier", "fc.", "head", "projector", "projection_head")
+"""Beginnings of names beside a backbone's that may be left over."""
+INSIDE = ("state_dict", "model", "teacher")
+"""Where checkpoints keep the tensors; of DINO's student and teacher the teacher is the encoder."""
 
 
 def create_encoder(
@@ -45,7 +50,7 @@ def create_encoder(
         near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5])
         raise UserError(f"encoder {name!r}: {error}; timm has {near or 'no similar name'}") from None
     if start not in (None, "random"):
-        load_start(model, name, str(start))
+        load_start(model, name, str(start), trunk=features_only)
     return model
 
 
@@ -65,37 +70,45 @@ def normalisation(name: str) -> tuple[list[float], list[float]]:
     return [float(value) for value in config.mean], [float(value) for value in config.std]
 
 
-def load_start(model: "torch.nn.Module", name: str, start: str) -> None:
+def load_start(model: "torch.nn.Module", name: str, start: str, *, trunk: bool = False) -> None:
     """Load ``start`` (``imagenet`` or a file) into a backbone; every backbone tensor must be matched.
 
-    Tensors of a classification head may be left over, none of the model's own may be missing.
+    Names may carry wrappers' prefixes. Tensors of a head may be left over, none of the model's own may be
+    missing but BatchNorm's counters, which files from before torch 0.4.1 lack and nothing depends on.
+
+    Args:
+        model: the backbone.
+        name: its timm name.
+        start: ``imagenet`` or a file; see :func:`read_tensors`.
+        trunk: ``model`` is the first part of the backbone; tensors of the rest may be left over.
 
     Raises:
-        UserError: no such file, not a tensor file, or tensors missing or of another shape.
+        UserError: no such file, not a tensor file, or tensors missing, left over or of another shape.
     """
     path = imagenet_file(name) if start == "imagenet" else Path(start)
     tensors = read_tensors(path)
     own = model.state_dict()
     if path.name.startswith("efficientnet-lite0"):
         tensors = _in_timm_names(tensors)
-    tensors = _without_prefix(tensors, set(own))
-    missing = sorted(key for key in own if key not in tensors)
+    elsewhere = f"these weights belong to another backbone than {name}"
+    found = _without_prefixes(tensors, set(own), path)
+    if not own.keys() & found.keys():
+        raise UserError(f"{path}: no tensor matches (first: {next(iter(tensors))}); {elsewhere}")
+    counters = {key: own[key] for key in own if key.endswith("num_batches_tracked")}
+    found = counters | found
+    missing = [key for key in own if key not in found]
     if missing:
         raise UserError(
-            f"{path}: {len(missing)} of {len(own)} tensors of {name} are missing (first: {missing[0]}); "
-            f"these weights belong to another backbone"
+            f"{path}: {len(missing)} of {len(own)} tensors are missing (first: {missing[0]}); {elsewhere}"
         )
-    wrong = [key for key in own if tensors[key].shape != own[key].shape]
+    wrong = [key for key in own if found[key].shape != own[key].shape]
     if wrong:
-        raise UserError(
-            f"{path}: {wrong[0]} is {tuple(tensors[wrong[0]].shape)}, not {tuple(own[wrong[0]].shape)}"
-        )
-    extra = [key for key in tensors if key not in own and not key.startswith(HEADS)]
-    if extra and not hasattr(model, "feature_info"):
-        raise UserError(
-            f"{path}: {extra[0]} has no place in {name}; these weights belong to another backbone"
-        )
-    model.load_state_dict({key: tensors[key] for key in own})
+        shapes = tuple(found[wrong[0]].shape), tuple(own[wrong[0]].shape)
+        raise UserError(f"{path}: {wrong[0]} is {shapes[0]}, not {shapes[1]}; {elsewhere}")
+    extra = [key for key in found if key not in own and not key.startswith(HEADS)]
+    if extra and not trunk:
+        raise UserError(f"{path}: {extra[0]} has no place; {elsewhere}")
+    model.load_state_dict({key: found[key] for key in own})
 
 
 def imagenet_file(name: str) -> Path:
@@ -124,8 +137,11 @@ def imagenet_file(name: str) -> Path:
 def read_tensors(path: Path) -> "dict[str, torch.Tensor]":
     """All tensors of a ``.safetensors``, ``.pth``, ``.pt`` or ``.ckpt`` file; runs no code from it.
 
+    A checkpoint's state dict is looked for under ``state_dict``, ``model`` and ``teacher``, one within the
+    other; what else a checkpoint holds (optimiser, arguments) is left aside.
+
     Raises:
-        UserError: the file is missing or holds anything but tensors.
+        UserError: the file is missing, is a whole pickled module, or holds no state dict.
     """
     import torch
     from safetensors import SafetensorError
@@ -136,23 +152,29 @@ def read_tensors(path: Path) -> "dict[str, torch.Tensor]":
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, OSError, ValueError) as error:
-        raise UserError(f"{path}: not a weights file ({str(error).splitlines()[0]})") from None
+        # DINO's checkpoints keep their command line's arguments, a class without code
+        with torch.serialization.safe_globals([Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, OSError, ValueError, EOFError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path}: not a weights file ({reason})") from None
     except Exception as error:  # pickle.UnpicklingError: a whole pickled module would run code
         raise UserError(
             f"{path}: holds more than tensors ({type(error).__name__}); save a state dict"
         ) from None
-    for key in ("state_dict", "model", "teacher"):
+    for key in INSIDE:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
+    content = content if isinstance(content, dict) else {}
     tensors = {key: value for key, value in content.items() if isinstance(value, torch.Tensor)}
     if not tensors:
-        raise UserError(f"{path}: holds no tensors")
+        raise UserError(f"{path}: holds no tensors by name; save a state dict")
     return tensors
 
 
-def _without_prefix(tensors: "dict[str, torch.Tensor]", wanted: set[str]) -> "dict[str, torch.Tensor]":
+def _without_prefixes(
+    tensors: "dict[str, torch.Tensor]", wanted: set[str], path: Path
+) -> "dict[str, torch.Tensor]":
     """Strip wrappers' prefixes (``module.backbone.`` and the like) from names the model does not have."""
 
     def bare(key: str) -> str:
@@ -161,7 +183,12 @@ def _without_prefix(tensors: "dict[str, torch.Tensor]", wanted: set[str]) -> "di
                 return bare(key.removeprefix(prefix))
         return key
 
-    return {bare(key): value for key, value in tensors.items()}
+    found: dict[str, str] = {}
+    for key in tensors:
+        other = found.setdefault(bare(key), key)
+        if other != key and bare(key) in wanted:
+            raise UserError(f"{path}: {other} and {key} both stand for {bare(key)}; keep one network's")
+    return {short: tensors[key] for short, key in found.items()}
 
 
 def _in_timm_names(tensors: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
