@@ -25,7 +25,7 @@ from drgrade.pretrain.crops import (
 
 NONE = np.zeros((0, 2))
 LOCAL = views(LocalToGlobal())[2]
-GRID = np.stack(np.meshgrid(*[(np.arange(300) + 0.5) / 150 - 1] * 2))  # (2, 300, 300), points of a view
+GRID = np.stack(np.meshgrid(*[(np.arange(200) + 0.5) / 100 - 1] * 2))  # (2, 200, 200), points of a view
 
 
 def seen(move):
