@@ -15,7 +15,7 @@ from torch import nn
 
 from drgrade.distributed import Launch, launch, rank, synchronised
 from drgrade.errors import UserError
-from drgrade.training import Batches
+from drgrade.training import Batches, share
 
 # in double precision, so that rounding hides nothing
 # children are forked from a process that has imported everything and computed nothing
@@ -118,29 +118,18 @@ def test_a_loss_in_chunks_is_the_loss_in_one(trained):
 
 
 @given(st.integers(1, 60), st.integers(1, 5), st.integers(1, 4), st.booleans(), st.integers(0, 3))
-def test_shares_are_even_and_join_to_the_batches_of_one_process(rows, share, processes, drop, epoch):
-    size = share * processes
-    alone = Batches(rows, size, 1, epoch, drop)
-    if rows < processes:
-        with pytest.raises(UserError, match="cannot share them evenly"):
-            Batches(rows, size, 1, epoch, drop, share=(0, processes))
+def test_shares_are_even_and_join_to_the_batches_of_one_process(rows, each, processes, drop, epoch):
+    alone = Batches(rows, each * processes, 1, epoch, drop).batches
+    if len(alone[0]) % processes:
+        with pytest.raises(UserError, match=f"{processes} processes cannot share {len(alone[0])} evenly"):
+            share(alone, 0, processes)
         return
-    shares = [
-        list(Batches(rows, size, 1, epoch, drop, share=(r, processes)).batches) for r in range(processes)
-    ]
+    shares = [share(alone, place, processes) for place in range(processes)]
     joined = [np.concatenate(parts) for parts in zip(*shares, strict=True)]
     for parts in zip(*shares, strict=True):
         assert {len(part) for part in parts} == {len(parts[0])} != {0}
-    for place, batch in enumerate(alone.batches):
-        kept = len(batch) // processes * processes
-        if kept:
-            np.testing.assert_array_equal(joined[place], batch[:kept])
-    assert len(joined) == sum(len(batch) >= processes for batch in alone.batches)
-
-
-def test_a_batch_that_cannot_be_shared_is_refused():
-    with pytest.raises(UserError, match="batch_size 10, 50 rows: 4 processes cannot share them evenly"):
-        Batches(50, 10, 1, 0, share=(1, 4))
+    kept = [batch[: len(batch) // processes * processes] for batch in alone]
+    assert [list(batch) for batch in joined] == [list(batch) for batch in kept if len(batch)]
 
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "RANK": "5", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "4"}

@@ -213,6 +213,21 @@ def test_averaged_weights_validate_survive_a_stop_and_are_what_is_left(tmp_path,
             torch.testing.assert_close(value, other, rtol=1e-5, atol=1e-6)
 
 
+def test_dropout_after_a_stop_draws_what_it_would_have_drawn(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    undisturbed, stopped, resumed = Line(), Line(), Line()
+    for module in (undisturbed, stopped, resumed):
+        module.network.norm = nn.Dropout(0.5)
+    trained(undisturbed)
+    stopped.stop_at = (2, 1)
+    with pytest.raises(InterruptedError):
+        trained(stopped)
+    trained(resumed)
+    assert len(resumed.validated) == 1
+    for key, value in undisturbed.network.state_dict().items():
+        assert torch.equal(value, resumed.network.state_dict()[key])
+
+
 def test_without_averaging_the_weights_are_those_of_the_last_step(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     module = Line()

@@ -40,33 +40,9 @@ CHECKPOINTS = Path(".cache/drgrade/training")
 
 
 class Batches(Dataset[Any]):
-    """The batches of one epoch: arrays of row numbers in an order drawn from (seed, epoch).
+    """The batches of one epoch: arrays of row numbers in an order drawn from (seed, epoch)."""
 
-    Of several processes each gets its share of every batch, all the same number, so that together they
-    hold the batch of one process; the rest of a last batch that cannot be shared out is left out.
-
-    Args:
-        rows: number of rows.
-        size: rows a batch, over all processes.
-        seed: of the order.
-        epoch: likewise.
-        drop_last: leave a last, smaller batch out unless it is the only one.
-        share: (rank, processes), by default as they have met.
-
-    Raises:
-        UserError: the processes cannot share a batch evenly, or are more than there are rows.
-    """
-
-    def __init__(
-        self,
-        rows: int,
-        size: int,
-        seed: int,
-        epoch: int,
-        drop_last: bool = False,
-        *,
-        share: tuple[int, int] | None = None,
-    ) -> None:
+    def __init__(self, rows: int, size: int, seed: int, epoch: int, drop_last: bool = False) -> None:
         order = numpy_rng(seed, "order", epoch).permutation(rows)
         self.batches = [order[start : start + size] for start in range(0, rows, size)]
         # BatchNorm cannot normalise a batch of one
@@ -76,17 +52,6 @@ class Batches(Dataset[Any]):
             and len(self.batches[-1]) < size
         ):
             self.batches.pop()
-        place, processes = share or (rank(), world())
-        if processes > 1:
-            if size % processes or rows < processes:
-                raise UserError(
-                    f"batch_size {size}, {rows} rows: {processes} processes cannot share them evenly; "
-                    f"make it a multiple, or start fewer"
-                )
-            shares = [
-                np.split(batch[: len(batch) // processes * processes], processes) for batch in self.batches
-            ]
-            self.batches = [share[place] for share in shares if len(share[place])]
 
     def __len__(self) -> int:
         return len(self.batches)
@@ -95,9 +60,29 @@ class Batches(Dataset[Any]):
         return self.batches[item]
 
 
+def share(batches: Sequence[np.ndarray], place: int, processes: int) -> list[np.ndarray]:
+    """What one of several processes gets of every batch: as much as the others, theirs and its own in order
+    being the batch. Of a last, smaller batch the rest that cannot be shared out is left out.
+
+    Raises:
+        UserError: the processes cannot share a batch evenly.
+    """
+    size = len(batches[0])
+    if size % processes:
+        raise UserError(
+            f"batch_size: {processes} processes cannot share {size} evenly; take a multiple, or start fewer"
+        )
+    even = [batch[: len(batch) // processes * processes] for batch in batches]
+    return [np.split(batch, processes)[place] for batch in even if len(batch)]
+
+
 def loader(batches: Dataset[Any]) -> DataLoader[Any]:
-    """Hand batches out one by one, as they are."""
-    return DataLoader(batches, batch_size=None, shuffle=False, num_workers=0)
+    """Hand batches out one by one, as they are; to one of several processes its share of each."""
+    if world() > 1:
+        batches = share(list(batches), rank(), world())  # type: ignore[assignment,call-overload]
+    # to iterate draws a number, and a resumed run iterates once more: not from what dropout draws from
+    own = torch.Generator()
+    return DataLoader(batches, batch_size=None, shuffle=False, num_workers=0, generator=own)
 
 
 class EpochSeed(Callback):
