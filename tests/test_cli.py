@@ -58,6 +58,23 @@ def test_every_verb_explains_itself(verb, capsys):
             ["download", "--dataset", "demo", "--manifest", "m.tsv", "--params", '{"demo": {"patients": 1}}'],
             "drgrade: error: download: demo.patients: input should be greater than or equal to 5, not 1",
         ),
+        (
+            [
+                *(
+                    "pretrain",
+                    "--name",
+                    "a",
+                    "--params",
+                    '{"method": "mae"}',
+                    "--patch",
+                    "64",
+                    "--index",
+                    "i",
+                ),
+                *("--crops", "c", "--store", "s", "--manifest", "m", "--weights", "w"),
+            ],
+            "drgrade: error: pretrain.a: Input tag 'mae' found using 'method' does not match any of",
+        ),
         (["predict", "gone.jpg", "--model", "gone", "--out", "o.csv"], "drgrade: error: gone"),
     ],
 )

@@ -6,7 +6,7 @@ import yaml
 
 from drgrade.errors import UserError
 from drgrade.params import Grade as GradeBlock
-from drgrade.params import Params, check, check_block, json_schema, load
+from drgrade.params import Params, Pretraining, check, check_block, json_schema, load
 
 ROOT = Path(__file__).parents[1]
 
@@ -47,6 +47,13 @@ def test_every_key_is_described():
         ({"roles": {"grade": "eyepacs"}}, "roles.grade: 'eyepacs' is not one of datasets (demo, demo_site)"),
         ({"explain": {"experiment": "gone"}}, "explain.experiment: 'gone' is not one of experiments"),
         ({"patches": {"size": 512}}, "patches.size: larger than crop.size"),
+        ({"pretrain": {"mae": {}}}, "params.yaml: pretrain.mae: input tag 'mae' found using 'method'"),
+        ({"pretrain": {"simclr": {"window": "inside"}}}, "pretrain.simclr.window: no such key"),
+        (
+            {"pretrain": {"a": {"method": "lesion_contrastive", "temperature": 0}}},
+            "params.yaml: pretrain.a.temperature: input should be greater than 0, not 0",
+        ),
+        ({"pretrain": {"random": {"method": "simclr"}}}, "pretrain.random: experiments start from random"),
         ({"patches": {"published": "a.pkl"}}, "patches.published: its boxes lie in crops of crop.rule o_O"),
         (
             {
@@ -75,6 +82,17 @@ def test_files_that_are_not_params(tmp_path):
         load(tmp_path / "b.yaml")
     (tmp_path / "c.yaml").write_text("")
     assert load(tmp_path / "c.yaml") == Params()
+
+
+def test_a_pretraining_is_named_after_its_method_or_names_it():
+    blocks = check(
+        {"pretrain": {"simclr": {"epochs": 3}, "far": {"method": "local_to_global"}}}, "x"
+    ).pretrain
+    assert (blocks["simclr"].method, blocks["simclr"].epochs) == ("simclr", 3)
+    assert blocks["far"].method == "local_to_global"
+    assert set(blocks) == {"simclr", "far"}
+    with pytest.raises(UserError, match=r"^pretrain.far: lr: input should be greater than 0, not -1"):
+        check_block(Pretraining, '{"method": "simclr", "lr": -1}', "pretrain.far")
 
 
 def test_a_block_comes_as_json():

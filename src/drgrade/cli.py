@@ -124,23 +124,28 @@ def patches(args: Arguments) -> None:
         _block(args.boxes_params, "lesion_boxes"),
         _block(args.params, "patches"),
         args.out,
+        args.kinds,
         args.statistics,
     )
 
 
 def pretrain(args: Arguments) -> None:
     """Pretrain an encoder without grades."""
+    from drgrade.params import Pretraining, check_block
     from drgrade.pretrain.stage import pretrain
 
+    params = check_block(Pretraining, args.params, f"pretrain.{args.name}")
     pretrain(
-        args.method,
-        _block(args.params, args.method).model_dump(),
+        params.method,
+        params.model_dump(),
+        name=args.name,
         patch=args.patch,
         by_fold=args.by_fold,
         index=args.index,
         crops=args.crops,
         store=args.store,
         patches=args.patches,
+        kinds=args.kinds,
         manifest=args.manifest,
         weights=args.weights,
     )
@@ -328,13 +333,14 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--dataset", required=True)
     sub.add_argument("--size", type=int, required=True, help="side of a crop in pixels")
     sub.add_argument("--boxes-params", default="{}", metavar="JSON", help="the block lesion_boxes (masks)")
-    _paths(sub, "index", "crops", "out", "statistics")
+    _paths(sub, "index", "crops", "out", "kinds", "statistics")
     _paths(sub, "lesions", optional=True)
     sub = verb(pretrain)
-    sub.add_argument("--method", required=True)
+    sub.add_argument("--name", required=True, help="of the encoder, a key of the block pretrain")
     sub.add_argument("--patch", type=int, required=True, help="side of a patch in crop pixels")
     sub.add_argument("--by-fold", action="store_true", help="one encoder a fold, blind to that fold")
-    _paths(sub, "index", "crops", "store", "patches", "manifest", "weights")
+    _paths(sub, "index", "crops", "store", "manifest", "weights")
+    _paths(sub, "patches", "kinds", optional=True)
     sub = verb(grade)
     sub.add_argument("--dataset", required=True)
     sub.add_argument("--experiment", required=True)

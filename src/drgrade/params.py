@@ -7,10 +7,18 @@ tracking servers belong to the profile and the environment.
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from drgrade.errors import UserError
 
@@ -275,7 +283,7 @@ class Contrastive(Block):
     epochs: Annotated[int, Field(ge=1)] = 8
     """Visits to every photograph (1000 in the paper)."""
     batch_size: Annotated[int, Field(ge=2)] = 32
-    """Pairs a step (768 in the paper)."""
+    """Pairs a step, over all devices (768 in the paper)."""
     optimiser: Literal["sgd", "lars", "adamw"] = "sgd"
     """sgd: Nesterov momentum 0.9, as published; lars: the same, each layer's step scaled by its norms."""
     lr: Annotated[float, Field(gt=0)] = 0.02
@@ -283,7 +291,7 @@ class Contrastive(Block):
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of all steps over which the learning rate rises to its peak."""
     weight_decay: Annotated[float, Field(ge=0)] = 5e-4
-    """On all parameters, as published."""
+    """On all parameters with sgd, as published; not on biases and norms with lars and adamw."""
     temperature: Annotated[float, Field(gt=0)] = 0.07
     """Of the loss."""
     seed: Seed = 1
@@ -294,10 +302,15 @@ class Contrastive(Block):
 class LesionContrastive(Contrastive):
     """Lesion-based contrastive pretraining (Huang et al., MICCAI 2021)."""
 
+    method: Literal["lesion_contrastive"] = "lesion_contrastive"
+    """The module of ``drgrade.pretrain``."""
+
     boxes_per_image: Annotated[int, Field(ge=1)] = 1
     """Lesions of a photograph shown in an epoch (1 in the paper), or all it has if fewer."""
     window: Literal["inside", "published"] = "inside"
     """inside: windows stay in the crop; published: they may leave it on the right and below, into black."""
+    order: Literal["fused", "published"] = "fused"
+    """fused: all colours, then all moves, a pass each; published: one after the other, many times slower."""
     positives: Literal["pair", "lesion"] = "pair"
     """pair: the two views of a lesion (NT-Xent); lesion: all views of its kind in the batch (SupCon, Khosla
     et al., 2020), which answers that lesions of one kind push each other away."""
@@ -306,12 +319,18 @@ class LesionContrastive(Contrastive):
 class SimCLR(Contrastive):
     """The same on whole photographs: SimCLR (Chen et al., ICML 2020), the papers' baseline."""
 
+    method: Literal["simclr"] = "simclr"
+    """The module of ``drgrade.pretrain``."""
+
     input_size: Annotated[int, Field(ge=32)] = 128
     """Side of a view in pixels (128 and 224 in the paper)."""
 
 
 class LocalToGlobal(Block):
     """Local-to-global self-distillation: DINO (Caron et al., ICCV 2021) on fundus photographs."""
+
+    method: Literal["local_to_global"] = "local_to_global"
+    """The module of ``drgrade.pretrain``."""
 
     encoder: str = "vit_small_patch16_224"
     """A timm vision transformer: S or B, patches of 8 or 16."""
@@ -352,12 +371,9 @@ class LocalToGlobal(Block):
     """Seed of everything random."""
 
 
-class Pretrain(Block):
-    """Self-supervised pretraining, a block a method."""
-
-    lesion_contrastive: LesionContrastive = LesionContrastive()
-    simclr: SimCLR = SimCLR()
-    local_to_global: LocalToGlobal = LocalToGlobal()
+METHODS = ("lesion_contrastive", "simclr", "local_to_global")
+Pretraining = Annotated[LesionContrastive | SimCLR | LocalToGlobal, Field(discriminator="method")]
+"""What one encoder is pretrained by."""
 
 
 class Knn(Block):
@@ -410,7 +426,7 @@ class Experiment(Block):
     encoder: str = "tf_efficientnet_lite0"
     """Any timm backbone; ignored by graders without one."""
     start: str = "imagenet"
-    """random, imagenet, a method of ``pretrain``, or a weights file."""
+    """random, imagenet, a name in ``pretrain``, or a weights file."""
     label_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Share of the training patients whose grades are used; small fractions lie inside larger ones."""
     seeds: Annotated[list[Seed], Field(min_length=1)] = [0]
@@ -459,7 +475,8 @@ class Params(Block):
     lesions: Lesions = Lesions()
     lesion_metrics: LesionMetrics = LesionMetrics()
     patches: Patches = Patches()
-    pretrain: Pretrain = Pretrain()
+    pretrain: dict[Name, Pretraining] = {"lesion_contrastive": LesionContrastive()}
+    """Encoders pretrained without grades, by name; the name is the method where ``method`` is not given."""
     grade: Grade = Grade()
     experiments: dict[Name, Experiment] = {
         "majority": Experiment(grader="majority"),
@@ -476,6 +493,16 @@ class Params(Block):
         """How a dataset is split: its own scheme, else that of ``index``."""
         return self.datasets[dataset].scheme or self.index.scheme
 
+    @field_validator("pretrain", mode="before")
+    @classmethod
+    def _named_after_the_method(cls, blocks: Any) -> Any:
+        if not isinstance(blocks, dict):
+            return blocks
+        return {
+            name: {"method": name} | block if isinstance(block, dict) else block
+            for name, block in blocks.items()
+        }
+
     @model_validator(mode="after")
     def _possible(self) -> Self:
         for role, names in self.roles.model_dump().items():
@@ -485,6 +512,11 @@ class Params(Block):
                         f"roles.{role}: {dataset!r} is not one of datasets "
                         f"({', '.join(self.datasets)}); add it there or change the role"
                     )
+        taken = {"random", "imagenet"} & set(self.pretrain)
+        if taken:
+            raise ValueError(
+                f"pretrain.{min(taken)}: experiments start from {min(taken)} weights; name it otherwise"
+            )
         if self.roles.grade in self.roles.external:
             raise ValueError(
                 f"roles.external: {self.roles.grade!r} trains the graders; an external test is on other data"
@@ -522,12 +554,14 @@ class Params(Block):
         return self
 
 
-Model = TypeVar("Model", bound=Block)
-
-
 def _one_line(error: ValidationError, source: str) -> str:
     problem = error.errors()[0]
-    key = ".".join(str(part) for part in problem["loc"])
+    path = list(problem["loc"])
+    # pydantic puts the method of a pretraining into the path, behind its name if it has one
+    place = 2 if path[:1] == ["pretrain"] else 0
+    if path[place : place + 1] and path[place] in METHODS:
+        del path[place]
+    key = ".".join(map(str, path))
     text = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         text = "no such key; the schema in workflow/schemas lists them"
@@ -548,14 +582,14 @@ def check(values: Any, source: str) -> Params:
         raise UserError(_one_line(error, source)) from None
 
 
-def check_block(block: type[Model], text: str, source: str) -> Model:
-    """One block, given as JSON on a verb's command line.
+def check_block(block: Any, text: str, source: str) -> Any:
+    """One block, or one of several kinds of block, given as JSON on a verb's command line.
 
     Raises:
         UserError: not JSON, or not such a block.
     """
     try:
-        return block.model_validate_json(text)
+        return TypeAdapter(block).validate_json(text)
     except ValidationError as error:
         raise UserError(_one_line(error, source)) from None
 

@@ -14,7 +14,7 @@ from drgrade.errors import UserError
 from drgrade.lesions.choose import make_patches
 from drgrade.lesions.patches import read_patches
 from drgrade.params import LesionBoxes, Patches
-from drgrade.schema import CROPS, INDEX, LESION_BOXES, write_table
+from drgrade.schema import CROPS, INDEX, LESION_BOXES, LESIONS, read_table, write_table
 
 ROWS = [
     # image_id, subset, split, fold, status
@@ -59,8 +59,33 @@ def write_index(root: Path, rows: list[tuple[str, str, str, int | None, str]]) -
 
 def make(root: Path, params: Patches) -> tuple[dict, dict]:
     paths = [root / name for name in ("index.parquet", "crops.parquet", "lesions.parquet", "p.pkl", "s.json")]
-    make_patches("folder", paths[0], paths[1], 256, paths[2], LesionBoxes(), params, paths[3], paths[4])
+    make_patches(
+        "folder",
+        paths[0],
+        paths[1],
+        256,
+        paths[2],
+        LesionBoxes(),
+        params,
+        paths[3],
+        paths[3].with_name("boxes.parquet"),
+        paths[4],
+    )
     return read_patches(paths[3]), json.loads(paths[4].read_text())
+
+
+def test_the_table_of_boxes_goes_with_the_pickle(tables: Path) -> None:
+    """Kinds and scores for each box, in the pickle's order within a photograph."""
+    patches, _ = make(tables, Patches(size=64, min_score=0.3))
+    boxes = read_table(tables / "boxes.parquet", LESION_BOXES)
+    assert boxes["image_id"].is_monotonic_increasing
+    found = {
+        str(name): [tuple(row) for row in rows[["x1", "y1", "x2", "y2"]].to_numpy().tolist()]
+        for name, rows in boxes.groupby("image_id")
+    }
+    assert found == patches["train"] | patches["val"]
+    assert (boxes["score"] > 0.3).all()
+    assert set(boxes["lesion"]) <= set(LESIONS)
 
 
 def test_patches_lie_in_crop_space_and_never_in_the_test_split(tables: Path) -> None:
@@ -178,7 +203,7 @@ def masks_of(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def make_from_masks(root: Path, params: Patches, boxes: LesionBoxes) -> tuple[dict, dict]:
     make_patches(
         "idrid", root / "index.parquet", root / "crops.parquet", 256, None, boxes, params,
-        root / "p.pkl", root / "s.json",
+        root / "p.pkl", root / "boxes.parquet", root / "s.json",
     )  # fmt: skip
     return read_patches(root / "p.pkl"), json.loads((root / "s.json").read_text())
 
@@ -265,7 +290,7 @@ def make_published(root: Path, content: object, size: int = 512, **changes: obje
     params = Patches.model_validate(values | changes)
     make_patches(
         "eyepacs", root / "index.parquet", root / "crops.parquet", size, None, LesionBoxes(), params,
-        root / "p.pkl", root / "s.json",
+        root / "p.pkl", root / "boxes.parquet", root / "s.json",
     )  # fmt: skip
     return read_patches(root / "p.pkl"), json.loads((root / "s.json").read_text())
 

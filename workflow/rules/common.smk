@@ -35,7 +35,7 @@ LESIONS, PRETRAIN, GRADE = (
 EXTERNAL = PARAMS.roles.external
 USED = list(dict.fromkeys([LESIONS, PRETRAIN, GRADE, *EXTERNAL]))
 EXPERIMENTS = list(PARAMS.experiments)
-METHODS = [name for name in type(PARAMS.pretrain).model_fields]
+ENCODERS = list(PARAMS.pretrain)
 
 # the verbs of this environment, also when Snakemake was called by its path; and the params of the
 # parent run in MLflow that every job belongs to
@@ -82,10 +82,16 @@ def at(dataset, path):
     return f"results/{dataset}/{path}"
 
 
+def needs_boxes(encoder):
+    """Whether its pretraining looks at lesions."""
+    params = RESOLVED["pretrain"][encoder]
+    return params["method"] == "lesion_contrastive" or params.get("preset") == "lesion"
+
+
 def start_weights(wildcards):
     """The pretrained encoder an experiment starts from, or its weights file, or nothing."""
     start = PARAMS.experiments[wildcards.experiment].start
-    if start in METHODS:
+    if start in ENCODERS:
         return [at(PRETRAIN, f"pretrain/{start}/encoder.json")]
     return [] if start in ("random", "imagenet") else [start]
 
@@ -93,7 +99,7 @@ def start_weights(wildcards):
 def weights_option(wildcards):
     """The same as an option of the verb."""
     start = PARAMS.experiments[wildcards.experiment].start
-    if start not in METHODS:
+    if start not in ENCODERS:
         return ""
     weights = at(PRETRAIN, f"pretrain/{start}/weights")
     return f"--weights {weights}"
@@ -102,7 +108,7 @@ def weights_option(wildcards):
 wildcard_constraints:
     dataset="|".join(PARAMS.datasets),
     experiment="|".join(EXPERIMENTS),
-    method="|".join(METHODS),
+    encoder="|".join(ENCODERS),
 
 
 onstart:

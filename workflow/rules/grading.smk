@@ -11,17 +11,24 @@ rule pretrain:
         crops=at(PRETRAIN, "crop/crops.parquet"),
         store=at(PRETRAIN, "crop/store.json"),
         shards=ancient(at(PRETRAIN, "crop/store")),
-        patches=rules.patches.output.patches,
+        boxes=lambda wildcards: (
+            [rules.patches.output.patches, rules.patches.output.kinds]
+            if needs_boxes(wildcards.encoder)
+            else []
+        ),
     output:
-        manifest=at(PRETRAIN, "pretrain/{method}/encoder.json"),
-        weights=directory(at(PRETRAIN, "pretrain/{method}/weights")),
+        manifest=at(PRETRAIN, "pretrain/{encoder}/encoder.json"),
+        weights=directory(at(PRETRAIN, "pretrain/{encoder}/weights")),
     log:
-        f"logs/{PRETRAIN}/pretrain_{{method}}.log",
+        f"logs/{PRETRAIN}/pretrain_{{encoder}}.log",
     threads: workflow.cores
     resources:
         gpu=1,
     params:
-        block=lambda wildcards: block("pretrain", wildcards.method),
+        block=lambda wildcards: block("pretrain", wildcards.encoder),
+        boxes=lambda wildcards, input: (
+            "--patches {} --kinds {}".format(*input.boxes) if input.boxes else ""
+        ),
         patch=PARAMS.patches.size,
         # a test photograph must not have been seen, not even without its grade
         by_fold=(
@@ -30,11 +37,11 @@ rule pretrain:
             else ""
         ),
     message:
-        "Pretrain an encoder: {wildcards.method}"
+        "Pretrain an encoder: {wildcards.encoder}"
     shell:
-        "drgrade pretrain --method {wildcards.method} --params {params.block:q} --patch {params.patch}"
+        "drgrade pretrain --name {wildcards.encoder} --params {params.block:q} --patch {params.patch}"
         " {params.by_fold} --index {input.index} --crops {input.crops} --store {input.store}"
-        " --patches {input.patches} --manifest {output.manifest} --weights {output.weights} > {log} 2>&1"
+        " {params.boxes} --manifest {output.manifest} --weights {output.weights} > {log} 2>&1"
 
 
 rule grade:

@@ -123,6 +123,7 @@ rule patches:
         crops=at(PRETRAIN, "crop/crops.parquet"),
     output:
         patches=at(PRETRAIN, "patches/patches.pkl"),
+        kinds=at(PRETRAIN, "patches/boxes.parquet"),
         statistics=at(PRETRAIN, "patches/statistics.json"),
     log:
         f"logs/{PRETRAIN}/patches.log",
@@ -137,4 +138,4 @@ rule patches:
     shell:
         "drgrade patches --dataset {params.dataset} --params {params.block:q} --boxes-params {params.boxes:q}"
         " --size {params.size} --index {input.index} --crops {input.crops} {params.lesions}"
-        " --out {output.patches} --statistics {output.statistics} > {log} 2>&1"
+        " --out {output.patches} --kinds {output.kinds} --statistics {output.statistics} > {log} 2>&1"

@@ -16,7 +16,7 @@ from drgrade.images.geometry import CropGeometry
 from drgrade.lesions.box_sources import Places, at_random, detected, masked, published
 from drgrade.lesions.patches import COLUMNS, SIDE, Boxes, fitting, write_patches
 from drgrade.params import LesionBoxes, Patches
-from drgrade.schema import CROPS, INDEX, LESIONS, read_table
+from drgrade.schema import CROPS, INDEX, LESION_BOXES, LESIONS, read_table, write_table
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +33,7 @@ def make_patches(
     masks: LesionBoxes,
     params: Patches,
     out: Path,
+    kinds: Path,
     statistics: Path,
 ) -> None:
     """Take boxes from their source, filter them, and write them in crop space.
@@ -50,6 +51,8 @@ def make_patches(
         masks: how lesion masks become boxes.
         params: source, patch size, score, border, kinds of lesion and minimum count.
         out: the pickle: ``{"train": {image_id: [(x1, y1, x2, y2), ...]}, "val": {...}}``, floats.
+        kinds: the same boxes as a table (``LESION_BOXES``, crop pixels), with the kinds and scores that the
+            pickle has no place for; a photograph's boxes in the pickle's order.
         statistics: JSON with images and boxes, by lesion, of what was chosen and, where boxes have scores,
             at several of these. Random boxes count as the kind they stand for.
 
@@ -70,6 +73,7 @@ def make_patches(
     if params.source == "random":
         chosen = at_random(chosen, rows, places, params.border * size / SIDE, params.seed)
     write_patches(_boxes(chosen), out)
+    write_table(chosen.sort_values("image_id", kind="stable")[list(LESION_BOXES)], kinds, LESION_BOXES)
     write_json(_statistics(fits, chosen, params), statistics)
     log.info("%d boxes on %d photographs", len(chosen), chosen["image_id"].nunique())
 

@@ -56,6 +56,7 @@ class LesionPairs(Contrast):
             self.settings["augment"],
             self.seeds(np.stack([rows, things[:, 1]], axis=1)),
             window=self.settings["window"],
+            order=self.settings["order"],
         )
 
     def loss_function(self) -> nn.Module:

@@ -39,6 +39,7 @@ def pretrain(
     manifest: Path,
     weights: Path,
     kinds: Path | None = None,
+    name: str = "",
 ) -> None:
     """Train the encoder(s) of one method.
 
@@ -54,10 +55,12 @@ def pretrain(
         manifest: ``encoder.json`` to write: architecture, normalisation, digests of inputs and weights.
         weights: folder to write: ``encoder.safetensors`` or ``encoder_fold<k>.safetensors``.
         kinds: the boxes of ``patches`` once more, with the kind of each lesion; see :func:`kinds_of`.
+        name: of the encoder, in the log and in MLflow; the method unless given.
 
     Raises:
         UserError: fewer than two photographs to learn from; boxes or kinds are needed and not given.
     """
+    name = name or method
     learner: Method = METHODS.get(method)(params)
     table = with_boxes(training_rows(index, crops), learner, patches, kinds)
     images = CropStore(store)
@@ -67,15 +70,15 @@ def pretrain(
     if learner.needs_kinds:
         inputs["kinds"] = kinds
     digests = {name: sha256(path) for name, path in inputs.items() if path is not None}
-    with track("pretrain", method, params | {"patch": patch}) as run:
+    with track("pretrain", name, params | {"patch": patch}) as run:
         run.dataset("crops" if patches is None else "patches", patches or crops)
         for fold in folds:
             part = table if fold is None else table[~table["fold"].eq(fold).fillna(False)]
             label = "encoder" if fold is None else f"encoder_fold{fold}"
             material = _material(learner, images, part, patch, patches or crops)
             log.info("%s: %d photographs, %d lesions", label, len(part), sum(map(len, material.boxes)))
-            with run.child(f"{method} {label}", {"fold": fold, "photographs": len(part)}) as child:
-                encoder = learner.fit(material, name=f"{method} {label}", key=json.dumps(digests), run=child)
+            with run.child(f"{name} {label}", {"fold": fold, "photographs": len(part)}) as child:
+                encoder = learner.fit(material, name=f"{name} {label}", key=json.dumps(digests), run=child)
             save_tensors(encoder, weights / f"{label}.safetensors")
         mean, std = normalisation(params["encoder"])
         about = {
