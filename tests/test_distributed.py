@@ -39,7 +39,8 @@ class Small(Module):
         self.views = torch.randn((2, 24, 6), generator=generator, dtype=torch.float64)
         self.kind, self.automatic_optimization = kind, kind != "chunked"
         torch.manual_seed(1)
-        self.network = nn.Sequential(nn.Linear(6, 16), nn.Tanh(), nn.Linear(16, 4)).double()
+        middle = nn.BatchNorm1d(16) if kind == "norm" else nn.Tanh()
+        self.network = nn.Sequential(nn.Linear(6, 16), middle, nn.Linear(16, 4)).double()
         self.criterion = NTXentLoss(0.1, gather_distributed="RANK" in os.environ)
         self.seen = []
     def train_dataloader(self):
@@ -49,7 +50,7 @@ class Small(Module):
     def training_step(self, items, step):
         self.seen.append(items.tolist())
         batch = torch.cat([self.views[0, items], self.views[1, items]])
-        if self.kind == "mean":
+        if self.kind in ("mean", "norm"):
             loss = self.network(batch).square().mean()
         elif self.kind == "contrastive":
             loss = self.nt_xent(self.network(batch))
@@ -65,7 +66,7 @@ class Small(Module):
 def train(out, environment):
     os.environ.update(environment)
     found = {}
-    for kind in ("mean", "contrastive", "chunked"):
+    for kind in ("mean", "contrastive", "chunked", "norm"):
         module, run = Small(kind), Run()
         fit(module, name=kind, epochs=2, seed=3, key=["k"], run=run)
         weights = [value.tolist() for value in module.network.state_dict().values()]
@@ -108,6 +109,12 @@ def test_two_processes_take_the_steps_of_one_on_the_joined_batch(trained, kind):
     joined = [left + right for left, right in zip(first["seen"], second["seen"], strict=True)]
     assert joined == one["seen"]
     assert [len(items) for items in first["seen"]] == [6] * 4
+
+
+def test_statistics_that_are_not_synchronised_end_as_the_first_process_has_them(trained):
+    first, second = trained["two0"]["norm"]["weights"], trained["two1"]["norm"]["weights"]
+    assert first == second
+    assert first != trained["one"]["norm"]["weights"]
 
 
 def test_a_loss_in_chunks_is_the_loss_in_one(trained):

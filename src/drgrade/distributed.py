@@ -112,6 +112,15 @@ def mean_over_processes(value: "torch.Tensor") -> "torch.Tensor":
     return total / world()
 
 
+def follow_first(network: "torch.nn.Module") -> None:
+    """Give every process the first one's buffers: BatchNorm's statistics differ if not synchronised."""
+    import torch.distributed as processes
+
+    if world() > 1:
+        for buffer in network.buffers():
+            processes.broadcast(buffer, 0)
+
+
 def synchronised(network: "torch.nn.Module") -> None:
     """Let every BatchNorm below ``network`` take its statistics over all processes, on GPUs.
 

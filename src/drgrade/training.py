@@ -27,7 +27,7 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
-from drgrade.distributed import launch, mean_over_processes, rank, synchronised, world
+from drgrade.distributed import follow_first, launch, mean_over_processes, rank, synchronised, world
 from drgrade.errors import UserError
 from drgrade.files import whole
 from drgrade.images.store import Pictures
@@ -215,6 +215,7 @@ class Module(pl.LightningModule):
         values = {"loss": float(mean_over_processes(torch.stack(self.losses).mean()))}
         speed = {"images_per_s": self.progress.rate()}  # the loss has waited for the device
         self.losses.clear()
+        follow_first(self)
         with self.average.applied(self) if self.average else nullcontext():
             values |= self.validate()
         values |= {"lr": self.trainer.optimizers[0].param_groups[0]["lr"], **speed}
