@@ -55,13 +55,6 @@ def test_every_key_is_described():
         ),
         ({"pretrain": {"random": {"method": "simclr"}}}, "pretrain.random: experiments start from random"),
         ({"patches": {"published": "a.pkl"}}, "patches.published: its boxes lie in crops of crop.rule o_O"),
-        (
-            {
-                "crop": {"rule": "o_O", "aspect": "squash"},
-                "patches": {"published": "a.pkl", "source": "masks"},
-            },
-            "patches.published: takes the place of detections; source masks",
-        ),
         ({"experiments": {"a": {"seeds": []}}}, "experiments.a.seeds"),
         ({"experiments": {"Big Name": {}}}, "experiments.Big Name"),
         ({"index": {"val_fraction": 0.5, "test_fraction": 0.5}}, "index.val_fraction: leaves no training"),

@@ -122,6 +122,7 @@ def patches(args: Arguments) -> None:
         args.size,
         args.lesions,
         _block(args.boxes_params, "lesion_boxes"),
+        args.source,
         _block(args.params, "patches"),
         args.out,
         args.kinds,
@@ -212,7 +213,7 @@ def report(args: Arguments) -> None:
         crops_table=args.crops,
         store=args.store,
         lesions=args.lesions,
-        patches_statistics=args.statistics,
+        patches_statistics=args.statistics or [],
         detector_metrics=args.detector_metrics,
         lesion_metrics=args.lesion_metrics,
         leaderboard=args.leaderboard,
@@ -332,6 +333,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = verb(patches)
     sub.add_argument("--dataset", required=True)
     sub.add_argument("--size", type=int, required=True, help="side of a crop in pixels")
+    sub.add_argument("--source", choices=("detector", "masks", "random"), default="detector")
     sub.add_argument("--boxes-params", default="{}", metavar="JSON", help="the block lesion_boxes (masks)")
     _paths(sub, "index", "crops", "out", "kinds", "statistics")
     _paths(sub, "lesions", optional=True)
@@ -363,13 +365,13 @@ def _parser() -> argparse.ArgumentParser:
     _paths(sub, "lesions_index", "lesions_crops", "lesions_store", "index", "crops", "store", "models", "out")
     sub = verb(report, params=False)
     sub.add_argument("--all-params", required=True, metavar="JSON")
+    sub.add_argument("--statistics", type=Path, nargs="*", metavar="PATH", help="of the boxes pretrained on")
     _paths(
         sub,
         "index",
         "crops",
         "store",
         "lesions",
-        "statistics",
         "detector_metrics",
         "lesion_metrics",
         "leaderboard",

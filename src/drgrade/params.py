@@ -213,15 +213,15 @@ class LesionMetrics(Block):
     """Hits, misses and false alarms of each kind that are drawn."""
 
 
+Source = Literal["detector", "masks", "random"]
+"""Where the boxes to learn from come from."""
+
+
 class Patches(Block):
     """Choose the boxes that pretraining will look at; writes the field's pickle."""
 
-    source: Literal["detector", "masks", "random"] = "detector"
-    """detector: what it found; masks: the lesion masks of the photographs pretrained on, where they have
-    some; random: as many boxes as detector gives, of the same sizes, anywhere on the retina. The last two
-    tell what the detector is worth."""
     published: str | None = None
-    """A released pickle, raw predictions or patches, to use instead of own detections; needs crop.rule o_O
+    """A released pickle, raw predictions or patches, in place of what the detector found; needs crop.rule o_O
     and crop.aspect squash, which its boxes lie in."""
     legacy_swap: bool = False
     """Scale published raw predictions with width and height swapped, as the released patches were."""
@@ -305,6 +305,9 @@ class LesionContrastive(Contrastive):
     method: Literal["lesion_contrastive"] = "lesion_contrastive"
     """The module of ``drgrade.pretrain``."""
 
+    boxes: Source = "detector"
+    """detector: lesions it found; masks: lesions drawn in masks; random: as many boxes as detector gives, of
+    the same sizes, anywhere on the retina. The last two tell what the detector is worth."""
     boxes_per_image: Annotated[int, Field(ge=1)] = 1
     """Lesions of a photograph shown in an epoch (1 in the paper), or all it has if fewer."""
     window: Literal["inside", "published"] = "inside"
@@ -341,6 +344,8 @@ class LocalToGlobal(Block):
     one local crop centred on a detected lesion where there is one."""
     global_size: Annotated[int, Field(ge=32)] = 224
     """Side of the two global crops."""
+    boxes: Source = "detector"
+    """Of the preset lesion; as for lesion_contrastive."""
     local_size: Annotated[int, Field(ge=16)] = 96
     """Side of the local crops."""
     local_crops: Annotated[int, Field(ge=1)] = 6
@@ -546,10 +551,6 @@ class Params(Block):
         if self.patches.published and (self.crop.rule, self.crop.aspect) != ("o_O", "squash"):
             raise ValueError(
                 "patches.published: its boxes lie in crops of crop.rule o_O and crop.aspect squash; set both"
-            )
-        if self.patches.published and self.patches.source == "masks":
-            raise ValueError(
-                "patches.published: takes the place of detections; source masks has no use for it"
             )
         return self
 

@@ -13,7 +13,7 @@ from drgrade.data.registry import DATASETS
 from drgrade.errors import UserError
 from drgrade.lesions.choose import make_patches
 from drgrade.lesions.patches import read_patches
-from drgrade.params import LesionBoxes, Patches
+from drgrade.params import LesionBoxes, Patches, Source
 from drgrade.schema import CROPS, INDEX, LESION_BOXES, LESIONS, read_table, write_table
 
 ROWS = [
@@ -57,21 +57,12 @@ def write_index(root: Path, rows: list[tuple[str, str, str, int | None, str]]) -
     write_table(index, root / "index.parquet", INDEX)
 
 
-def make(root: Path, params: Patches) -> tuple[dict, dict]:
-    paths = [root / name for name in ("index.parquet", "crops.parquet", "lesions.parquet", "p.pkl", "s.json")]
+def make(root: Path, params: Patches, source: Source = "detector") -> tuple[dict, dict]:
     make_patches(
-        "folder",
-        paths[0],
-        paths[1],
-        256,
-        paths[2],
-        LesionBoxes(),
-        params,
-        paths[3],
-        paths[3].with_name("boxes.parquet"),
-        paths[4],
-    )
-    return read_patches(paths[3]), json.loads(paths[4].read_text())
+        "folder", root / "index.parquet", root / "crops.parquet", 256, root / "lesions.parquet",
+        LesionBoxes(), source, params, root / "p.pkl", root / "boxes.parquet", root / "s.json",
+    )  # fmt: skip
+    return read_patches(root / "p.pkl"), json.loads((root / "s.json").read_text())
 
 
 def test_the_table_of_boxes_goes_with_the_pickle(tables: Path) -> None:
@@ -156,7 +147,7 @@ def test_photographs_with_few_boxes_are_left_out(tables: Path) -> None:
 def test_random_boxes_have_the_number_and_sizes_of_the_detectors(tables: Path) -> None:
     found, found_statistics = make(tables, Patches(size=64))
     before = (tables / "p.pkl").read_bytes()
-    chance, statistics = make(tables, Patches(size=64, source="random"))
+    chance, statistics = make(tables, Patches(size=64), "random")
     first = (tables / "p.pkl").read_bytes()
     assert statistics == found_statistics | {"source": "random"}
     assert {split: list(images) for split, images in chance.items()} == {
@@ -166,9 +157,9 @@ def test_random_boxes_have_the_number_and_sizes_of_the_detectors(tables: Path) -
         np.testing.assert_allclose(sides(boxes), sides(found["train"][name]))
         assert not np.allclose(boxes, found["train"][name])
     assert len({boxes[-1] for boxes in chance["train"].values()}) == 3, "a draw for each photograph"
-    make(tables, Patches(size=64, source="random"))
+    make(tables, Patches(size=64), "random")
     assert (tables / "p.pkl").read_bytes() == first != before
-    other, _ = make(tables, Patches(size=64, source="random", seed=2))
+    other, _ = make(tables, Patches(size=64, seed=2), "random")
     assert other["train"]["t2"] != chance["train"]["t2"]
 
 
@@ -178,10 +169,10 @@ def sides(boxes: list[tuple[float, ...]]) -> np.ndarray:
 
 
 def test_random_boxes_of_a_photograph_do_not_depend_on_others(tables: Path) -> None:
-    everything, _ = make(tables, Patches(size=64, source="random"))
+    everything, _ = make(tables, Patches(size=64), "random")
     lesions = pd.read_parquet(tables / "lesions.parquet")
     write_table(lesions[lesions["image_id"] == "t2"], tables / "lesions.parquet", LESION_BOXES)
-    alone, _ = make(tables, Patches(size=64, source="random"))
+    alone, _ = make(tables, Patches(size=64), "random")
     assert alone["train"] == {"t2": everything["train"]["t2"]}
 
 
@@ -200,9 +191,11 @@ def masks_of(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DATASETS.get("idrid"), "masks", masks)
 
 
-def make_from_masks(root: Path, params: Patches, boxes: LesionBoxes) -> tuple[dict, dict]:
+def make_from_masks(
+    root: Path, params: Patches, boxes: LesionBoxes, source: Source = "masks"
+) -> tuple[dict, dict]:
     make_patches(
-        "idrid", root / "index.parquet", root / "crops.parquet", 256, None, boxes, params,
+        "idrid", root / "index.parquet", root / "crops.parquet", 256, None, boxes, source, params,
         root / "p.pkl", root / "boxes.parquet", root / "s.json",
     )  # fmt: skip
     return read_patches(root / "p.pkl"), json.loads((root / "s.json").read_text())
@@ -210,7 +203,7 @@ def make_from_masks(root: Path, params: Patches, boxes: LesionBoxes) -> tuple[di
 
 def test_boxes_of_masks_need_no_detections(tables: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     masks_of(tables, monkeypatch)
-    params = Patches(size=64, min_score=0.9, source="masks")
+    params = Patches(size=64, min_score=0.9)
     patches, statistics = make_from_masks(tables, params, LesionBoxes(min_area=4))
     # graded photographs have none; m2 and m3 are not for learning; (500 - 100) / 4, (350 + 50) / 4, ...
     assert patches == {"train": {"m1": [(100.0, 100.0, 110.0, 105.0)]}, "val": {}}
@@ -231,13 +224,13 @@ def test_boxes_of_masks_need_no_detections(tables: Path, monkeypatch: pytest.Mon
         (149.75, 187.25, 150.25, 187.75),
     ]
     with pytest.raises(UserError, match="lesion masks: none of 1 boxes passes"):
-        make_from_masks(tables, Patches(size=64, source="masks", lesions=["MA"]), LesionBoxes())
+        make_from_masks(tables, Patches(size=64, lesions=["MA"]), LesionBoxes())
 
 
 def test_masks_of_another_size_or_none_are_refused(tables: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     masks_of(tables, monkeypatch)
     write_index(tables, [(*row[:2], "test" if row[0] == "m1" else row[2], *row[3:]) for row in ROWS])
-    params = Patches(size=64, source="masks")
+    params = Patches(size=64)
     with pytest.raises(UserError, match="no training photograph of 'idrid' has lesion masks"):
         make_from_masks(tables, params, LesionBoxes())
     write_index(tables, ROWS)
@@ -248,7 +241,7 @@ def test_masks_of_another_size_or_none_are_refused(tables: Path, monkeypatch: py
 
 def test_detections_are_asked_for_when_they_are_needed(tables: Path) -> None:
     with pytest.raises(UserError, match=r"needs lesions\.parquet"):
-        make_from_masks(tables, Patches(size=64), LesionBoxes())
+        make_from_masks(tables, Patches(size=64), LesionBoxes(), "detector")
 
 
 EDGES = [
@@ -284,12 +277,14 @@ def write_eyepacs(root: Path) -> Path:
     return root
 
 
-def make_published(root: Path, content: object, size: int = 512, **changes: object) -> tuple[dict, dict]:
+def make_published(
+    root: Path, content: object, size: int = 512, source: Source = "detector", **changes: object
+) -> tuple[dict, dict]:
     (root / "released.pkl").write_bytes(pickle.dumps(content, protocol=2))
     values = {"size": size // 4, "min_score": 0.5, "border": 5, "published": str(root / "released.pkl")}
     params = Patches.model_validate(values | changes)
     make_patches(
-        "eyepacs", root / "index.parquet", root / "crops.parquet", size, None, LesionBoxes(), params,
+        "eyepacs", root / "index.parquet", root / "crops.parquet", size, None, LesionBoxes(), source, params,
         root / "p.pkl", root / "boxes.parquet", root / "s.json",
     )  # fmt: skip
     return read_patches(root / "p.pkl"), json.loads((root / "s.json").read_text())

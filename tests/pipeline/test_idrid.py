@@ -47,7 +47,7 @@ def test_real_photographs_end_to_end(idrid, fresh):
     lesions = read_table(results / "lesions/lesions.parquet", LESION_BOXES)
     assert lesions["x2"].max() <= 4288
     assert lesions["y2"].max() <= 2848
-    assert set(read_patches(results / "patches/patches.pkl")["train"]) <= set(index["image_id"])
+    assert set(read_patches(results / "patches/detector/patches.pkl")["train"]) <= set(index["image_id"])
     # one encoder for each fold, blind to it; every graded photograph tested once
     assert len(list((results / "pretrain/lesion_contrastive/weights").glob("encoder_fold*.safetensors"))) == 2
     predictions = pd.read_parquet(results / "grade/lesion_contrastive/predictions.parquet")

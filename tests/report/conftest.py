@@ -141,7 +141,7 @@ def run(tmp_path_factory):
     pictures = rng.integers(0, 255, (len(GRADES), SIZE, SIZE, 3), dtype=np.uint8)
     write_store(pictures, root / "store.json")
     (root / "statistics.json").write_text(
-        json.dumps({"min_score": 0.3, "thresholds": {"0.3": {"images": 2}}})
+        json.dumps({"source": "detector", "min_score": 0.3, "thresholds": {"0.3": {"images": 2}}})
     )
     (root / "detector.json").write_text(json.dumps(_detector()))
     (root / "lesion_metrics.json").write_text(json.dumps(_lesion_metrics()))
@@ -174,7 +174,7 @@ def run(tmp_path_factory):
         "crops_table": root / "crops.parquet",
         "store": root / "store.json",
         "lesions": root / "lesions.parquet",
-        "patches_statistics": root / "statistics.json",
+        "patches_statistics": [root / "statistics.json"],
         "detector_metrics": root / "detector.json",
         "lesion_metrics": root / "lesion_metrics.json",
         "leaderboard": root / "leaderboard.csv",

@@ -82,10 +82,12 @@ def at(dataset, path):
     return f"results/{dataset}/{path}"
 
 
-def needs_boxes(encoder):
-    """Whether its pretraining looks at lesions."""
+def boxes_of(encoder):
+    """Where the boxes that its pretraining looks at come from; None if it looks at none."""
     params = RESOLVED["pretrain"][encoder]
-    return params["method"] == "lesion_contrastive" or params.get("preset") == "lesion"
+    if params["method"] == "lesion_contrastive" or params.get("preset") == "lesion":
+        return params["boxes"]
+    return None
 
 
 def start_weights(wildcards):
@@ -105,7 +107,11 @@ def weights_option(wildcards):
     return f"--weights {weights}"
 
 
+SOURCES_OF_BOXES = sorted({boxes_of(encoder) for encoder in ENCODERS} - {None})
+
+
 wildcard_constraints:
+    source="detector|masks|random",
     dataset="|".join(PARAMS.datasets),
     experiment="|".join(EXPERIMENTS),
     encoder="|".join(ENCODERS),

@@ -11,11 +11,12 @@ rule pretrain:
         crops=at(PRETRAIN, "crop/crops.parquet"),
         store=at(PRETRAIN, "crop/store.json"),
         shards=ancient(at(PRETRAIN, "crop/store")),
-        boxes=lambda wildcards: (
-            [rules.patches.output.patches, rules.patches.output.kinds]
-            if needs_boxes(wildcards.encoder)
-            else []
-        ),
+        boxes=lambda wildcards: [
+            at(PRETRAIN, f"patches/{source}/{name}")
+            for source in [boxes_of(wildcards.encoder)]
+            if source
+            for name in ("patches.pkl", "boxes.parquet")
+        ],
     output:
         manifest=at(PRETRAIN, "pretrain/{encoder}/encoder.json"),
         weights=directory(at(PRETRAIN, "pretrain/{encoder}/weights")),

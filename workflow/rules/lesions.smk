@@ -78,10 +78,6 @@ rule lesions:
         " --out {output.lesions} > {log} 2>&1"
 
 
-# detections are waited for only where patches come from them
-DETECTED = not PARAMS.patches.published and PARAMS.patches.source != "masks"
-
-
 rule lesion_metrics:
     input:
         sources("lesion_metrics"),
@@ -114,28 +110,43 @@ rule lesion_metrics:
         " --crops {input.crops} --detector {params.detector} --out {params.folder} > {log} 2>&1"
 
 
+# detections are waited for only where patches come from them
+DETECTED = () if PARAMS.patches.published else ("detector", "random")
+
+
 rule patches:
     input:
         sources("patches"),
         PARAMS.patches.published or [],
-        rules.lesions.output.lesions if DETECTED else [],
+        lesions=lambda wildcards: (
+            rules.lesions.output.lesions if wildcards.source in DETECTED else []
+        ),
         index=at(PRETRAIN, "index/index.parquet"),
         crops=at(PRETRAIN, "crop/crops.parquet"),
     output:
-        patches=at(PRETRAIN, "patches/patches.pkl"),
-        kinds=at(PRETRAIN, "patches/boxes.parquet"),
-        statistics=at(PRETRAIN, "patches/statistics.json"),
+        patches=at(PRETRAIN, "patches/{source}/patches.pkl"),
+        kinds=at(PRETRAIN, "patches/{source}/boxes.parquet"),
+        statistics=at(PRETRAIN, "patches/{source}/statistics.json"),
     log:
-        f"logs/{PRETRAIN}/patches.log",
+        f"logs/{PRETRAIN}/patches_{{source}}.log",
     params:
         block=block("patches"),
         boxes=block("lesion_boxes"),
         size=PARAMS.crop.size,
         dataset=PRETRAIN,
-        lesions=f"--lesions {rules.lesions.output.lesions}" if DETECTED else "",
+        lesions=lambda wildcards, input: (
+            f"--lesions {input.lesions}" if input.lesions else ""
+        ),
     message:
-        "Choose the lesions to learn from"
+        "Choose the lesions to learn from: {wildcards.source}"
     shell:
-        "drgrade patches --dataset {params.dataset} --params {params.block:q} --boxes-params {params.boxes:q}"
-        " --size {params.size} --index {input.index} --crops {input.crops} {params.lesions}"
-        " --out {output.patches} --kinds {output.kinds} --statistics {output.statistics} > {log} 2>&1"
+        "drgrade patches --dataset {params.dataset} --source {wildcards.source} --params {params.block:q}"
+        " --boxes-params {params.boxes:q} --size {params.size} --index {input.index} --crops {input.crops}"
+        " {params.lesions} --out {output.patches} --kinds {output.kinds}"
+        " --statistics {output.statistics} > {log} 2>&1"
+
+
+rule all_patches:
+    input:
+        expand(rules.patches.output.statistics, source=SOURCES_OF_BOXES),
+    localrule: True

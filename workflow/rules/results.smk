@@ -90,7 +90,7 @@ rule report:
         store=at(PRETRAIN, "crop/store.json"),
         shards=ancient(at(PRETRAIN, "crop/store")),
         lesions=rules.lesions.output.lesions,
-        statistics=rules.patches.output.statistics,
+        statistics=rules.all_patches.input,
         detector=rules.detector.output.metrics,
         found=rules.lesion_metrics.output.metrics,
         verdicts=rules.lesion_metrics.output.verdicts,

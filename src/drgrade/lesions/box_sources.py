@@ -52,8 +52,8 @@ def masked(dataset: str, photographs: pd.DataFrame, places: Places, params: Lesi
     table = drawn(dataset, photographs[photographs["subset"] == "segmentation"], params)
     if table.empty:
         raise UserError(
-            f"patches.source masks: no training photograph of {dataset!r} has lesion masks; "
-            f"take the source detector, or a dataset with masks as roles.pretrain"
+            f"boxes: masks: no training photograph of {dataset!r} has lesion masks; "
+            f"take boxes: detector in pretrain, or a dataset with masks as roles.pretrain"
         )
     return _to_crop(table, places)
 

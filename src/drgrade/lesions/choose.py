@@ -15,7 +15,7 @@ from drgrade.files import write_json
 from drgrade.images.geometry import CropGeometry
 from drgrade.lesions.box_sources import Places, at_random, detected, masked, published
 from drgrade.lesions.patches import COLUMNS, SIDE, Boxes, fitting, write_patches
-from drgrade.params import LesionBoxes, Patches
+from drgrade.params import LesionBoxes, Patches, Source
 from drgrade.schema import CROPS, INDEX, LESION_BOXES, LESIONS, read_table, write_table
 
 log = logging.getLogger(__name__)
@@ -31,6 +31,7 @@ def make_patches(
     size: int,
     lesions: Path | None,
     masks: LesionBoxes,
+    source: Source,
     params: Patches,
     out: Path,
     kinds: Path,
@@ -49,7 +50,8 @@ def make_patches(
         size: side of a crop in pixels.
         lesions: ``lesions.parquet``, in original pixels; None where no detection is asked for.
         masks: how lesion masks become boxes.
-        params: source, patch size, score, border, kinds of lesion and minimum count.
+        source: where boxes come from.
+        params: patch size, score, border, kinds of lesion and minimum count.
         out: the pickle: ``{"train": {image_id: [(x1, y1, x2, y2), ...]}, "val": {...}}``, floats.
         kinds: the same boxes as a table (``LESION_BOXES``, crop pixels), with the kinds and scores that the
             pickle has no place for; a photograph's boxes in the pickle's order.
@@ -61,7 +63,7 @@ def make_patches(
     """
     rows = _rows(index)
     places = _places(crops, size, rows)
-    found = _from_source(dataset, rows, places, size, lesions, masks, params)
+    found = _from_source(source, dataset, rows, places, size, lesions, masks, params)
     found = found.merge(rows[["image_id", "split"]], on="image_id")
     order = ["image_id", "score", *COLUMNS]
     found = found.sort_values(order, ascending=[True, False] + [True] * len(COLUMNS)).reset_index(drop=True)
@@ -70,20 +72,20 @@ def make_patches(
     chosen = _above(fits, params.min_score, params.min_count)
     if not (chosen["split"] == "train").any():
         raise UserError(_why_none(lesions, found, fits, params))
-    if params.source == "random":
+    if source == "random":
         chosen = at_random(chosen, rows, places, params.border * size / SIDE, params.seed)
     write_patches(_boxes(chosen), out)
     write_table(chosen.sort_values("image_id", kind="stable")[list(LESION_BOXES)], kinds, LESION_BOXES)
-    write_json(_statistics(fits, chosen, params), statistics)
+    write_json(_statistics(source, fits, chosen, params), statistics)
     log.info("%d boxes on %d photographs", len(chosen), chosen["image_id"].nunique())
 
 
-def _statistics(fits: pd.DataFrame, chosen: pd.DataFrame, params: Patches) -> dict[str, Any]:
+def _statistics(source: Source, fits: pd.DataFrame, chosen: pd.DataFrame, params: Patches) -> dict[str, Any]:
     """Where the boxes are from, how many were chosen, and how many other scores would choose."""
     scored = bool(fits["score"].notna().all())
     return {
-        "source": params.source,
-        "published": Path(params.published).name if params.published else None,
+        "source": source,
+        "published": Path(params.published).name if params.published and source != "masks" else None,
         "min_score": params.min_score if scored else None,
         "chosen": _count(chosen),
         "thresholds": {
@@ -93,6 +95,7 @@ def _statistics(fits: pd.DataFrame, chosen: pd.DataFrame, params: Patches) -> di
 
 
 def _from_source(
+    source: Source,
     dataset: str,
     rows: pd.DataFrame,
     places: Places,
@@ -102,12 +105,12 @@ def _from_source(
     params: Patches,
 ) -> pd.DataFrame:
     """All boxes before the filter; for random ones, those that they take number and sizes from."""
+    if source == "masks":
+        return masked(dataset, rows[rows["image_id"].isin(places.keys())], places, masks)
     if params.published:
         return published(Path(params.published), places, size, legacy_swap=params.legacy_swap)
-    if params.source == "masks":
-        return masked(dataset, rows[rows["image_id"].isin(places.keys())], places, masks)
     if lesions is None:
-        raise UserError(f"patches.source {params.source}: needs lesions.parquet; run the lesions stage first")
+        raise UserError(f"boxes: {source}: needs lesions.parquet; run the lesions stage first")
     return detected(lesions, places)
 
 

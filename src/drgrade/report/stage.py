@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def make_report(
     crops_table: Path,
     store: Path,
     lesions: Path,
-    patches_statistics: Path,
+    patches_statistics: Sequence[Path],
     detector_metrics: Path,
     lesion_metrics: Path,
     leaderboard: Path,
@@ -43,7 +44,7 @@ def make_report(
         crops_table: their ``crops.parquet``.
         store: their ``store.json``, its shards beside it.
         lesions: ``lesions.parquet``.
-        patches_statistics: JSON of the stage patches.
+        patches_statistics: JSON of the stage patches, one for each source of boxes.
         detector_metrics: JSON of the stage detector.
         lesion_metrics: JSON of the stage lesion_metrics, its ``verdicts.png`` beside it.
         leaderboard: ``leaderboard.csv``, with the stage's ``external.csv`` and ``figures/`` beside it.
@@ -78,8 +79,11 @@ def make_report(
     add_pictures(page, out, params, heat_maps)
     verdicts = lesion_metrics.with_name("verdicts.png")
     add_detector(page, read_json(detector_metrics), read_json(lesion_metrics), verdicts, out)
-    page.section("Patches")
-    page.table(flattened(read_json(patches_statistics)), "Detections that pass the patch filter, by score")
+    if patches_statistics:
+        page.section("Patches")
+    for path in patches_statistics:
+        counted = read_json(path)
+        page.table(flattened(counted), f"Boxes that pass the patch filter, source {counted['source']}")
     page.section("Model cards")
     for name, card in cards.items():
         page.folded(name, card)
