@@ -70,6 +70,9 @@ class Demo(Block):
     """Patients with a graded photograph of each eye."""
     segmentation: Annotated[int, Field(ge=0)] = 16
     """Further photographs with exact lesion masks, in the layout of IDRiD part A; 0: no such layout."""
+    masks: Literal["segmentation", "all"] = "segmentation"
+    """all: exact masks of the graded photographs too, for ``pretrain.<name>.boxes: masks``; detectors and
+    heat maps do not look at them."""
     width: Annotated[int, Field(ge=256, le=4288)] = 800
     """Mean width of a photograph in pixels; cameras differ around it."""
     seed: Seed = 7

@@ -10,7 +10,7 @@ from PIL import Image
 
 from drgrade.data import demo as module
 from drgrade.data.demo import Demo
-from drgrade.data.hospital import GRADED, plan_patients, plan_segmentation
+from drgrade.data.hospital import GRADED, plan_graded, plan_patients, plan_segmentation
 from drgrade.errors import UserError
 from drgrade.painting.icdr import icdr_grade
 from drgrade.painting.painter import paint
@@ -102,6 +102,23 @@ def test_read_finds_every_photograph_and_label(painted: Path) -> None:
     assert (table["subset"] == "segmentation").sum() == SMALL.segmentation
     assert set(table["official_split"]) == {"train", "val", "test"}
     assert Counter(table["eye"].dropna()) == {"left": SMALL.patients, "right": SMALL.patients}
+
+
+def test_graded_photographs_have_masks_where_they_are_asked_for(tmp_path: Path) -> None:
+    settings = SMALL.model_copy(update={"patients": 5, "segmentation": 3, "masks": "all"})
+    Demo().download(tmp_path, Download(demo=settings))
+    table = Demo().read(tmp_path)
+    found = {image_id: Demo().masks(tmp_path, image_id) for image_id in table["image_id"]}
+    grades = dict(zip(table["image_id"], table["grade"], strict=True))
+    assert {image_id for image_id, masks in found.items() if not masks} == {
+        image_id for image_id, grade in grades.items() if grade == 0
+    }
+    for photograph in (plan_patients(settings)[1], plan_graded(settings)[2]):
+        (image_id,) = (one for one in found if one.endswith(Path(photograph.path).stem) and grades[one] >= 0)
+        _, masks = paint(photograph.eye)
+        assert set(found[image_id]) == set(masks)
+        for code, path in found[image_id].items():
+            assert np.array_equal(np.asarray(Image.open(path)), masks[code].astype(np.uint8))
 
 
 def test_masks_on_disk_are_what_was_painted(painted: Path) -> None:

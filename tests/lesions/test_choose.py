@@ -177,16 +177,16 @@ def test_random_boxes_of_a_photograph_do_not_depend_on_others(tables: Path) -> N
 
 
 def masks_of(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give every photograph the mask of a haemorrhage of 40 x 20 pixels and a speck."""
+    """Give every photograph for lesions, and t1, the mask of a haemorrhage of 40 x 20 pixels and a speck."""
     monkeypatch.setenv("DRGRADE_IDRID_ROOT", str(root))
     mask = np.zeros((1000, 1200), np.uint8)
     mask[350:370, 500:540] = 1
     mask[700, 700] = 1
     Image.fromarray(mask * 76).save(root / "he.png")
 
-    def masks(_: object, raw: Path, _image_id: str) -> dict[str, Path]:
+    def masks(_: object, raw: Path, image_id: str) -> dict[str, Path]:
         assert raw == root
-        return {"HE": root / "he.png"}
+        return {"HE": root / "he.png"} if image_id[0] == "m" or image_id == "t1" else {}
 
     monkeypatch.setattr(DATASETS.get("idrid"), "masks", masks)
 
@@ -205,11 +205,11 @@ def test_boxes_of_masks_need_no_detections(tables: Path, monkeypatch: pytest.Mon
     masks_of(tables, monkeypatch)
     params = Patches(size=64, min_score=0.9)
     patches, statistics = make_from_masks(tables, params, LesionBoxes(min_area=4))
-    # graded photographs have none; m2 and m3 are not for learning; (500 - 100) / 4, (350 + 50) / 4, ...
-    assert patches == {"train": {"m1": [(100.0, 100.0, 110.0, 105.0)]}, "val": {}}
+    # m2 and m3 are not for learning; (500 - 100) / 4, (350 + 50) / 4, ...
+    assert patches == {"train": {key: [(100.0, 100.0, 110.0, 105.0)] for key in ("m1", "t1")}, "val": {}}
     assert statistics == {
         "chosen": {
-            "train": {"images": 1, "boxes": 1, "lesions": {"MA": 0, "HE": 1, "EX": 0, "SE": 0}},
+            "train": {"images": 2, "boxes": 2, "lesions": {"MA": 0, "HE": 2, "EX": 0, "SE": 0}},
             "val": {"images": 0, "boxes": 0, "lesions": {"MA": 0, "HE": 0, "EX": 0, "SE": 0}},
         },
         "min_score": None,
@@ -223,13 +223,13 @@ def test_boxes_of_masks_need_no_detections(tables: Path, monkeypatch: pytest.Mon
         (99.75, 99.75, 110.0, 105.0),
         (149.75, 187.25, 150.25, 187.75),
     ]
-    with pytest.raises(UserError, match="lesion masks: none of 1 boxes passes"):
+    with pytest.raises(UserError, match="lesion masks: none of 2 boxes passes"):
         make_from_masks(tables, Patches(size=64, lesions=["MA"]), LesionBoxes())
 
 
 def test_masks_of_another_size_or_none_are_refused(tables: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     masks_of(tables, monkeypatch)
-    write_index(tables, [(*row[:2], "test" if row[0] == "m1" else row[2], *row[3:]) for row in ROWS])
+    write_index(tables, [(*row[:2], "test" if row[0] in ("m1", "t1") else row[2], *row[3:]) for row in ROWS])
     params = Patches(size=64)
     with pytest.raises(UserError, match="no training photograph of 'idrid' has lesion masks"):
         make_from_masks(tables, params, LesionBoxes())

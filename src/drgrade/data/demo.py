@@ -19,7 +19,14 @@ import numpy as np
 import pandas as pd
 
 from drgrade.data.eyepacs import EyePACS
-from drgrade.data.hospital import Photograph, plan_graded, plan_patients, plan_segmentation
+from drgrade.data.hospital import (
+    GRADED_MASKS,
+    Photograph,
+    plan_graded,
+    plan_patients,
+    plan_segmentation,
+    with_masks,
+)
 from drgrade.data.idrid import LABEL_COLUMNS, LABEL_FILES, LABELS, PART_B, SETS, IDRiD
 from drgrade.data.registry import DATASETS, Card
 from drgrade.errors import UserError
@@ -27,6 +34,7 @@ from drgrade.files import write_file
 from drgrade.painting.painter import Eye, paint
 from drgrade.params import Demo as DemoParams
 from drgrade.params import Download
+from drgrade.schema import LESIONS
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +103,7 @@ def _clear(root: Path, stamp: str, variable: str) -> None:
     file = root / STAMP
     if file.exists() and file.read_text() == stamp:
         return
-    for folder in (root / "eyepacs", root / "idrid"):
+    for folder in (root / "eyepacs", root / "idrid", root / GRADED_MASKS):
         if folder.exists() and not file.exists():
             raise UserError(f"{folder}: not painted by drgrade; move it away or set {variable} elsewhere")
         if folder.exists():
@@ -136,6 +144,8 @@ class Demo:
         _clear(root, json.dumps(stamp, sort_keys=True) + "\n", f"DRGRADE_{self.card.name.upper()}_ROOT")
         patients, graded = plan_patients(settings, self.first), plan_graded(settings, self.first)
         plan = [*patients, *plan_segmentation(settings, self.first), *graded]
+        if settings.masks == "all":
+            plan = list(map(with_masks, plan))
         missing = [photograph for photograph in plan if not _painted(root, photograph)]
         if missing:
             workers = min(len(os.sched_getaffinity(0)), 16)
@@ -156,5 +166,7 @@ class Demo:
         return pd.concat(tables, ignore_index=True)
 
     def masks(self, root: Path, image_id: str) -> dict[str, Path]:
-        """Exact masks of the photographs in the layout of IDRiD part A."""
-        return IDRiD().masks(root / "idrid", image_id)
+        """Exact masks of the photographs in the layout of IDRiD part A, and of others that have some."""
+        others = {code: root / GRADED_MASKS / f"{image_id}_{code}.tif" for code in LESIONS}
+        others = {code: path for code, path in others.items() if path.exists()}
+        return IDRiD().masks(root / "idrid", image_id) or others

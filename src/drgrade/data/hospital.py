@@ -1,7 +1,7 @@
 """Who is photographed at a painted hospital: eyes, their true grades, and the grades written down."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -20,6 +20,8 @@ PIGMENTS = np.array([(0.86, 0.52, 0.24), (0.8, 0.4, 0.1), (0.7, 0.32, 0.08), (0.
 """Reflectance of a pale, two middling and a dark fundus; eyes are mixtures of these."""
 GRADED = 8
 """Photographs in the layout of IDRiD part B, enough to exercise its reader."""
+GRADED_MASKS = "masks"
+"""Folder of the graded photographs' masks, where they are asked for."""
 TESTED = 4
 """Every so manyth patient or photograph belongs to the official test set."""
 
@@ -117,6 +119,17 @@ def plan_segmentation(params: Demo, first: int = 0) -> list[Photograph]:
         masks = {c: str(at / MASK_FOLDERS[c] / f"{name}_{c}.tif") for c in _lesion_codes(eye.lesions)}
         plan.append(Photograph(f"idrid/{PART_A}/{IMAGES}/{folder}/{name}.jpg", eye, masks))
     return plan
+
+
+def with_masks(photograph: Photograph) -> Photograph:
+    """A graded photograph with its masks; one that has masks already comes back as it is."""
+    if photograph.masks:
+        return photograph
+    path = PurePosixPath(photograph.path)
+    split = {folder: split for split, folder in SETS.items()}.get(path.parent.name)
+    image_id = f"B_{split}_{path.stem}" if split else path.stem
+    codes = _lesion_codes(photograph.eye.lesions)
+    return replace(photograph, masks={code: f"{GRADED_MASKS}/{image_id}_{code}.tif" for code in codes})
 
 
 def plan_graded(params: Demo, first: int = 0) -> list[Photograph]:

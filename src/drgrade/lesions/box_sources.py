@@ -41,15 +41,15 @@ def masked(dataset: str, photographs: pd.DataFrame, places: Places, params: Lesi
 
     Args:
         dataset: whose masks.
-        photographs: image_id, subset, width and height (original pixels) of those to look at; only the
-            subset segmentation has masks.
+        photographs: image_id, width and height (original pixels) of those to look at; one without masks gives
+            no box.
         places: their crops.
         params: how masks become boxes.
 
     Raises:
         UserError: no photograph has a mask; a mask is unreadable or of another size than its photograph.
     """
-    table = drawn(dataset, photographs[photographs["subset"] == "segmentation"], params)
+    table = drawn(dataset, photographs, params)
     if table.empty:
         raise UserError(
             f"boxes: masks: no training photograph of {dataset!r} has lesion masks; "
