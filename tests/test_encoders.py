@@ -10,7 +10,7 @@ import torchvision
 from safetensors.torch import save_file
 from sklearn.datasets import load_sample_images
 
-from drgrade.encoders import create_encoder, imagenet_file, load_start, normalisation, read_tensors
+from drgrade.encoders import create_encoder, imagenet_file, load_start, normalisation, read_tensors, width
 from drgrade.errors import UserError
 
 NAME = "tf_efficientnet_lite0"
@@ -174,3 +174,8 @@ def test_files_that_hold_no_weights_are_refused(tmp_path):
         read_tensors(tmp_path / "empty.pth")
     with pytest.raises(UserError, match=r"put timm's ImageNet weights of resnet18 there"):
         create_encoder("resnet18", "imagenet")
+
+
+def test_a_vision_transformer_takes_pictures_of_other_sizes():
+    encoder = create_encoder("test_vit", None)
+    assert encoder(torch.zeros(1, 3, 48, 48)).shape == (1, width(encoder))

@@ -31,6 +31,8 @@ def create_encoder(
 ) -> "torch.nn.Module":
     """A timm backbone with start weights loaded.
 
+    Plain vision transformers take pictures of any multiple of their patch: positions are interpolated.
+
     Args:
         name: timm model name, e.g. ``tf_efficientnet_lite0``.
         start: ``imagenet``, a weights file, or ``random``/None.
@@ -41,9 +43,12 @@ def create_encoder(
         UserError: timm knows no such model, or the weights are missing or do not fit.
     """
     import timm
+    from timm.models import is_model_in_modules
 
     if not features_only:
         options.setdefault("num_classes", 0)
+        if is_model_in_modules(name, {"vision_transformer", "deit"}):
+            options.setdefault("dynamic_img_size", True)
     try:
         model = timm.create_model(name, pretrained=False, features_only=features_only, **options)
     except RuntimeError as error:

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from drgrade.distributed import rank
+
 PARTIAL = ".partial"
 """Ending of a file that is still being written; no reader of a folder looks at these."""
 
@@ -15,7 +17,7 @@ PARTIAL = ".partial"
 def write_file(path: Path, content: bytes) -> None:
     """Write a file with the folders above it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + PARTIAL)
+    partial = path.with_name(path.name + _writer() + PARTIAL)
     partial.write_bytes(content)
     os.replace(partial, path)
 
@@ -30,12 +32,17 @@ def whole(path: Path) -> Iterator[Path]:
     ...     partial.write_text("a,b")
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial{path.suffix}")
+    partial = path.with_name(f".{path.name}{_writer()}.partial{path.suffix}")
     try:
         yield partial
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _writer() -> str:
+    """Tells processes that train together, and write the same file, apart."""
+    return f".{rank()}" if rank() else ""
 
 
 def write_json(values: Mapping[str, Any], path: Path) -> None:

@@ -287,6 +287,9 @@ class Contrastive(Block):
     """Visits to every photograph (1000 in the paper)."""
     batch_size: Annotated[int, Field(ge=2)] = 32
     """Pairs a step, over all devices (768 in the paper)."""
+    chunk: Annotated[int, Field(ge=2)] | None = None
+    """Views in memory at a time, for batches that do not fit: the loss and its negatives stay those of the
+    whole batch, BatchNorm sees a chunk, a step takes a forward pass more. Null: the whole batch at once."""
     optimiser: Literal["sgd", "lars", "adamw"] = "sgd"
     """sgd: Nesterov momentum 0.9, as published; lars: the same, each layer's step scaled by its norms."""
     lr: Annotated[float, Field(gt=0)] = 0.02

@@ -16,6 +16,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Self
 
+from drgrade.distributed import rank
 from drgrade.files import sha256
 
 log = logging.getLogger(__name__)
@@ -135,7 +136,7 @@ def track(stage: str, name: str, params: Mapping[str, Any]) -> Iterator[Run]:
         params: the job's block of params, logged flattened.
     """
     run = Run()
-    if os.environ.get("DRGRADE_TRACKING") != "off":
+    if os.environ.get("DRGRADE_TRACKING") != "off" and rank() == 0:
         try:
             client, experiment_id, parent = _open()
             run = _start(client, experiment_id, name, parent, Run)

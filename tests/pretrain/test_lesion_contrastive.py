@@ -131,6 +131,20 @@ def test_options_train(tmp_path, monkeypatch, changes):
     assert "conv_stem.weight" in moved
 
 
+def test_chunks_give_the_steps_of_the_whole_batch(tmp_path, monkeypatch):
+    """A network without BatchNorm: same losses, same learning rates, same weights."""
+    monkeypatch.chdir(tmp_path)
+    runs, weights = [], []
+    for chunk in (None, 6):
+        run = Run()
+        options = {"encoder": "test_vit", "batch_size": 8, "epochs": 2, "chunk": chunk, "warmup": 0.5}
+        weights.append(fitted(material([1] * 8), run, **options).state_dict())
+        runs.append([{key: told[key] for key in ("loss", "lr", "alignment", "rank")} for told in run.told])
+    for whole, chunked in zip(*runs, strict=True):
+        assert chunked == pytest.approx(whole, rel=1e-4)
+    assert all(torch.allclose(value, weights[1][key], atol=1e-5) for key, value in weights[0].items())
+
+
 def test_each_epoch_is_told_and_the_first_views_are_shown(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = Run()

@@ -10,6 +10,7 @@ TABLES = ["errors.py", "files.py", "schema.py"]
 SOURCES = {
     "download": [
         *TABLES,
+        "distributed.py",
         "plugins.py",
         "seeding.py",
         "data",
@@ -28,6 +29,7 @@ SOURCES = {
     ],
     "index": [
         *TABLES,
+        "distributed.py",
         "plugins.py",
         "seeding.py",
         "data",
@@ -44,9 +46,15 @@ SOURCES = {
         "splits/lists.py",
         "splits/overlaps.py",
     ],
-    "overlaps": [*TABLES, "splits/duplicates.py", "splits/overlaps.py"],
+    "overlaps": [
+        *TABLES,
+        "distributed.py",
+        "splits/duplicates.py",
+        "splits/overlaps.py",
+    ],
     "crop": [
         *TABLES,
+        "distributed.py",
         "plugins.py",
         "data/registry.py",
         "images/contrast.py",
@@ -60,6 +68,7 @@ SOURCES = {
     ],
     "lesion_boxes": [
         *TABLES,
+        "distributed.py",
         "plugins.py",
         "seeding.py",
         "data",
@@ -81,6 +90,7 @@ SOURCES = {
     ],
     "detector": [
         *TABLES,
+        "distributed.py",
         "encoders.py",
         "memory.py",
         "seeding.py",
@@ -90,9 +100,11 @@ SOURCES = {
         "lesions/ops.py",
         "lesions/precision.py",
         "lesions/sampler.py",
+        "lesions/start.py",
     ],
     "lesions": [
         *TABLES,
+        "distributed.py",
         "encoders.py",
         "memory.py",
         "plugins.py",
@@ -107,11 +119,13 @@ SOURCES = {
         "lesions/precision.py",
         "lesions/predict.py",
         "lesions/sampler.py",
+        "lesions/start.py",
         "lesions/tile_detector.py",
         "lesions/tiles.py",
     ],
     "lesion_metrics": [
         *TABLES,
+        "distributed.py",
         "encoders.py",
         "memory.py",
         "plugins.py",
@@ -139,6 +153,7 @@ SOURCES = {
         "lesions/precision.py",
         "lesions/predict.py",
         "lesions/sampler.py",
+        "lesions/start.py",
         "lesions/tile_detector.py",
         "lesions/tiles.py",
         "painting",
@@ -152,6 +167,7 @@ SOURCES = {
     ],
     "patches": [
         *TABLES,
+        "distributed.py",
         "plugins.py",
         "seeding.py",
         "data",
@@ -177,6 +193,7 @@ SOURCES = {
         *TABLES,
         "distributed.py",
         "encoders.py",
+        "gradient_cache.py",
         "memory.py",
         "plugins.py",
         "seeding.py",
@@ -209,7 +226,13 @@ SOURCES = {
         "splits/lists.py",
         "splits/overlaps.py",
     ],
-    "evaluate": [*TABLES, "seeding.py", "evaluate", "report/plots.py"],
+    "evaluate": [
+        *TABLES,
+        "distributed.py",
+        "seeding.py",
+        "evaluate",
+        "report/plots.py",
+    ],
     "explain": [
         *TABLES,
         "distributed.py",
@@ -243,6 +266,7 @@ SOURCES = {
     ],
     "report": [
         *TABLES,
+        "distributed.py",
         "plugins.py",
         "seeding.py",
         "data/registry.py",

@@ -16,6 +16,7 @@ from drgrade.evaluate.metrics import qwk, to_grades
 from drgrade.images.augment import normalise
 from drgrade.images.scaled import at_size
 from drgrade.images.store import Pictures
+from drgrade.memory import keep_memory
 from drgrade.training import device, pictures
 
 BATCH = 32
@@ -51,7 +52,7 @@ class Frozen(nn.Module):
 
     def __init__(self, name: str, start: str, size: int, *, blocks: bool = False) -> None:
         super().__init__()
-        encoder = create_encoder(name, start, **_any_size(name)).requires_grad_(False)
+        encoder = create_encoder(name, start).requires_grad_(False)
         self.encoder = encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.mean, self.std = normalisation(name)
         self.size = size
@@ -98,6 +99,8 @@ def features(frozen: Frozen, images: Pictures, rows: np.ndarray) -> np.ndarray:
         UserError: a feature is not a finite number.
     """
     frozen.to(device())
+    if device().type == "cpu":
+        keep_memory()
     sized = at_size(images, frozen.size)
     found = np.empty((len(rows), frozen.width), np.float32)
     with torch.inference_mode():
@@ -130,13 +133,6 @@ def best(scores: Mapping[float, np.ndarray], grades: np.ndarray) -> tuple[float,
         for setting, found in scores.items()
     }
     return max(sorted(agreement), key=agreement.__getitem__), agreement
-
-
-def _any_size(name: str) -> dict[str, bool]:
-    """Options that let a vision transformer take other sizes than its weights' by resampled positions."""
-    from timm.models import is_model_in_modules
-
-    return {"dynamic_img_size": True} if is_model_in_modules(name, {"vision_transformer", "deit"}) else {}
 
 
 def _has_class_token(encoder: nn.Module) -> bool:

@@ -15,8 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from drgrade.distributed import launch
 from drgrade.encoders import create_encoder, normalisation, width
 from drgrade.errors import UserError
+from drgrade.gradient_cache import chunked_backward
 from drgrade.images.augment import normalise
 from drgrade.pretrain.monitor import Monitor, save_views
 from drgrade.seeding import derive, seed_everything
@@ -122,6 +124,23 @@ def schedule(
     )
 
 
+class Remembering(nn.Module):
+    """The projections alone, as :func:`chunked_backward` wants them; the monitor gets what passes by."""
+
+    def __init__(self, network: Projector) -> None:
+        super().__init__()
+        self.network = network
+        self.features: list[Tensor] = []
+        self.projections: list[Tensor] = []
+
+    def forward(self, batch: Tensor) -> Tensor:
+        """Projections (B, 128)."""
+        features, projections = self.network(batch)
+        self.features.append(features.detach())
+        self.projections.append(projections.detach())
+        return projections  # type: ignore[no-any-return]
+
+
 class Contrast(Module):
     """One training. A subclass says which things an epoch shows, and gives two views of each.
 
@@ -139,6 +158,7 @@ class Contrast(Module):
         self.criterion = self.loss_function()
         self.monitor = Monitor(params["temperature"])
         self.shown = np.empty(0)
+        self.automatic_optimization = params["chunk"] is None
 
     def loss_function(self) -> nn.Module:
         """NT-Xent, against the views on all devices."""
@@ -182,13 +202,44 @@ class Contrast(Module):
         if self.current_epoch == 0 and number == 0 and self.trainer.is_global_zero:
             self._show(views)
         batch = normalise(views, self.mean, self.std).contiguous(memory_format=torch.channels_last)
+        if self.settings["chunk"] is not None:
+            return self._step_in_chunks(batch, things)
         features, projections = self.network(batch)
+        loss = self._loss(projections, things)
+        self._saw(loss, features, projections)
+        return loss
+
+    def _loss(self, projections: Tensor, things: np.ndarray) -> Tensor:
+        """Of projections (2n, 128), first views first."""
         first, second = projections.float().chunk(2)
         with torch.autocast(first.device.type, enabled=False):  # bfloat16 has 8 bits for a cosine over 0.07
-            loss = self.compare(first, second, things)
-        self.losses.append(loss.detach())
-        self.monitor.see(features[: len(things)], first, second)
+            return self.compare(first, second, things)
+
+    def _step_in_chunks(self, batch: Tensor, things: np.ndarray) -> Tensor:
+        """A whole step of the optimiser; a part of the batch is in memory at a time."""
+        network = Remembering(self.network)
+        chunks = batch.split(self.settings["chunk"])
+        loss = chunked_backward(
+            network,
+            chunks,
+            lambda projections: self._loss(projections, things),
+            backward=self.manual_backward,
+        )
+        optimizer, plan = self.optimizers(), self.lr_schedulers()
+        optimizer.step()  # type: ignore[union-attr]
+        optimizer.zero_grad()  # type: ignore[union-attr]
+        plan.step()  # type: ignore[union-attr, call-arg]
+        features, projections = (
+            torch.cat(parts[: len(chunks)]) for parts in (network.features, network.projections)
+        )
+        self._saw(loss, features, projections)
         return loss
+
+    def _saw(self, loss: Tensor, features: Tensor, projections: Tensor) -> None:
+        """Keep what the epoch's line tells."""
+        self.losses.append(loss.detach())
+        first, second = projections.float().chunk(2)
+        self.monitor.see(features[: len(first)], first, second)
 
     def _show(self, views: Tensor) -> None:
         """Keep a picture of the first views with the run."""
@@ -235,5 +286,9 @@ def projector(params: dict[str, Any]) -> Projector:
 def train(module: Contrast, *, name: str, key: tuple[Any, ...], run: Any) -> nn.Module:
     """Train to the end and return the encoder; the head is dropped."""
     settings = module.settings
+    if settings["chunk"] is not None and launch().processes > 1:
+        raise UserError(
+            f"pretrain: chunk {settings['chunk']} is for one process; start one, or set chunk to null"
+        )
     fit(module, name=name, epochs=settings["epochs"], seed=module.seed, key=(*key, settings), run=run)
     return module.network.encoder
