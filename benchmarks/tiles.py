@@ -23,6 +23,7 @@ import time
 import warnings
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,7 @@ class Unrecorded:
         print(f"  epoch {step}: " + ", ".join(f"{k} {v:.3f}" for k, v in values.items()), file=sys.stderr)
 
 
+@cache
 def photographs() -> dict[str, str]:
     """Image_id and path of the photographs with masks in IDRiD's training set."""
     rows = DATASETS.get("idrid")().read(raw_root("idrid"))
@@ -177,7 +179,27 @@ def ma_at_one(matches: Matches, weights: np.ndarray) -> np.ndarray:
     return sensitivity(matches.of("MA"), weights, (1.0,))[:, 0]
 
 
-FIGURES: dict[str, Statistic] = {"AP50": ap50, "MA sensitivity at 1": ma_at_one}
+def ma_by_detector(matches: Matches, weights: np.ndarray) -> np.ndarray:
+    """The same, each fold's detector at its own threshold: one false alarm a photograph of its test.
+
+    Six detectors wrote the scores, and one's 0.8 is not another's.
+    """
+    kind = matches.of("MA")
+    place = kind.photograph[kind.truth["image"].to_numpy()]
+    found, lesions = np.zeros(len(weights)), np.zeros(len(weights))
+    for fold in range(FOLDS):
+        own = weights * np.isin(matches.names, parts(fold)["test"])
+        there = own[:, place].sum(axis=1)
+        found += np.nan_to_num(ma_at_one(kind, own)) * there
+        lesions += there
+    return found / lesions
+
+
+FIGURES: dict[str, Statistic] = {
+    "AP50": ap50, "MA at 1, each detector": ma_by_detector, "MA at 1, scores pooled": ma_at_one,
+}  # fmt: skip
+TARGETS = ("AP50", "MA at 1, each detector")
+"""Figures in which tiles shall be better."""
 
 
 def out_of_fold(runs: list[tuple[int, int]]) -> dict[str, dict[str, float]]:
@@ -214,7 +236,7 @@ def over_seeds() -> None:
             each = [float(figure(m, once(m))[0]) for m in (matches_of(way, [(0, seed)]) for seed in SEEDS)]
             values = ", ".join(f"{value:.3f}" for value in each)
             spread = f"mean {statistics.mean(each):.3f}, sd {statistics.stdev(each):.3f}"
-            print(f"{name:22s}{way:8s}{values}   {spread}")
+            print(f"{name:24s}{way:8s}{values}   {spread}")
 
 
 def costs() -> None:
@@ -252,8 +274,8 @@ def main() -> None:
         "unit": "AP50 of IDRiD's lesions out of fold, tiles; baseline: whole photographs at 1600 px",
         "baseline": round(whole, 3),
         "ratio": round(tiles / whole, 2),
-        "target": "both differences above 0 with their 95 % intervals",
-        "holds": not missing and all(gain["low"] > 0 for gain in gains.values()),
+        "target": f"differences in {' and '.join(TARGETS)} above 0 with their 95 % intervals",
+        "holds": not missing and all(gains[name]["low"] > 0 for name in TARGETS),
         "gains": {
             name: {key: round(value, 3) for key, value in gain.items()} for name, gain in gains.items()
         },
