@@ -21,6 +21,7 @@ import statistics
 import sys
 import time
 import warnings
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import cache
@@ -198,6 +199,7 @@ def ma_by_detector(matches: Matches, weights: np.ndarray) -> np.ndarray:
 FIGURES: dict[str, Statistic] = {
     "AP50": ap50, "MA at 1, each detector": ma_by_detector, "MA at 1, scores pooled": ma_at_one,
 }  # fmt: skip
+TOP = 30
 TARGETS = ("AP50", "MA at 1, each detector")
 """Figures in which tiles shall be better."""
 
@@ -216,6 +218,10 @@ def out_of_fold(runs: list[tuple[int, int]]) -> dict[str, dict[str, float]]:
         columns = [float(ap50(m, once(m))[0]) for m in row.values()]
         columns += [float(read[way][place]) for place in (0, 1) for way in ARMS]
         print(f"{lesion:10s}{len(row['tiles'].truth):9d}" + "".join(f"{value:20.3f}" for value in columns))
+    for way, matches in pooled.items():
+        alarms = matches.of("MA").found.query("not hit").head(TOP)["image"]
+        photograph, count = Counter(matches.names[matches.photograph[i]] for i in alarms).most_common(1)[0]
+        print(f"{way}: {count} of the {TOP} best-scored false microaneurysms are on {photograph}")
     gains = {
         name: paired_difference(pooled["tiles"], pooled["whole"], figure) for name, figure in FIGURES.items()
     }

@@ -273,8 +273,7 @@ def fit(
         log.info("%s  resumes from %s", name, last)
     module.label, module.run, module.progress = name, run, Progress()
     module.average = None if weights_ema is None else WeightsEMA(weights_ema)
-    if not torch.cuda.is_available():
-        keep_memory()
+    keep_memory()
     for network in compiled:
         network.compile()
     with _quiet():

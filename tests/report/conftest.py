@@ -117,7 +117,6 @@ def _lesion_metrics():
     """What it finds on six validation photographs, and on none for the test."""
     curve = [0.1, 0.2, 0.3, 0.414, 0.5, 0.6, 0.6]
     found = {
-        "unit": "photograph",
         "images": 6,
         "photographs": 6,
         "rates": [0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0],

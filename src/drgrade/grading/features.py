@@ -99,8 +99,7 @@ def features(frozen: Frozen, images: Pictures, rows: np.ndarray) -> np.ndarray:
         UserError: a feature is not a finite number.
     """
     frozen.to(device())
-    if device().type == "cpu":
-        keep_memory()
+    keep_memory()
     sized = at_size(images, frozen.size)
     found = np.empty((len(rows), frozen.width), np.float32)
     with torch.inference_mode():

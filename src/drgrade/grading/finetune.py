@@ -144,18 +144,7 @@ class Finetune(Grader):
 
     def save(self, folder: Path) -> None:
         """``model.safetensors`` and ``model.json``."""
-        save_tensors(self.network, folder / "model.safetensors")
-        mean, std = normalisation(self.encoder)
-        about = {
-            "grader": "finetune",
-            "encoder": self.encoder,
-            "mean": mean,
-            "std": std,
-            "settings": self.settings,
-            "output": "expected grade, 0-4",
-            "use": "research only, not a diagnosis",
-        }
-        write_json(about, folder / "model.json")
+        write_model(self, "finetune", self.network, folder)
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -167,14 +156,30 @@ class Finetune(Grader):
         return grader
 
 
+def write_model(grader: Grader, name: str, network: nn.Module, folder: Path, **more: Any) -> None:
+    """Write a network's ``model.safetensors`` and the ``model.json`` that says how to use it.
+
+    Args:
+        grader: whose encoder and settings are written.
+        name: it is registered under.
+        network: its tensors.
+        folder: to write to.
+        **more: further entries of ``model.json``.
+    """
+    save_tensors(network, folder / "model.safetensors")
+    mean, std = normalisation(grader.encoder)
+    about = {"grader": name, "encoder": grader.encoder, "mean": mean, "std": std, "settings": grader.settings}
+    use = {"output": "expected grade, 0-4", "use": "research only, not a diagnosis"}
+    write_json(about | use | more, folder / "model.json")
+
+
 @torch.inference_mode()
 def infer(
     network: nn.Module, images: Pictures, rows: np.ndarray, mean: list[float], std: list[float]
 ) -> np.ndarray:
     """Scores (n,) of ``images[rows]`` (uint8, at input size), in evaluation mode."""
     network.to(device()).eval()
-    if device().type == "cpu":
-        keep_memory()
+    keep_memory()
     scores = [np.empty(0)]
     for start in range(0, len(rows), 32):
         batch = normalise(pictures(images, rows[start : start + 32]).float() / 255, mean, std)

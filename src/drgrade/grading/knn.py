@@ -16,13 +16,13 @@ import torch
 from torch import nn
 
 from drgrade.encoders import read_tensors
-from drgrade.files import write_json
 from drgrade.grading.base import GRADERS, Grader, Training
 from drgrade.grading.features import Frozen, best, features
+from drgrade.grading.finetune import write_model
 from drgrade.images.store import Pictures
 from drgrade.schema import GRADES
 from drgrade.seeding import seed_everything
-from drgrade.training import device, save_tensors
+from drgrade.training import device
 
 CHUNK = 256
 """Photographs compared at once with all of training: bounds memory."""
@@ -114,18 +114,8 @@ class Knn(Grader):
 
     def save(self, folder: Path) -> None:
         """``model.safetensors`` (encoder; the training features and grades) and ``model.json``."""
-        save_tensors(nn.ModuleDict({"encoder": self.frozen, "bank": self.bank}), folder / "model.safetensors")
-        about = {
-            "grader": "knn",
-            "encoder": self.encoder,
-            "mean": self.frozen.mean,
-            "std": self.frozen.std,
-            "settings": self.settings,
-            "k": self.k,
-            "output": "expected grade, 0-4",
-            "use": "research only, not a diagnosis",
-        }
-        write_json(about, folder / "model.json")
+        tensors = nn.ModuleDict({"encoder": self.frozen, "bank": self.bank})
+        write_model(self, "knn", tensors, folder, k=self.k)
 
     @classmethod
     def load(cls, folder: Path) -> Self:

@@ -21,14 +21,13 @@ import torch
 from torch import nn
 
 from drgrade.encoders import read_tensors
-from drgrade.files import write_json
 from drgrade.grading.base import GRADERS, Grader, Training, interpolated
 from drgrade.grading.features import Frozen, best, features
-from drgrade.grading.finetune import infer, regression_head
+from drgrade.grading.finetune import infer, regression_head, write_model
 from drgrade.images.scaled import at_size
 from drgrade.images.store import Pictures
 from drgrade.seeding import seed_everything
-from drgrade.training import Batches, device, save_tensors
+from drgrade.training import Batches, device
 
 log = logging.getLogger(__name__)
 
@@ -140,17 +139,7 @@ class Linear(Grader):
 
     def save(self, folder: Path) -> None:
         """``model.safetensors`` and ``model.json``."""
-        save_tensors(self.network, folder / "model.safetensors")
-        about = {
-            "grader": "linear",
-            "encoder": self.encoder,
-            "mean": self.network.encoder.mean,
-            "std": self.network.encoder.std,
-            "settings": self.settings,
-            "output": "expected grade, 0-4",
-            "use": "research only, not a diagnosis",
-        }
-        write_json(about, folder / "model.json")
+        write_model(self, "linear", self.network, folder)
 
     @classmethod
     def load(cls, folder: Path) -> Self:

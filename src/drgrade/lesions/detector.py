@@ -120,11 +120,6 @@ def detector_config(params: Detector) -> "Config":
             "randomness": {"seed": params.seed},
         }
     )
-    if params.start == "imagenet" and config.model.backbone.type != "TimmBackbone":
-        raise UserError(
-            f"detector.start: {config.model.backbone.type} of {params.config} loads its own weights "
-            f"(init_cfg); set detector.start to null"
-        )
     return config
 
 
@@ -191,7 +186,12 @@ def _point_at(config: "Config", boxes: Path, work: Path, params: Detector) -> No
         config[loader].dataset.data_prefix = {"img": str(boxes / "images")}
         config[loader].num_workers = GPU_WORKERS if gpu else 0
     config.val_evaluator.ann_file = str(boxes / "val.json")
-    if params.start is not None and not _whole(params.start):
+    if params.start is not None and not _of_detector(params.start):
+        if config.model.backbone.type != "TimmBackbone":
+            raise UserError(
+                f"detector.start: {config.model.backbone.type} of {params.config} loads its own weights "
+                f"(init_cfg); set detector.start to null, or to a whole detector's file"
+            )
         config.model.backbone.start = params.start
     config.work_dir = str(work)
     config.resume = (work / "last_checkpoint").is_file()
@@ -208,13 +208,12 @@ def _fit(config: "Config", params: Detector, run: "Run") -> "tuple[torch.nn.Modu
     from drgrade.lesions.start import start_from
 
     torch.set_num_threads(TORCH_THREADS)
-    if not torch.cuda.is_available():
-        keep_memory()
+    keep_memory()
     seed_everything(params.seed, "start")
     runner = Runner.from_cfg(config)
-    if _whole(params.start):
+    if params.start is not None and "start" not in config.model.backbone:
         runner.model.init_weights()  # now: it does so once, and would undo what comes next
-        start_from(runner.model, Path(str(params.start)))
+        start_from(runner.model, Path(params.start))
     runner.model.to(memory_format=torch.channels_last)  # a third faster on CPUs
     record = RecordHook(run)
     runner.register_hook(record)
@@ -226,11 +225,11 @@ def _fit(config: "Config", params: Detector, run: "Run") -> "tuple[torch.nn.Modu
     return runner.model, record.validated
 
 
-def _whole(start: str | None) -> bool:
+def _of_detector(start: str) -> bool:
     """Whether these are the weights of a whole detector."""
     from drgrade.lesions.start import is_detector
 
-    return start not in (None, "imagenet") and is_detector(Path(str(start)))
+    return start != "imagenet" and is_detector(Path(start))
 
 
 def _save(model: "torch.nn.Module", file: Any) -> None:

@@ -199,8 +199,8 @@ def froc_metrics(
 
     Returns:
         ``{"images", "photographs", "rates", "sides", "all": row, "MA": row, ...}``, a row being
-        ``{"boxes", "mean_sensitivity", "sensitivity", "low", "high", "score", "precision", "recall", "F1",
-        "F1_low", "F1_high", "size_boxes", "size_sensitivity"}`` (no ``score`` for all together: each
+        ``{"boxes", "AP50", "mean_sensitivity", "sensitivity", "low", "high", "score", "precision", "recall",
+        "F1", "F1_low", "F1_high", "size_boxes", "size_sensitivity"}`` (no ``score`` for all together: each
         kind has its own); fractions of 1 rounded to six digits, None where there is none: no lesion, or
         intervals from fewer than 5 photographs.
     """
@@ -226,6 +226,7 @@ def _row(matches: Matches, scores: Mapping[str, float | None], seed: int) -> dic
         low, high = interval(bootstrap(matches, sensitivity, seed=seed))
         f1_low, f1_high = interval(bootstrap(matches, f1, seed=seed))
     row = {
+        "AP50": float(ap50(matches, weights)[0]),
         "mean_sensitivity": float(mean_sensitivity(matches, weights)[0]),
         "sensitivity": sensitivity(matches, weights)[0].tolist(),
         "low": low.tolist(),

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from drgrade.data.registry import raw_root
@@ -17,7 +16,7 @@ from drgrade.errors import UserError
 from drgrade.files import write_json
 from drgrade.images.read import read_photograph
 from drgrade.lesions.box_sources import drawn
-from drgrade.lesions.froc import ap50, froc_metrics, once
+from drgrade.lesions.froc import froc_metrics
 from drgrade.lesions.matching import Matches, match
 from drgrade.lesions.predict import SEARCHED, detect_lesions
 from drgrade.params import LesionBoxes, LesionMetrics, Lesions
@@ -42,8 +41,7 @@ def measure_detector(
     Writes ``out/lesions.parquet`` and ``out/searched.parquet`` (of :func:`.predict.detect_lesions`),
     ``out/metrics.json`` and ``out/verdicts.png``, cutouts of hits, misses and false alarms on the test
     photographs, or on those for validation where none is for the test. The metrics are ``rule``, ``val`` and,
-    with test photographs, ``test``: each what :func:`.froc.froc_metrics` says, with ``AP50`` of
-    :func:`.froc.ap50` in every row; thresholds are those of ``val``.
+    with test photographs, ``test``: what :func:`.froc.froc_metrics` says, at the thresholds of ``val``.
 
     Args:
         dataset: with masks.
@@ -76,7 +74,7 @@ def measure_detector(
             continue
         mine, theirs = (table[table["image_id"].isin(names)] for table in (truth, found))
         matches[split] = match(mine, theirs, names, rule=params.match, min_side=boxes.min_side / boxes.scale)
-        metrics[split] = photograph_metrics(matches[split], scores_of(metrics.get("val")))
+        metrics[split] = froc_metrics(matches[split], scores_of(metrics.get("val")))
     write_json(metrics, out / "metrics.json")
     split = "test" if "test" in matches else "val"
     paths = rows.loc[rows["split"] == split, "path"].tolist()
@@ -86,15 +84,6 @@ def measure_detector(
         chosen, lambda image: read_photograph(root / paths[image]), params.examples, out / "verdicts.png"
     )
     log.info("AP50 %.3f on %d %s photographs", metrics[split]["all"]["AP50"] or 0, len(paths), split)
-
-
-def photograph_metrics(matches: Matches, scores: Mapping[str, float | None] | None) -> dict[str, Any]:
-    """:func:`.froc.froc_metrics` and AP50; thresholds are chosen here where none are given."""
-    metrics = {"unit": "photograph"} | froc_metrics(matches, scores)
-    for name in ("all", *LESIONS):
-        value = float(ap50(matches if name == "all" else matches.of(name), once(matches))[0])
-        metrics[name]["AP50"] = None if np.isnan(value) else round(value, 6)
-    return metrics
 
 
 def scores_of(metrics: Mapping[str, Any] | None) -> dict[str, float | None] | None:

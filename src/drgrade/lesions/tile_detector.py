@@ -49,8 +49,7 @@ class TileDetector:
         self.model, config = load_detector(folder)
         if torch.cuda.is_available():
             self.model.to("cuda")
-        else:
-            keep_memory()
+        keep_memory()
         network = fold_batch_norm(self.model)
         raise_threshold(network, min_score)
         self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -156,10 +156,7 @@ class SelfDistillation(Module):
 
     def train_dataloader(self) -> Any:
         """Batches of photographs of this epoch."""
-        batches = loader(self._batches(self.current_epoch))
-        # to iterate draws a number, and a resumed run iterates once more: not from what drop path draws from
-        batches.generator = torch.Generator()
-        return batches
+        return loader(self._batches(self.current_epoch))
 
     def training_step(self, items: np.ndarray, _: int) -> Tensor:
         """Cross-entropy between teacher and student over all pairs of different views, 2 V - 2 of them."""

@@ -132,7 +132,7 @@ def froc_chart(found: Mapping[str, Any], path: Path) -> None:
     """FROC curves of all lesions and of each kind, with the 95 % interval of the first.
 
     Args:
-        found: unit, rates and, for ``all`` and each kind that has a box, boxes, sensitivity, low, high: as
+        found: rates and, for ``all`` and each kind that has a box, boxes, sensitivity, low, high: as
             ``val`` of the stage lesion_metrics.
         path: PNG to write.
     """
@@ -152,6 +152,6 @@ def froc_chart(found: Mapping[str, Any], path: Path) -> None:
         axes.minorticks_off()
         axes.set_ylim(-0.02, 1.02)
         axes.grid(axis="y", color=BAR, alpha=0.4, linewidth=0.6)
-        axes.set_xlabel(f"false alarms for each {found['unit']}")
+        axes.set_xlabel("false alarms for each photograph")
         axes.set_ylabel("sensitivity")
         axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
