@@ -1,11 +1,10 @@
-"""The command line: one verb for each stage of the pipeline, and a few for people.
+"""The command line: its verbs (:mod:`drgrade.verbs`) and their arguments.
 
 Snakemake's rules call these verbs; every one also runs by itself. A verb gets the values it needs as
 ``--params`` (its block of ``params.yaml`` as JSON; defaults where left out) and nothing else.
 """
 
 import argparse
-import json
 import logging
 import os
 import sys
@@ -13,268 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from drgrade import verbs as do
 from drgrade.errors import UserError
-
-Arguments = argparse.Namespace
-
-
-def _block(text: str, name: str) -> Any:
-    """A block of params given as JSON, checked by its model: ``crop`` by ``params.Crop``, and so on."""
-    from drgrade import params
-
-    return params.check_block(getattr(params, "".join(word.title() for word in name.split("_"))), text, name)
-
-
-def download(args: Arguments) -> None:
-    """Fetch, verify or paint the raw photographs of a dataset."""
-    from drgrade.data.download import download
-
-    download(args.dataset, _block(args.params, "download"), args.manifest)
-
-
-def index(args: Arguments) -> None:
-    """List photographs and labels, look at each photograph, split by patient."""
-    from drgrade.data.index import build_index
-
-    build_index(
-        args.dataset,
-        _block(args.params, "index"),
-        args.limit,
-        args.manifest,
-        args.out,
-        split=args.split,
-        split_file=args.split_file,
-        exclude=args.exclude,
-        workers=args.workers,
-    )
-
-
-def overlaps(args: Arguments) -> None:
-    """Refuse photographs and patients that are trained on in one place and tested on in another."""
-    from drgrade.splits.overlaps import overlaps
-
-    block = _block(args.params, "overlaps")
-    indexes = {name: Path(path) for name, path in args.index}
-    overlaps(indexes, _block(args.roles, "roles"), block.duplicate_bits, args.out, block.refuse)
-
-
-def crop(args: Arguments) -> None:
-    """Cut photographs to their field of view, into one store."""
-    from drgrade.images.stage import crop_dataset
-
-    crop_dataset(args.dataset, args.index, _block(args.params, "crop"), args.store, args.table, args.workers)
-
-
-def lesion_boxes(args: Arguments) -> None:
-    """Turn lesion masks into boxes on tiles, in COCO format."""
-    from drgrade.lesions.coco import make_lesion_boxes
-
-    make_lesion_boxes(args.dataset, args.index, args.crops, _block(args.params, "lesion_boxes"), args.out)
-
-
-def detector(args: Arguments) -> None:
-    """Train the lesion detector with MMDetection."""
-    from drgrade.lesions.detector import train_detector
-    from drgrade.tracking import track
-
-    params = _block(args.params, "detector")
-    with track("detector", params.config, params.model_dump()) as run:
-        run.dataset("boxes", args.boxes / "train.json")
-        if params.start is not None and Path(params.start).is_file():
-            run.dataset("start", Path(params.start))
-        train_detector(args.boxes, params, args.out, run)
-        run.artifact(args.out, "detector")
-
-
-def lesions(args: Arguments) -> None:
-    """Find lesions in the photographs."""
-    from drgrade.lesions.predict import detect_lesions
-
-    boxes = _block(args.boxes_params, "lesion_boxes")
-    params = _block(args.params, "lesions")
-    detect_lesions(args.dataset, args.index, args.crops, args.detector, boxes, params, args.out, args.shard)
-
-
-def lesion_metrics(args: Arguments) -> None:
-    """Measure the detector on photographs it did not learn from."""
-    from drgrade.lesions.measure import measure_detector
-
-    measure_detector(
-        args.dataset,
-        args.index,
-        args.crops,
-        args.detector,
-        _block(args.boxes_params, "lesion_boxes"),
-        _block(args.lesions_params, "lesions"),
-        _block(args.params, "lesion_metrics"),
-        args.out,
-    )
-
-
-def patches(args: Arguments) -> None:
-    """Choose the boxes to learn from; write the patch pickle."""
-    from drgrade.lesions.choose import make_patches
-
-    make_patches(
-        args.dataset,
-        args.index,
-        args.crops,
-        args.size,
-        args.lesions,
-        _block(args.boxes_params, "lesion_boxes"),
-        args.source,
-        _block(args.params, "patches"),
-        args.out,
-        args.kinds,
-        args.statistics,
-    )
-
-
-def pretrain(args: Arguments) -> None:
-    """Pretrain an encoder without grades."""
-    from drgrade.params import Pretraining, check_block
-    from drgrade.pretrain.stage import pretrain
-
-    params = check_block(Pretraining, args.params, f"pretrain.{args.name}")
-    pretrain(
-        params.method,
-        params.model_dump(),
-        name=args.name,
-        patch=args.patch,
-        by_fold=args.by_fold,
-        index=args.index,
-        crops=args.crops,
-        store=args.store,
-        patches=args.patches,
-        kinds=args.kinds,
-        manifest=args.manifest,
-        weights=args.weights,
-    )
-
-
-def grade(args: Arguments) -> None:
-    """Train and test one experiment, all its seeds and folds."""
-    from drgrade.grading.stage import External, grade
-
-    experiment = _block(args.experiment_params, "experiment")
-    grade(
-        args.experiment,
-        experiment,
-        _block(args.params, "grade"),
-        _block(args.crop_params, "crop"),
-        dataset=args.dataset,
-        index=args.index,
-        crops=args.crops,
-        store=args.store,
-        weights=args.weights,
-        predictions=args.predictions,
-        manifest=args.manifest,
-        models=args.models,
-        external=[External(name, *map(Path, paths)) for name, *paths in args.external],
-    )
-
-
-def evaluate(args: Arguments) -> None:
-    """Measure the predictions of all experiments; write the leaderboard."""
-    from drgrade.evaluate.leaderboard import evaluate, final_results
-    from drgrade.tracking import publish
-
-    evaluate(args.predictions, _block(args.params, "evaluate"), args.out)
-    results, best = final_results(args.predictions)
-    models = {path.parent.name: path.with_name("models.json") for path in args.predictions}
-    publish(results, best, models, args.out / "figures")
-
-
-def explain(args: Arguments) -> None:
-    """Draw heat maps over photographs and score them against lesion masks."""
-    from drgrade.explain.stage import explain
-
-    explain(
-        _block(args.params, "explain"),
-        lesions_dataset=args.lesions_dataset,
-        lesions_index=args.lesions_index,
-        lesions_crops=args.lesions_crops,
-        lesions_store=args.lesions_store,
-        dataset=args.dataset,
-        index=args.index,
-        crops=args.crops,
-        store=args.store,
-        models=args.models,
-        out=args.out,
-    )
-
-
-def report(args: Arguments) -> None:
-    """Draw the figures, model cards and the self-contained page."""
-    from drgrade.report.stage import make_report
-
-    make_report(
-        index=args.index,
-        crops_table=args.crops,
-        store=args.store,
-        lesions=args.lesions,
-        patches_statistics=args.statistics or [],
-        detector_metrics=args.detector_metrics,
-        lesion_metrics=args.lesion_metrics,
-        leaderboard=args.leaderboard,
-        metrics=args.metrics,
-        heat_maps=args.heat_maps,
-        params=json.loads(args.all_params),
-        out=args.out,
-    )
-
-
-def predict(args: Arguments) -> None:
-    """Grade new photographs with a trained model; writes a CSV."""
-    from drgrade.predict import predict_files
-
-    predict_files(args.photographs, args.model, args.out)
-
-
-def check(args: Arguments) -> None:
-    """Check a params file and say what the run would need."""
-    from drgrade.estimate import estimate
-    from drgrade.params import load
-
-    lines = estimate(load(args.file), os.cpu_count() or 1)
-    print("\n".join([f"{args.file}: ok", *lines]))
-
-
-def schema(args: Arguments) -> None:
-    """Print the JSON Schema of params.yaml."""
-    from drgrade.params import json_schema
-
-    sys.stdout.write(json_schema())
-
-
-def sync(args: Arguments) -> None:
-    """Take over outputs that DVC restored: Snakemake records them as current."""
-    import subprocess
-
-    status = subprocess.run(["dvc", "status", "-q"], check=False)
-    if status.returncode:
-        raise UserError(
-            "dvc status: results differ from dvc.lock; run `uv run dvc checkout` (or `dvc repro`) first"
-        )
-    if subprocess.run(["snakemake", "--touch", "--forceall", "--quiet", "all"], check=False).returncode:
-        raise UserError("snakemake --touch failed; its message stands above")
-
-
-def verify(args: Arguments) -> None:
-    """Read stores of crops again and compare every shard with its SHA-256."""
-    from drgrade.images.store import CropStore
-
-    for path in args.store:
-        store = CropStore(path)
-        store.verify()
-        print(f"{path}: {len(store)} crops of {store.size} px ({store.format}), every shard as written")
-
-
-def doctor(args: Arguments) -> None:
-    """Print versions, devices, op backend, and which data and weights are here."""
-    from drgrade.doctor import report
-
-    print(report())
 
 
 def _paths(parser: argparse.ArgumentParser, *names: str, optional: bool = False) -> None:
@@ -288,62 +27,62 @@ def _parser() -> argparse.ArgumentParser:
     )
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
 
-    def verb(call: Callable[[Arguments], None], name: str | None = None, params: bool = True) -> Any:
+    def verb(call: Callable[[do.Arguments], None], name: str | None = None, params: bool = True) -> Any:
         sub = verbs.add_parser(name or call.__name__, help=call.__doc__, description=call.__doc__)
         sub.set_defaults(call=call)
         if params:
             sub.add_argument("--params", default="{}", metavar="JSON", help="the verb's block of params.yaml")
         return sub
 
-    sub = verb(download)
+    sub = verb(do.download)
     sub.add_argument("--dataset", required=True)
     _paths(sub, "manifest")
-    sub = verb(index)
+    sub = verb(do.index)
     sub.add_argument("--dataset", required=True)
     sub.add_argument("--limit", type=_limit, default=None, help="use only so many graded photographs")
     sub.add_argument("--workers", type=int, default=os.cpu_count())
     _paths(sub, "manifest", "out", "split")
     _paths(sub, "split_file", "exclude", optional=True)
-    sub = verb(overlaps)
+    sub = verb(do.overlaps)
     sub.add_argument("--roles", default="{}", metavar="JSON", help="the block roles of params.yaml")
     sub.add_argument(
         "--index", nargs=2, action="append", required=True, metavar=("DATASET", "PATH"), help="one a dataset"
     )
     _paths(sub, "out")
-    sub = verb(crop)
+    sub = verb(do.crop)
     sub.add_argument("--dataset", required=True)
     sub.add_argument("--workers", type=int, default=os.cpu_count())
     _paths(sub, "index", "store", "table")
-    sub = verb(lesion_boxes)
+    sub = verb(do.lesion_boxes)
     sub.add_argument("--dataset", required=True)
     _paths(sub, "index", "crops", "out")
-    _paths(verb(detector), "boxes", "out")
-    sub = verb(lesions)
+    _paths(verb(do.detector), "boxes", "out")
+    sub = verb(do.lesions)
     sub.add_argument("--dataset", required=True)
     sub.add_argument("--boxes-params", default="{}", metavar="JSON", help="the block lesion_boxes (tiling)")
     sub.add_argument(
         "--shard", type=_shard, default=(0, 1), metavar="I/N", help="search part I of N, counted from 0"
     )
     _paths(sub, "index", "crops", "detector", "out")
-    sub = verb(lesion_metrics)
+    sub = verb(do.lesion_metrics)
     sub.add_argument("--dataset", required=True)
     sub.add_argument("--boxes-params", default="{}", metavar="JSON", help="the block lesion_boxes")
     sub.add_argument("--lesions-params", default="{}", metavar="JSON", help="the block lesions (search)")
     _paths(sub, "index", "crops", "detector", "out")
-    sub = verb(patches)
+    sub = verb(do.patches)
     sub.add_argument("--dataset", required=True)
     sub.add_argument("--size", type=int, required=True, help="side of a crop in pixels")
     sub.add_argument("--source", choices=("detector", "masks", "random"), default="detector")
     sub.add_argument("--boxes-params", default="{}", metavar="JSON", help="the block lesion_boxes (masks)")
     _paths(sub, "index", "crops", "out", "kinds", "statistics")
     _paths(sub, "lesions", optional=True)
-    sub = verb(pretrain)
+    sub = verb(do.pretrain)
     sub.add_argument("--name", required=True, help="of the encoder, a key of the block pretrain")
     sub.add_argument("--patch", type=int, required=True, help="side of a patch in crop pixels")
     sub.add_argument("--by-fold", action="store_true", help="one encoder a fold, blind to that fold")
     _paths(sub, "index", "crops", "store", "manifest", "weights")
     _paths(sub, "patches", "kinds", optional=True)
-    sub = verb(grade)
+    sub = verb(do.grade)
     sub.add_argument("--dataset", required=True)
     sub.add_argument("--experiment", required=True)
     sub.add_argument(
@@ -356,14 +95,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     _paths(sub, "index", "crops", "store", "predictions", "manifest", "models")
     _paths(sub, "weights", optional=True)
-    sub = verb(evaluate)
+    sub = verb(do.evaluate)
     sub.add_argument("--predictions", type=Path, nargs="+", required=True, metavar="PATH")
     _paths(sub, "out")
-    sub = verb(explain)
+    sub = verb(do.explain)
     sub.add_argument("--dataset", required=True)
     sub.add_argument("--lesions-dataset", required=True)
     _paths(sub, "lesions_index", "lesions_crops", "lesions_store", "index", "crops", "store", "models", "out")
-    sub = verb(report, params=False)
+    sub = verb(do.report, params=False)
     sub.add_argument("--all-params", required=True, metavar="JSON")
     sub.add_argument("--statistics", type=Path, nargs="*", metavar="PATH", help="of the boxes pretrained on")
     _paths(
@@ -379,14 +118,14 @@ def _parser() -> argparse.ArgumentParser:
         "heat_maps",
     )
     _paths(sub, "out")
-    sub = verb(predict, params=False)
+    sub = verb(do.predict, params=False)
     sub.add_argument("photographs", type=Path, nargs="+")
     _paths(sub, "model", "out")
-    verb(check, params=False).add_argument("file", type=Path, nargs="?", default=Path("params.yaml"))
-    verb(schema, params=False)
-    verb(verify, params=False).add_argument("store", type=Path, nargs="+", metavar="STORE.json")
-    verb(sync, params=False)
-    verb(doctor, params=False)
+    verb(do.check, params=False).add_argument("file", type=Path, nargs="?", default=Path("params.yaml"))
+    verb(do.schema, params=False)
+    verb(do.verify, params=False).add_argument("store", type=Path, nargs="+", metavar="STORE.json")
+    verb(do.sync, params=False)
+    verb(do.doctor, params=False)
     return parser
 
 

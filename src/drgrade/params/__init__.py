@@ -1,0 +1,30 @@
+"""The one definition of ``params.yaml``: every key, its type, range, default and meaning.
+
+``load`` checks a file and fills in defaults; ``json_schema`` is what editors complete against
+(``workflow/schemas/params.schema.json``). Only what changes results is here: cores, devices and
+tracking servers belong to the profile and the environment. Blocks stand in modules named as the
+files of rules that use them.
+"""
+
+from drgrade.params.block import Augment
+from drgrade.params.grading import Experiment, Grade, Knn, Linear
+from drgrade.params.images import Crop, Dataset, Demo, Download, Index, Overlaps, Roles, Scheme
+from drgrade.params.lesions import Detector, LesionBoxes, LesionMetrics, Lesions, Patches, Source
+from drgrade.params.model import Params
+from drgrade.params.pretraining import (
+    CONTRASTIVE,
+    Contrastive,
+    LesionContrastive,
+    LocalToGlobal,
+    Pretraining,
+    SimCLR,
+)
+from drgrade.params.read import check, check_block, json_schema, load
+from drgrade.params.results import Evaluate, Explain, Report
+
+__all__ = [
+    "CONTRASTIVE", "Augment", "Contrastive", "Crop", "Dataset", "Demo", "Detector", "Download", "Evaluate",
+    "Experiment", "Explain", "Grade", "Index", "Knn", "LesionBoxes", "LesionContrastive", "LesionMetrics",
+    "Lesions", "Linear", "LocalToGlobal", "Overlaps", "Params", "Patches", "Pretraining", "Report", "Roles",
+    "Scheme", "SimCLR", "Source", "check", "check_block", "json_schema", "load",
+]  # fmt: skip

@@ -1,0 +1,40 @@
+"""What all blocks of ``params.yaml`` share."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
+Seed = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class Block(BaseModel):
+    """A block of ``params.yaml``: unknown keys and wrong types are errors."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+
+
+class Augment(Block):
+    """Random changes a picture goes through in training; each can be switched off with 0."""
+
+    flip: Fraction = 0.5
+    """Chance of a horizontal and, drawn apart, of a vertical flip."""
+    rotation: Annotated[float, Field(ge=0, le=180)] = 180.0
+    """Rotation in degrees, uniform in plus and minus this."""
+    scale: Annotated[list[float], Field(min_length=2, max_length=2)] = [0.87, 1.15]
+    """Range of the area that is cropped and resized, relative to the picture."""
+    ratio: Annotated[list[float], Field(min_length=2, max_length=2)] = [0.8, 1.25]
+    """Range of the crop's aspect ratio."""
+    translate: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Shift along each axis as a share of the side, uniform in plus and minus this."""
+    brightness: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Brightness factor, uniform in 1 plus and minus this."""
+    contrast: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Contrast factor, uniform in 1 plus and minus this."""
+    saturation: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Saturation factor, uniform in 1 plus and minus this."""
+    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Hue turn as a share of the circle, uniform in plus and minus this."""
+    grayscale: Fraction = 0.0
+    """Chance of losing all colour."""
