@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drgrade.errors import UserError
-from drgrade.pretrain.collapse import ALIVE, GRACE, TeacherMonitor, effective_rank, stop_if_dead
+from drgrade.pretrain.collapse import ALIVE, GRACE, TeacherMonitor, stop_if_dead
 
 CPU = torch.device("cpu")
 
@@ -59,16 +59,15 @@ def test_spread_of_features_is_that_within_batches():
     deviations = np.sqrt((both**2).mean(axis=0))
     assert values["feature_sd"] == pytest.approx(deviations.mean())
     assert values["feature_sd_min"] == pytest.approx(deviations.min())
-    shares = np.linalg.svd(both, compute_uv=False)
+
+
+def test_rank_of_features_is_that_of_all_batches_uncentred():
+    generator = torch.Generator().manual_seed(0)
+    first, second = (torch.randn(6, 4, generator=generator) + 1 for _ in range(2))
+    found = summary(one_hot(*range(6)), one_hot(*range(6)), features=[first, second])["feature_rank"]
+    shares = np.linalg.svd(torch.cat([first, second]).double().numpy(), compute_uv=False)
     shares /= shares.sum()
-    assert values["feature_rank"] == pytest.approx(np.exp(-(shares * np.log(shares)).sum()))
-
-
-@pytest.mark.parametrize(("diagonal", "rank"), [
-    ([1, 1, 1, 1], 4), ([5, 5, 0, 0], 2), ([7, 0, 0, 0], 1), ([0, 0, 0, 0], 0), ([math.nan, 1, 1, 1], 0),
-])  # fmt: skip
-def test_effective_rank(diagonal, rank):
-    assert effective_rank(torch.diag(torch.tensor(diagonal, dtype=torch.float64))) == pytest.approx(rank)
+    assert found == pytest.approx(np.exp(-(shares * np.log(shares)).sum()))
 
 
 def logits(spread, common=0.0):

@@ -30,6 +30,7 @@ def test_uniformity_of_known_points():
     (torch.eye(7)[:, torch.arange(7)] * -3, 7),
     (torch.arange(1.0, 6)[:, None] * torch.ones(5, 9), 1),
     (torch.diag(torch.tensor([3.0, 1, 0])), math.exp(0.75 * math.log(4 / 3) + 0.25 * math.log(4))),
+    (torch.tensor([[3.0, 1], [3, -1]]), math.exp(0.75 * math.log(4 / 3) + 0.25 * math.log(4))),  # uncentred
     (torch.zeros(3, 4), 0),
 ])  # fmt: skip
 def test_effective_rank_of_known_matrices(features, rank):
@@ -47,13 +48,14 @@ def test_an_epoch_is_the_mean_of_its_batches_and_the_next_begins_anew():
     monitor.see(torch.eye(4), 3 * axes, axes)  # lengths do not count
     monitor.see(torch.eye(4), axes, -axes)
     assert monitor.values() == pytest.approx({
-        "alignment": 2, "uniformity": -4, "scaled_alignment": 10, "scaled_uniformity": -10, "rank": 4,
+        "alignment": 2, "uniformity": -4, "scaled_alignment": 10, "scaled_uniformity": -10,
+        "feature_rank": 4,
     })  # fmt: skip
     monitor.see(torch.ones(2, 4), torch.tensor([[1.0], [1.0]]), torch.tensor([[1.0], [-1.0]]))
     uniformity = math.log((1 + math.exp(-8)) / 2)
     values = monitor.values()
     assert values["uniformity"] == pytest.approx(uniformity)
-    assert values["rank"] == pytest.approx(1)
+    assert values["feature_rank"] == pytest.approx(1)
 
 
 def test_one_temperature_is_that_of_the_paper():
@@ -82,7 +84,9 @@ def test_rank_is_that_of_the_features_seen_last(monkeypatch):
         monitor.see(part, points, points)
     values = np.linalg.svd(features[-16:].numpy(), compute_uv=False)
     share = values / values.sum()
-    assert monitor.values()["rank"] == pytest.approx(math.exp(-(share * np.log(share)).sum()), rel=1e-5)
+    assert monitor.values()["feature_rank"] == pytest.approx(
+        math.exp(-(share * np.log(share)).sum()), rel=1e-5
+    )
 
 
 def test_views_are_shown_pair_by_pair(tmp_path):

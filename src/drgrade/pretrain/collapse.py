@@ -6,12 +6,14 @@ is solved without looking, and the loss looks as good as any.
 """
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from drgrade.distributed import mean_over_processes
 from drgrade.errors import UserError
+from drgrade.pretrain.monitor import FeatureRank
 
 ALIVE = 1e-3
 """Least information of a living teacher's distributions, in nats: see :meth:`TeacherMonitor.summary`.
@@ -37,11 +39,10 @@ class TeacherMonitor:
     """
 
     def __init__(self, prototypes: int, features: int, device: torch.device) -> None:
-        double = {"dtype": torch.float64, "device": device}
-        self.use = torch.zeros(prototypes, **double)  # type: ignore[call-overload]
-        self.entropy = torch.zeros((), **double)  # type: ignore[call-overload]
-        self.information = torch.zeros((), **double)  # type: ignore[call-overload]
-        self.scatter = torch.zeros(features, features, **double)  # type: ignore[call-overload]
+        zeros = partial(torch.zeros, dtype=torch.float64, device=device)
+        self.use, self.squares = zeros(prototypes), zeros(features)
+        self.entropy, self.information = zeros(()), zeros(())
+        self.rank = FeatureRank()
         self.samples = 0
 
     @torch.no_grad()
@@ -57,12 +58,12 @@ class TeacherMonitor:
         self.use += targets.sum(dim=0)
         self.entropy += own.sum()
         self.information += (entropy(targets.mean(dim=0)) - own).sum()
-        centred = features.double() - features.double().mean(dim=0)
-        self.scatter += centred.T @ centred
+        self.squares += features.double().var(dim=0, correction=0) * len(features)
+        self.rank.see(features)
         self.samples += len(targets)
 
     def summary(self) -> dict[str, float]:
-        """The epoch in figures, those of all processes together.
+        """The epoch in figures, those of all processes together but for the rank, which is this one's.
 
         Returns:
             ``teacher_entropy``: mean entropy of a distribution, 0 to log K nats.
@@ -70,21 +71,21 @@ class TeacherMonitor:
             alike, log K when one takes all.
             ``teacher_information``: nats that a distribution tells about which view of the batch was shown:
             entropy of the batch's mean less mean entropy. 0 for both kinds of collapse.
-            ``feature_rank``: effective rank of the centred features (Roy and Vetterli 2007), exp of the
-            entropy of their singular values: 1 to D, 0 where nothing varies.
+            ``feature_rank``: effective rank of the features seen last, see
+            :func:`drgrade.pretrain.monitor.effective_rank`.
             ``feature_sd``: mean over dimensions of the features' standard deviation.
             ``feature_sd_min``: that of the dimension that varies least.
         """
-        use, scatter, own, information = (
+        use, squares, own, information = (
             mean_over_processes(total) / self.samples
-            for total in (self.use, self.scatter, self.entropy, self.information)
+            for total in (self.use, self.squares, self.entropy, self.information)
         )
-        deviations = scatter.diagonal().sqrt()
+        deviations = squares.sqrt()
         return {
             "teacher_entropy": float(own),
             "teacher_kl_uniform": math.log(len(use)) - float(entropy(use)),
             "teacher_information": float(information),
-            "feature_rank": effective_rank(scatter),
+            "feature_rank": self.rank.value(),
             "feature_sd": float(deviations.mean()),
             "feature_sd_min": float(deviations.min()),
         }
@@ -93,15 +94,6 @@ class TeacherMonitor:
 def entropy(distributions: Tensor) -> Tensor:
     """Entropy in nats over the last axis; 0 log 0 is 0."""
     return torch.special.entr(distributions).sum(dim=-1)
-
-
-def effective_rank(covariance: Tensor) -> float:
-    """Of features with this covariance: 1 to D, 0 where nothing varies or something is not finite."""
-    if not bool(torch.isfinite(covariance).all()):
-        return 0.0
-    spectrum = torch.linalg.eigvalsh(covariance).clamp_min(0).sqrt()
-    total = spectrum.sum()
-    return float(entropy(spectrum / total).exp()) if total > 0 else 0.0
 
 
 def stop_if_dead(values: dict[str, float], epoch: int) -> None:

@@ -1,8 +1,8 @@
 """How a contrastive training goes beside its loss: are pairs close, are things apart, is the space used.
 
 Alignment and uniformity after Wang and Isola, ICML 2020 (arXiv 2005.10242), at their exponents and at the
-temperature of the loss; effective rank after Roy and Vetterli, EUSIPCO 2007. A k-NN QWK is not among them:
-pretraining sees no grades.
+temperature of the loss; effective rank after Roy and Vetterli, EUSIPCO 2007, of features without centring, as in
+RankMe (Garrido et al., ICML 2023). A k-NN QWK is not among them: pretraining sees no grades.
 """
 
 from collections import deque
@@ -34,8 +34,8 @@ def potential(points: Tensor, sharpness: float) -> Tensor:
 def effective_rank(features: Tensor) -> float:
     """Exponential of the entropy of the singular values of features (n, d), as shares of their sum.
 
-    1 where all features are multiples of one, min(n, d) where no direction stands out, 0 where all are zero;
-    not a number where a feature is none.
+    Roy and Vetterli's definition; as in RankMe, no mean is taken off. 1 where all features are multiples of
+    one, min(n, d) where no direction stands out, 0 where all are zero; not a number where a feature is none.
     """
     if not bool(features.isfinite().all()):
         return float("nan")
@@ -43,6 +43,23 @@ def effective_rank(features: Tensor) -> float:
     if not float(values.sum()):
         return 0.0
     return float(torch.special.entr(values / values.sum()).sum().exp())
+
+
+class FeatureRank:
+    """Effective rank of the features seen last, :data:`SAMPLE` of them; they stay on their device."""
+
+    def __init__(self) -> None:
+        self._batches: deque[Tensor] = deque()
+
+    def see(self, features: Tensor) -> None:
+        """Take note of a batch (n, D)."""
+        self._batches.append(features.detach().float())
+        while sum(map(len, self._batches)) - len(self._batches[0]) >= SAMPLE:
+            self._batches.popleft()
+
+    def value(self) -> float:
+        """See :func:`effective_rank`."""
+        return effective_rank(torch.cat(list(self._batches))[-SAMPLE:])
 
 
 class Monitor:
@@ -59,7 +76,7 @@ class Monitor:
     def _begin(self) -> None:
         self._distances: list[Tensor] = []
         self._potentials: dict[float, list[Tensor]] = {2.0: [], 1 / (2 * self.temperature): []}
-        self._features: deque[Tensor] = deque()
+        self._rank = FeatureRank()
 
     @torch.no_grad()
     def see(self, features: Tensor, first: Tensor, second: Tensor) -> None:
@@ -74,9 +91,7 @@ class Monitor:
         self._distances.append(alignment(first, second))
         for sharpness, seen in self._potentials.items():
             seen.append((potential(first, sharpness).mean() + potential(second, sharpness).mean()) / 2)
-        self._features.append(features.detach().float())
-        while sum(map(len, self._features)) - len(self._features[0]) >= SAMPLE:
-            self._features.popleft()
+        self._rank.see(features)
 
     def values(self) -> dict[str, float]:
         """Means over the epoch's batches; begins anew.
@@ -85,9 +100,9 @@ class Monitor:
         - ``uniformity``: log of the mean of exp(-2 * squared distance) over pairs of different things.
         - ``scaled_alignment`` and ``scaled_uniformity``: the same with the squared distance over twice the
           temperature; for NT-Xent on n pairs their sum and log(2n - 1) are about the loss.
-        - ``rank``: effective rank of the encoder's features.
+        - ``feature_rank``: effective rank of the encoder's features, those of the last :data:`SAMPLE` things.
         """
-        if not self._features:
+        if not self._distances:
             return {}
         distance = float(torch.stack(self._distances).mean())
         spread = [float(torch.stack(seen).mean().log()) for seen in self._potentials.values()]
@@ -96,7 +111,7 @@ class Monitor:
             "uniformity": spread[0],
             "scaled_alignment": distance / (2 * self.temperature),
             "scaled_uniformity": spread[-1],
-            "rank": effective_rank(torch.cat(list(self._features))[-SAMPLE:]),
+            "feature_rank": self._rank.value(),
         }
         self._begin()
         return measured
