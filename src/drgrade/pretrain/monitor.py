@@ -1,8 +1,8 @@
 """How a contrastive training goes beside its loss: are pairs close, are things apart, is the space used.
 
 Alignment and uniformity after Wang and Isola, ICML 2020 (arXiv 2005.10242), at their exponents and at the
-temperature of the loss; effective rank after Roy and Vetterli, EUSIPCO 2007, of features without centring, as in
-RankMe (Garrido et al., ICML 2023). A k-NN QWK is not among them: pretraining sees no grades.
+temperature of the loss; effective rank after Roy and Vetterli, EUSIPCO 2007, of features without centring,
+as in RankMe (Garrido et al., ICML 2023). A k-NN QWK is not among them: pretraining sees no grades.
 """
 
 from collections import deque
