@@ -150,6 +150,15 @@ def test_official_validation_part_is_used_as_it_is() -> None:
     assert split["split"].tolist() == official
 
 
+def test_official_without_validation_tests_what_the_dataset_keeps_for_it(caplog) -> None:
+    official = ["val" if n < 5 else "test" if n < 10 else "train" for n in range(20)]
+    table = make_table([(n % 5,) for n in range(20)], official)
+    table.loc[0, "sha256"] = table.loc[5, "sha256"]  # a copy in either part: both are tested, no news
+    split = assign_splits(table, Index(scheme="official", val_fraction=0.0))
+    assert split["split"].tolist() == ["test"] * 10 + ["train"] * 10
+    assert "several official parts" not in caplog.text
+
+
 def test_official_copies_across_parts_are_tested_never_trained_on(caplog) -> None:
     table = make_table([(n % 5,) for n in range(20)], ["test" if n < 5 else "train" for n in range(20)])
     table.loc[19, "sha256"] = table.loc[0, "sha256"]
