@@ -9,7 +9,7 @@ import timm
 import torch
 
 from drgrade import schema
-from drgrade.encoders import read_tensors
+from drgrade.encoders import create_encoder, read_tensors
 from drgrade.errors import UserError
 from drgrade.grading import features as module
 from drgrade.grading.base import GRADERS, Photographs, Training
@@ -138,6 +138,25 @@ def test_training_mode_is_refused():
     assert not any(parameter.requires_grad for parameter in frozen.parameters())
     frozen.encoder.train()(batch)
     assert not all(torch.equal(value, before[key]) for key, value in frozen.state_dict().items())
+
+
+def test_a_given_encoder_is_copied_as_it_is(weights):
+    """In training mode, with gradients: neither changes, and what it learns later does not reach the copy."""
+    encoder = create_encoder(CONV, weights)
+    encoder(torch.randn(2, 3, 32, 32)).sum().backward()
+    before = {key: value.clone() for key, value in encoder.state_dict().items()}
+    images, rows = pictures(3), np.arange(3)
+    given, drawn = Frozen(CONV, encoder, 32), torch.get_rng_state()
+    found = features(given, images, rows)
+    assert torch.equal(torch.get_rng_state(), drawn)
+    assert encoder.training
+    assert all(parameter.requires_grad and parameter.grad is not None for parameter in encoder.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in encoder.state_dict().items())
+    with torch.no_grad():
+        expected = encoder.eval()(normalised(images, CONV))
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+        encoder.conv_stem.weight.zero_()
+    np.testing.assert_array_equal(features(given, images, rows), found)
 
 
 def test_the_best_setting_is_the_smallest_of_equals_and_none_that_diverged():

@@ -2,7 +2,8 @@ import pandas as pd
 import pytest
 
 from drgrade.errors import UserError
-from drgrade.grading.stage import External, graded_external, labelled, splits, start_weights, trainings
+from drgrade.grading.base import splits
+from drgrade.grading.stage import External, graded_external, labelled, start_weights, trainings
 from drgrade.params import Experiment
 from drgrade.schema import CROPS, INDEX, write_table
 

@@ -9,6 +9,7 @@ Its experiments, seeds, folds, predictions and rows of the leaderboard come by t
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -18,7 +19,7 @@ import pandas as pd
 
 from drgrade.images.store import Pictures
 from drgrade.plugins import Registry
-from drgrade.schema import GRADES
+from drgrade.schema import CROPS, GRADES, INDEX, read_table
 
 GRADERS = Registry("drgrade.grading")
 
@@ -47,6 +48,32 @@ class Photographs:
     def grades(self) -> np.ndarray:
         """Grades 0-4, int64 (n,)."""
         return self.table["grade"].to_numpy(np.int64)
+
+
+def graded(index: Path, crops: Path) -> pd.DataFrame:
+    """Index rows that have a grade and a crop, with their ``row`` in the store."""
+    table = read_table(index, INDEX)
+    cut = read_table(crops, CROPS)
+    table = table[(table["subset"] == "grading") & (table["status"] == "ok") & table["grade"].notna()]
+    cut = cut[cut["status"] == "ok"]
+    return table.merge(cut[["image_id", "row"]], on="image_id", validate="one_to_one")
+
+
+def splits(table: pd.DataFrame, select: str) -> Iterator[tuple[int | None, dict[str, pd.DataFrame]]]:
+    """The trainings of one seed: one with a hold-out split, one a fold with cross-validation.
+
+    In fold k the photographs of fold k are the test. With ``select: best`` those of fold k + 1
+    validate; with ``last`` nothing needs them and they train.
+    """
+    if table["fold"].isna().all():
+        yield None, {part: table[table["split"] == part] for part in ("train", "val", "test")}
+        return
+    folds = sorted(table["fold"].dropna().unique())
+    for place, fold in enumerate(folds):
+        val = folds[(place + 1) % len(folds)] if select == "best" else None
+        held_out = table["fold"].eq(val).fillna(False) if val is not None else np.zeros(len(table), bool)
+        test = table["fold"].eq(fold).fillna(False)
+        yield int(fold), {"train": table[~test & ~held_out], "val": table[held_out], "test": table[test]}
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ Frozen means that nothing drifts either: the encoder stays in evaluation mode, b
 mode moves its statistics towards the probe's photographs although no weight learns.
 """
 
+import copy
 from collections.abc import Mapping
 
 import numpy as np
@@ -34,7 +35,7 @@ class Frozen(nn.Module):
 
     Args:
         name: timm backbone; a vision transformer takes any size that is a multiple of its patch.
-        start: ``random``, ``imagenet`` or a weights file.
+        start: ``random``, ``imagenet`` or a weights file; or the encoder itself, which is copied as it is.
         size: side of the pictures.
         blocks: read a vision transformer as the linear evaluation of DINO does (Caron et al., ICCV 2021,
             appendix): after the final norm, the class tokens of the last four blocks; of a wide one (ViT-B)
@@ -50,17 +51,18 @@ class Frozen(nn.Module):
         UserError: timm knows no such encoder, its weights do not fit, or it cannot take this size.
     """
 
-    def __init__(self, name: str, start: str, size: int, *, blocks: bool = False) -> None:
+    def __init__(self, name: str, start: str | nn.Module, size: int, *, blocks: bool = False) -> None:
         super().__init__()
-        encoder = create_encoder(name, start).requires_grad_(False)
-        self.encoder = encoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        encoder = copy.deepcopy(start) if isinstance(start, nn.Module) else create_encoder(name, start)
+        self.encoder = encoder.requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.mean, self.std = normalisation(name)
         self.size = size
         self.blocks = blocks and _has_class_token(encoder)
         self.eval()
         try:
             with torch.no_grad():
-                self.width = self(torch.zeros(1, 3, size, size)).shape[1]
+                blank = torch.zeros(1, 3, size, size, device=next(self.parameters()).device)
+                self.width = self(blank).shape[1]
         except (AssertionError, RuntimeError) as error:
             raise UserError(
                 f"grade.input_size: {name} takes no pictures of {size} pixels "
@@ -98,6 +100,18 @@ def features(frozen: Frozen, images: Pictures, rows: np.ndarray) -> np.ndarray:
     Raises:
         UserError: a feature is not a finite number.
     """
+    found = encode(frozen, images, rows)
+    bad = int((~np.isfinite(found).all(axis=1)).sum())
+    if bad:
+        raise UserError(
+            f"experiments.start: the encoder gives {bad} of {len(rows)} photographs features that are not "
+            "numbers; its pretraining diverged, lower its learning rate"
+        )
+    return found
+
+
+def encode(frozen: Frozen, images: Pictures, rows: np.ndarray) -> np.ndarray:
+    """The same, of an encoder that may have diverged: its features need not be numbers."""
     frozen.to(device())
     keep_memory()
     sized = at_size(images, frozen.size)
@@ -108,12 +122,6 @@ def features(frozen: Frozen, images: Pictures, rows: np.ndarray) -> np.ndarray:
             batch = normalise(pictures(sized, rows[part]).float() / 255, frozen.mean, frozen.std)
             batch = batch.contiguous(memory_format=torch.channels_last)
             found[part] = frozen(batch).float().cpu().numpy()
-    bad = int((~np.isfinite(found).all(axis=1)).sum())
-    if bad:
-        raise UserError(
-            f"experiments.start: the encoder gives {bad} of {len(rows)} photographs features that are not "
-            "numbers; its pretraining diverged, lower its learning rate"
-        )
     return found
 
 

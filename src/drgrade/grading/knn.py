@@ -1,7 +1,6 @@
 """Grade by the nearest training photographs in the space of a frozen encoder.
 
-Weighted k-NN of Wu et al. (CVPR 2018), which self-supervised encoders are judged by since: neighbours by
-cosine, votes of exp(cosine / temperature). Nothing is learnt, so nothing but the encoder is measured.
+Weighted k-NN (:mod:`drgrade.grading.neighbours`). Nothing is learnt, so nothing but the encoder is measured.
 Deviations from its use in arXiv 2410.00779: k is chosen on validation, the votes of all grades make a
 probability and so an expected grade, and any number of photographs will do. Splits keep patients apart, so
 no neighbour is the other eye.
@@ -19,67 +18,11 @@ from drgrade.encoders import read_tensors
 from drgrade.grading.base import GRADERS, Grader, Training
 from drgrade.grading.features import Frozen, best, features
 from drgrade.grading.finetune import write_model
+from drgrade.grading.neighbours import Bank, votes
 from drgrade.images.store import Pictures
 from drgrade.schema import GRADES
 from drgrade.seeding import seed_everything
 from drgrade.training import device
-
-CHUNK = 256
-"""Photographs compared at once with all of training: bounds memory."""
-
-
-class Bank(nn.Module):
-    """Training photographs to compare with.
-
-    Args:
-        features: of a frozen encoder, (n, D).
-        grades: 0-4, int64 (n,).
-    """
-
-    features: torch.Tensor
-    grades: torch.Tensor
-
-    def __init__(self, features: torch.Tensor, grades: torch.Tensor) -> None:
-        super().__init__()
-        self.register_buffer("features", nn.functional.normalize(features, dim=1))
-        self.register_buffer("grades", grades)
-
-    @torch.inference_mode()
-    def nearest(self, queries: np.ndarray, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The k nearest, or all where there are fewer.
-
-        Args:
-            queries: features (m, D).
-            k: neighbours.
-
-        Returns:
-            Cosines, falling, float64 (m, k), and grades, int64 (m, k), on the CPU.
-        """
-        k = min(k, len(self.grades))
-        cosines = torch.empty(len(queries), k, dtype=torch.float64)
-        grades = torch.empty(len(queries), k, dtype=torch.int64)
-        for start in range(0, len(queries), CHUNK):
-            part = slice(start, start + CHUNK)
-            chunk = nn.functional.normalize(torch.from_numpy(queries[part]).to(self.features.device), dim=1)
-            found, places = (chunk @ self.features.T).topk(k, dim=1)
-            cosines[part], grades[part] = found.double().cpu(), self.grades[places].cpu()
-        return cosines, grades
-
-
-def votes(cosines: torch.Tensor, grades: torch.Tensor, temperature: float) -> np.ndarray:
-    """Share of each grade in the neighbours' votes of exp(cosine / temperature).
-
-    Args:
-        cosines: of each photograph's neighbours, float64 (m, k).
-        grades: theirs, int64 (m, k).
-        temperature: above 0.
-
-    Returns:
-        float64 (m, 5), rows sum to 1.
-    """
-    weights = (cosines / temperature).softmax(dim=1)  # the shares, without overflow at low temperatures
-    shares = torch.zeros(len(cosines), len(GRADES), dtype=torch.float64)
-    return shares.scatter_add_(1, grades, weights).numpy()
 
 
 @GRADERS.register("knn")

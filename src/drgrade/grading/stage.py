@@ -15,10 +15,10 @@ import pandas as pd
 from drgrade.errors import UserError
 from drgrade.evaluate.metrics import to_grades
 from drgrade.files import sha256, write_json
-from drgrade.grading.base import GRADERS, Grader, Photographs, Training
+from drgrade.grading.base import GRADERS, Grader, Photographs, Training, graded, splits
 from drgrade.images.store import CropStore
 from drgrade.params import Crop, Experiment, Grade
-from drgrade.schema import CROPS, GRADES, INDEX, PREDICTIONS, read_table, write_table
+from drgrade.schema import GRADES, PREDICTIONS, write_table
 from drgrade.splits.assign import label_subset
 from drgrade.tracking import models_digest, track
 
@@ -141,15 +141,6 @@ def remember(path: Path, crop: Crop) -> None:
     write_json(json.loads(path.read_text()) | {"crop": crop.model_dump()}, path)
 
 
-def graded(index: Path, crops: Path) -> pd.DataFrame:
-    """Index rows that have a grade and a crop, with their ``row`` in the store."""
-    table = read_table(index, INDEX)
-    cut = read_table(crops, CROPS)
-    table = table[(table["subset"] == "grading") & (table["status"] == "ok") & table["grade"].notna()]
-    cut = cut[cut["status"] == "ok"]
-    return table.merge(cut[["image_id", "row"]], on="image_id", validate="one_to_one")
-
-
 def graded_external(external: External) -> pd.DataFrame:
     """The same of an external dataset, which is not left out of the results in silence.
 
@@ -163,23 +154,6 @@ def graded_external(external: External) -> pd.DataFrame:
             "take it out, or look at status and reason in its index.parquet"
         )
     return table
-
-
-def splits(table: pd.DataFrame, select: str) -> Iterator[tuple[int | None, dict[str, pd.DataFrame]]]:
-    """The trainings of one seed: one with a hold-out split, one a fold with cross-validation.
-
-    In fold k the photographs of fold k are the test. With ``select: best`` those of fold k + 1
-    validate; with ``last`` nothing needs them and they train.
-    """
-    if table["fold"].isna().all():
-        yield None, {part: table[table["split"] == part] for part in ("train", "val", "test")}
-        return
-    folds = sorted(table["fold"].dropna().unique())
-    for place, fold in enumerate(folds):
-        val = folds[(place + 1) % len(folds)] if select == "best" else None
-        held_out = table["fold"].eq(val).fillna(False) if val is not None else np.zeros(len(table), bool)
-        test = table["fold"].eq(fold).fillna(False)
-        yield int(fold), {"train": table[~test & ~held_out], "val": table[held_out], "test": table[test]}
 
 
 def labelled(train: pd.DataFrame, fraction: float, seed: int) -> pd.DataFrame:
