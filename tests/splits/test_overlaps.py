@@ -15,8 +15,6 @@ from drgrade.schema import INDEX, write_table
 from drgrade.splits.overlaps import (
     COLUMNS,
     JUDGED,
-    check_overlaps,
-    find_overlaps,
     judge,
     overlaps,
     straddling,
@@ -102,8 +100,9 @@ def cell(indexes: dict[str, pd.DataFrame], dataset: str, image_id: str) -> tuple
 def test_found_pairs_overlap_and_every_overlap_is_seen_from_both_sides(first, second) -> None:
     indexes = {"one": first, "two": second}
     expected = brute_force(indexes)
-    found = find_overlaps(indexes, BITS)
-    assert list(found.columns) == COLUMNS
+    judged = judge(indexes, ALL, BITS)  # these datasets have no role
+    assert set(judged["verdict"]) <= {"unused"}
+    found = judged[COLUMNS]
     keys = [(r.dataset_a, r.image_a, r.dataset_b, r.image_b, r.level) for r in found.itertuples(index=False)]
     assert len(set(keys)) == len(keys)
     assert {key: expected.get(key) for key in keys} == dict(zip(keys, found["distance"], strict=True))
@@ -258,19 +257,6 @@ def leaking() -> dict[str, pd.DataFrame]:
     return {"main": make_index(*twice), "out": make_index(*copies)}
 
 
-def test_leaks_are_refused_with_their_number_pairs_and_remedy() -> None:
-    with pytest.raises(UserError) as error:
-        check_overlaps(leaking(), APART, BITS)
-    text = str(error.value)
-    assert text.startswith(
-        "13 overlaps between training and test: main/i0 (train) and out/i0 (test): same content; "
-    )
-    assert text.count("same content") == 10
-    assert "; and 3 more; " in text
-    assert "datasets.<name>.exclude" in text
-    assert len(check_overlaps(leaking(), APART, BITS, refuse=["patient"])) == 15
-
-
 def test_leaving_out_the_training_side_settles_it() -> None:
     indexes = leaking()
     judged = judge(indexes, APART, BITS)
@@ -279,7 +265,7 @@ def test_leaving_out_the_training_side_settles_it() -> None:
     assert set(judged["dataset"]) == {"main", ""}
     main = indexes["main"]
     main.loc[main["image_id"].isin(drop), "status"] = "filtered"
-    assert check_overlaps(indexes, APART, BITS)["verdict"].tolist() == ["same part"]
+    assert judge(indexes, APART, BITS)["verdict"].tolist() == ["same part"]
 
 
 @settings(max_examples=40, deadline=None)
@@ -300,8 +286,15 @@ def test_the_stage_writes_both_files_before_it_refuses(tmp_path: Path) -> None:
     paths = {name: tmp_path / f"{name}.parquet" for name in ("main", "out")}
     for name, table in leaking().items():
         write_table(table, paths[name], INDEX)
-    with pytest.raises(UserError, match=r"copy .*/leaks\.csv, .* the copy as datasets\.<name>\.exclude$"):
+    with pytest.raises(UserError) as error:
         overlaps(paths, APART, BITS, tmp_path / "once")
+    text = str(error.value)
+    first = "main/i0 (train) and out/i0 (test): same content; "
+    assert text.startswith(f"13 overlaps between training and test: {first}")
+    assert text.count("same content") == 10
+    assert "; and 3 more; " in text
+    remedy = "which names those on the training side, and give the copy as datasets.<name>.exclude"
+    assert text.endswith(f"copy {tmp_path / 'once/leaks.csv'}, {remedy}")
     written = pd.read_csv(tmp_path / "once" / "overlaps.csv", keep_default_na=False)
     assert list(written.columns) == JUDGED
     assert len(written) == 15

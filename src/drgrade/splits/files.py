@@ -1,12 +1,10 @@
 """A split saved as a file: who trains, validates and tests, with its digest and counts."""
 
 import io
-import json
 from pathlib import Path
 
 import pandas as pd
 
-from drgrade.errors import UserError
 from drgrade.files import sha256, write_file, write_json
 from drgrade.params import Index
 from drgrade.splits.assign import label_fractions
@@ -64,26 +62,3 @@ def _counts(rows: pd.DataFrame) -> dict[str, dict[str, int]]:
             "patients": int(members["patient_id"].nunique()),
         }
     return counts
-
-
-def read_split(path: Path) -> pd.DataFrame:
-    """A saved split, with the columns SPLIT, after checking it against the JSON beside it.
-
-    Raises:
-        UserError: a file is missing, was changed since it was written, or is no split.
-    """
-    about = path.with_suffix(".json")
-    try:
-        expected, actual = json.loads(about.read_text())["sha256"], sha256(path)
-    except FileNotFoundError as error:
-        raise UserError(f"{error.filename}: no such file; run the stage index first") from None
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{about}: holds no sha256; run the stage index again") from None
-    if actual != expected:
-        raise UserError(
-            f"{path}: not as {about.name} says (sha256 {actual[:12]}...); run the stage index again"
-        )
-    table = pd.read_csv(path, dtype=SPLIT, keep_default_na=False, na_values=[""])
-    if list(table.columns) != list(SPLIT) or table["image_id"].duplicated().any():
-        raise UserError(f"{path}: not a split: needs the columns {', '.join(SPLIT)}, and an image_id once")
-    return table

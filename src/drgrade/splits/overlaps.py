@@ -133,21 +133,6 @@ def _named(rows: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(ends).assign(level=pairs["level"].to_numpy(), distance=pairs["distance"].to_numpy())
 
 
-def find_overlaps(indexes: Mapping[str, pd.DataFrame], bits: int | None) -> pd.DataFrame:
-    """Overlapping pairs of photographs within and across datasets, with columns COLUMNS.
-
-    Args:
-        indexes: ``index.parquet`` of each dataset; rows whose status is not ok take no part.
-        bits: perceptual hashes within this many bits are copies (0-15); None compares bytes alone.
-
-    Returns:
-        A row a pair and level (image, patient, content, perceptual). Each photograph is paired with the first
-        of every part it overlaps, rather than with all. A patient's photographs in one part are left out.
-    """
-    rows = _rows(indexes)
-    return _named(rows, _pairs(rows, bits))[COLUMNS]
-
-
 def uses(rows: pd.DataFrame, roles: Roles) -> Ints:
     """What each row is for, over all roles, as bits: see TRAIN; 0 where it is not used at all."""
     name, split = rows["dataset"], rows["split"].astype("string").fillna("")
@@ -170,11 +155,20 @@ def uses(rows: pd.DataFrame, roles: Roles) -> Ints:
 
 
 def judge(indexes: Mapping[str, pd.DataFrame], roles: Roles, bits: int | None) -> pd.DataFrame:
-    """Overlapping pairs with columns JUDGED: a leak is a pair whose photographs are not all for one thing.
+    """Overlapping pairs within and across datasets: a leak is a pair whose photographs are not for one thing.
 
-    use_a and use_b are train, val, test, fold k or several of these, over all roles; the verdict is leak,
-    same part, or unused. dataset and image_id name the photograph to leave out: of a leak's two, the one
-    further from the test. A photograph that is itself trained on and tested on is a pair with itself.
+    Args:
+        indexes: ``index.parquet`` of each dataset; rows whose status is not ok take no part.
+        roles: which dataset plays which.
+        bits: perceptual hashes within this many bits are copies (0-15); None compares bytes alone.
+
+    Returns:
+        A row a pair and level (image, patient, content, perceptual), with columns JUDGED. Each photograph is
+        paired with the first of every part it overlaps, rather than with all; a patient's photographs in one
+        part are left out; a photograph that is itself trained on and tested on is a pair with itself. use_a
+        and use_b are train, val, test, fold k or several of these, over all roles; the verdict is leak, same
+        part, or unused. dataset and image_id name the photograph to leave out: of a leak's two, the one
+        further from the test.
     """
     rows = _rows(indexes)
     use = uses(rows, roles)
@@ -203,20 +197,8 @@ def _use_name(use: int) -> str:
     )
 
 
-def check_overlaps(
-    indexes: Mapping[str, pd.DataFrame], roles: Roles, bits: int | None, refuse: Collection[str] = LEVELS
-) -> pd.DataFrame:
-    """The pairs of :func:`judge`, when none of them leaks at a level of ``refuse``.
-
-    Raises:
-        UserError: some do; their number, the first ten, and the remedy.
-    """
-    judged = judge(indexes, roles, bits)
-    _refuse(judged, refuse, "name those on the training side in datasets.<name>.exclude")
-    return judged
-
-
-def _refuse(judged: pd.DataFrame, levels: Collection[str], remedy: str) -> None:
+def _refuse(judged: pd.DataFrame, levels: Collection[str], file: Path) -> None:
+    """Stop when a pair leaks at one of these levels; ``file`` lists the leaks."""
     leaks = judged[(judged["verdict"] == "leak") & judged["level"].isin(list(levels))]
     if leaks.empty:
         return
@@ -228,7 +210,9 @@ def _refuse(judged: pd.DataFrame, levels: Collection[str], remedy: str) -> None:
     more = f"; and {len(leaks) - SHOWN} more" if len(leaks) > SHOWN else ""
     raise UserError(
         f"{len(leaks)} overlaps between training and test: {'; '.join(shown)}{more}; "
-        f"leave out one of each: {remedy}"
+        # a copy: the file goes when its leaks are settled
+        f"leave out one of each: copy {file}, which names those on the training side, and give the copy as "
+        f"datasets.<name>.exclude"
     )
 
 
@@ -273,6 +257,4 @@ def overlaps(
     if summary["leaks"]:  # a file of its own: Snakemake takes away what a failed job was to make
         judged[judged["verdict"] == "leak"].to_csv(leaks, index=False, lineterminator="\n")
     log.info("%d overlapping pairs, %d of them leaks", len(judged), summary["leaks"])
-    # a copy: this file goes when its leaks are settled
-    remedy = "which names those on the training side, and give the copy as datasets.<name>.exclude"
-    _refuse(judged, refuse, f"copy {leaks}, {remedy}")
+    _refuse(judged, refuse, leaks)
