@@ -14,7 +14,7 @@ from drgrade.errors import UserError
 from drgrade.images.geometry import CropGeometry
 from drgrade.images.scaled import at_size
 from drgrade.images.shards import write_store
-from drgrade.images.store import Crops, CropStore, windows
+from drgrade.images.store import Crops, CropStore
 
 FORMATS = ["raw", "png", "jpeg"]
 SIZE = 24
@@ -99,14 +99,6 @@ def test_a_store_takes_no_writing(manifest):
             store[3][0] = 0
     with pytest.raises(TypeError):
         store[3] = 0
-
-
-def test_windows_are_cut_from_their_rows(manifest, pictures):
-    rows, corners = np.array([10, 3, 3]), np.array([[0, 0], [5, 17], [17, 2]])
-    expected = np.stack([pictures[10, :7, :7], pictures[3, 17:24, 5:12], pictures[3, 2:9, 17:24]])
-    store = CropStore(manifest)
-    close(windows(store, rows, corners, 7), expected, store.format)
-    close(windows(pictures, rows, corners, 7), expected, "raw")
 
 
 def test_a_fork_reads_a_store_that_was_in_use(manifest):

@@ -31,7 +31,8 @@ class Pictures(Protocol):
     """Anything that is read like an array of pictures, uint8 RGB (n, S, S, 3): a store, a copy, an array."""
 
     @property
-    def shape(self) -> tuple[int, ...]: ...  # noqa: D102
+    def shape(self) -> tuple[int, ...]:
+        """(n, S, S, 3)."""
 
     def __len__(self) -> int: ...
 
@@ -98,24 +99,20 @@ class CropStore:
         """A picture (size, size, 3), or with a slice or array of rows (k, size, size, 3).
 
         Rows are meant as in NumPy. One raw picture is not copied: only the part that is looked at is read.
+        Of several, PNG and JPEG are decoded on all cores.
         """
         chosen = self._numbers[rows]
         if chosen.ndim == 0:
             self._announce(int(chosen), 0, self.size)
             return self.picture(int(chosen))
-        return self.windows(chosen, np.zeros((len(chosen), 2), np.int64), self.size)
+        pictures = np.empty((len(chosen), *self.shape[1:]), np.uint8)
+        self.announce(chosen, np.zeros(len(chosen), np.int64), self.size)
 
-    def windows(self, rows: npt.NDArray[Any], corners: npt.NDArray[Any], side: int) -> Pixels:
-        """A square window of each picture, see :func:`windows`; PNG and JPEG are decoded on all cores."""
-        cuts = np.empty((len(rows), side, side, 3), np.uint8)
-        self.announce(rows, corners[:, 1], side)
+        def read(place: int) -> None:
+            pictures[place] = self.picture(int(chosen[place]))
 
-        def cut(place: int) -> None:
-            x, y = corners[place]
-            cuts[place] = self.picture(int(rows[place]))[y : y + side, x : x + side]
-
-        _each(cut, range(len(rows)), threads=self.format != "raw")
-        return cuts
+        _each(read, range(len(chosen)), threads=self.format != "raw")
+        return pictures
 
     def announce(self, rows: npt.NDArray[Any], tops: npt.NDArray[Any], lines: int) -> None:
         """Have the disk fetch ``lines`` of each picture from the line ``tops`` on, while others are read."""
@@ -248,24 +245,6 @@ class Crops:
 
         """
         return CropGeometry.from_row(self._boxes.loc[image_id], self.size)
-
-
-def windows(images: Pictures, rows: npt.NDArray[Any], corners: npt.NDArray[Any], side: int) -> Pixels:
-    """A square window of each picture.
-
-    Args:
-        images: pictures (n, S, S, 3).
-        rows: which of them, integers (k,).
-        corners: left and top edge of each window in pixels, integers (k, 2).
-        side: of the windows, at most S.
-
-    Returns:
-        uint8 (k, side, side, 3).
-    """
-    if isinstance(images, CropStore):
-        return images.windows(rows, corners, side)
-    places = zip(rows, corners, strict=True)
-    return np.stack([images[row][y : y + side, x : x + side] for row, (x, y) in places])
 
 
 def _each(work: Callable[[int], None], items: Iterable[int], threads: bool) -> None:
