@@ -95,7 +95,7 @@ def params(dataset: str, quick: bool) -> dict[str, Any]:
         "roles": dict.fromkeys(("lesions", "pretrain", "grade"), dataset) | {"external": []},
         "pretrain": blocks,
         "grade": {
-            "input_size": 128, "epochs": 1 if quick else 15, "batch_size": 8, "lr": 0.001,
+            "input_size": 128, "epochs": 1 if quick else 10, "batch_size": 8, "lr": 0.001,
             "linear": {"lr": [0.001, 0.003, 0.01, 0.03], "epochs": 5 if quick else 100, "batch_size": 32},
         },
         "experiments": experiments,
