@@ -1,9 +1,11 @@
 import subprocess
 import sys
+from unittest.mock import create_autospec
 
 import numpy as np
 import pytest
 
+from drgrade import verbs
 from drgrade.cli import main
 from drgrade.images.shards import write_store
 
@@ -76,6 +78,15 @@ def test_every_verb_explains_itself(verb, capsys):
             "drgrade: error: pretrain.a: Input tag 'mae' found using 'method' does not match any of",
         ),
         (["predict", "gone.jpg", "--model", "gone", "--out", "o.csv"], "drgrade: error: gone"),
+        (
+            ["verify"],
+            "drgrade: error: the following arguments are required: STORE.json; see drgrade verify --help",
+        ),
+        (
+            ["paint"],
+            "drgrade: error: argument VERB: invalid choice: 'paint'",
+        ),
+        (["doctor", "--loud"], "drgrade: error: unrecognized arguments: --loud; see drgrade --help"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(arguments, message, tmp_path, monkeypatch, capsys):
@@ -85,6 +96,42 @@ def test_bad_input_is_one_line_and_status_2(arguments, message, tmp_path, monkey
     assert error[-1].startswith(message)
     assert not any("Traceback" in line for line in error)
     assert [path.name for path in tmp_path.iterdir() if path.suffix in (".parquet", ".csv", ".tsv")] == []
+
+
+SEARCH = ["lesions", "--dataset", "d", "--index", "i", "--crops", "c", "--detector", "t", "--out", "o"]
+LISTING = ["index", "--dataset", "d", "--manifest", "m", "--out", "o", "--split", "s"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "name", "value"),
+    [
+        ([*SEARCH, "--shard", "0/1"], "shard", (0, 1)),
+        ([*SEARCH, "--shard", "11/12"], "shard", (11, 12)),
+        (SEARCH, "shard", (0, 1)),
+        ([*LISTING, "--limit", "7"], "limit", 7),
+        ([*LISTING, "--limit", "None"], "limit", None),  # as Snakemake writes it
+        ([*LISTING, "--limit", ""], "limit", None),
+    ],
+)
+def test_shards_and_limits_reach_their_verbs(arguments, name, value, monkeypatch):
+    verb = create_autospec(getattr(verbs, arguments[0]), __name__=arguments[0])
+    monkeypatch.setattr(verbs, arguments[0], verb)
+    assert main(arguments) == 0
+    assert getattr(verb.call_args.args[0], name) == value
+
+
+@pytest.mark.parametrize("shard", ["3/2", "2/2", "0/0", "a/b", "-1/2", "1", "1/", "/2", "1/2/3", "", "0.5/2"])
+def test_a_malformed_shard_is_one_line_and_status_2(shard, capsys):
+    assert main([*SEARCH, f"--shard={shard}"]) == 2
+    message = f"argument --shard: {shard!r} is no part I/N, such as 0/4, 1/4, 2/4 or 3/4"
+    assert capsys.readouterr().err == f"drgrade: error: {message}; see drgrade lesions --help\n"
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "1.5", "many", "none"])
+def test_a_malformed_limit_is_one_line_and_status_2(limit, capsys):
+    assert main([*LISTING, f"--limit={limit}"]) == 2
+    message = f"argument --limit: {limit!r} is no whole number from 1 on"
+    assert capsys.readouterr().err == f"drgrade: error: {message}; see drgrade index --help\n"
 
 
 def test_verify_names_the_damaged_shard(tmp_path, capsys):

@@ -10,10 +10,17 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from drgrade import verbs as do
 from drgrade.errors import UserError
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong on one line, as verbs do."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see {self.prog} --help")
 
 
 def _paths(parser: argparse.ArgumentParser, *names: str, optional: bool = False) -> None:
@@ -22,7 +29,7 @@ def _paths(parser: argparse.ArgumentParser, *names: str, optional: bool = False)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="drgrade", description="Grade diabetic retinopathy, reproducibly. Research use, not a diagnosis."
     )
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
@@ -40,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = verb(do.index)
     sub.add_argument("--dataset", required=True)
     sub.add_argument("--limit", type=_limit, default=None, help="use only so many graded photographs")
-    sub.add_argument("--workers", type=int, default=os.cpu_count())
+    sub.add_argument("--workers", type=_number, default=os.cpu_count())
     _paths(sub, "manifest", "out", "split")
     _paths(sub, "split_file", "exclude", optional=True)
     sub = verb(do.overlaps)
@@ -51,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     _paths(sub, "out")
     sub = verb(do.crop)
     sub.add_argument("--dataset", required=True)
-    sub.add_argument("--workers", type=int, default=os.cpu_count())
+    sub.add_argument("--workers", type=_number, default=os.cpu_count())
     _paths(sub, "index", "store", "table")
     sub = verb(do.lesion_boxes)
     sub.add_argument("--dataset", required=True)
@@ -71,14 +78,14 @@ def _parser() -> argparse.ArgumentParser:
     _paths(sub, "index", "crops", "detector", "out")
     sub = verb(do.patches)
     sub.add_argument("--dataset", required=True)
-    sub.add_argument("--size", type=int, required=True, help="side of a crop in pixels")
+    sub.add_argument("--size", type=_number, required=True, help="side of a crop in pixels")
     sub.add_argument("--source", choices=("detector", "masks", "random"), default="detector")
     sub.add_argument("--boxes-params", default="{}", metavar="JSON", help="the block lesion_boxes (masks)")
     _paths(sub, "index", "crops", "out", "kinds", "statistics")
     _paths(sub, "lesions", optional=True)
     sub = verb(do.pretrain)
     sub.add_argument("--name", required=True, help="of the encoder, a key of the block pretrain")
-    sub.add_argument("--patch", type=int, required=True, help="side of a patch in crop pixels")
+    sub.add_argument("--patch", type=_number, required=True, help="side of a patch in crop pixels")
     sub.add_argument("--by-fold", action="store_true", help="one encoder a fold, blind to that fold")
     _paths(sub, "index", "crops", "store", "manifest", "weights")
     _paths(sub, "patches", "kinds", optional=True)
@@ -129,20 +136,28 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _number(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+    return int(text)
+
+
 def _limit(text: str) -> int | None:
-    return None if text in ("", "None", "null") else int(text)
+    return None if text in ("", "None", "null") else _number(text)
 
 
 def _shard(text: str) -> tuple[int, int]:
-    part, of = map(int, text.split("/"))
-    return part, of
+    part, _, of = text.partition("/")
+    if not (part.isdecimal() and of.isdecimal() and int(part) < int(of)):
+        raise argparse.ArgumentTypeError(f"{text!r} is no part I/N, such as 0/4, 1/4, 2/4 or 3/4")
+    return int(part), int(of)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a verb. Returns 0, or 2 after printing one line about bad input."""
-    args = _parser().parse_args(argv)
+    """Run a verb. Returns 0, or 2 after printing one line about bad arguments or bad input."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
+        args = _parser().parse_args(argv)
         args.call(args)
     except UserError as error:
         print(f"drgrade: error: {error}", file=sys.stderr)
