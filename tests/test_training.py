@@ -15,8 +15,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from drgrade import training
+from drgrade.errors import UserError
 from drgrade.tracking import NullRun
-from drgrade.training import CHECKPOINTS, Batches, Module, fit, loader
+from drgrade.training import CHECKPOINTS, Batches, Module, compile_network, fit, loader
 
 # each training is a child of one process that has imported everything, and kills itself where it is told to
 SCRIPT = """
@@ -119,10 +120,11 @@ class Network(nn.Module):
 
 
 class Line(Module):
-    """Least squares on 12 points, 4 a step."""
+    """Least squares on 12 points or fewer, 4 a batch."""
 
-    def __init__(self) -> None:
+    def __init__(self, rows: int = 12) -> None:
         super().__init__()
+        self.rows = rows
         torch.manual_seed(0)
         self.network = Network()
         self.points = torch.randn(12, 4, generator=torch.Generator().manual_seed(1))
@@ -130,7 +132,7 @@ class Line(Module):
         self.validated: list[list[torch.Tensor]] = []
 
     def train_dataloader(self):
-        return loader(Batches(12, 4, 5, self.current_epoch))
+        return loader(Batches(self.rows, 4, 5, self.current_epoch))
 
     def training_step(self, items, step):
         if (self.current_epoch, step) == self.stop_at:
@@ -162,36 +164,45 @@ def trained(module: Line, epochs: int = 3, **options) -> Remember:
     return run
 
 
-def stepped(epochs: int, batches: int = 1) -> tuple[Line, list[dict[str, torch.Tensor]]]:
-    """By hand: the network's states after each step of the mean gradient of ``batches`` batches."""
+def stepped(epochs: int, batches: int = 1, rows: int = 12) -> tuple[Line, list[dict[str, torch.Tensor]]]:
+    """By hand: the network's states after each step of ``batches`` batches, every row weighing the same."""
     module = Line()
     optimizer, states = torch.optim.SGD(module.network.parameters(), lr=0.1, momentum=0.9), []
     for epoch in range(epochs):
-        parts = Batches(12, 4, 5, epoch).batches
+        parts = Batches(rows, 4, 5, epoch).batches
         for start in range(0, len(parts), batches):
             optimizer.zero_grad()
-            for items in parts[start : start + batches]:
+            step = parts[start : start + batches]
+            for items in step:
                 points = module.points[items]
-                loss = (module.network(points[:, :3]) - points[:, 3]).square().mean()
-                (loss / batches).backward()
+                loss = (module.network(points[:, :3]) - points[:, 3]).square().sum()
+                (loss / sum(map(len, step))).backward()
             optimizer.step()
             states.append({key: value.clone() for key, value in module.network.state_dict().items()})
     return module, states
 
 
-def test_gradients_accumulate_over_batches(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("accumulate", "rows", "steps"), [
+    (3, 12, 1),  # an epoch is a step
+    (2, 12, 2),  # the second step has one batch
+    (2, 10, 2),  # and one of two
+    (3, 10, 1),  # batches of four, four and two
+])  # fmt: skip
+def test_gradients_accumulate_over_batches(tmp_path, monkeypatch, accumulate, rows, steps):
     monkeypatch.chdir(tmp_path)
-    module = Line()
-    trained(module, accumulate=3)
-    _, states = stepped(3, batches=3)
-    assert len(states) == 3
+    module = Line(rows)
+    trained(module, accumulate=accumulate)
+    _, states = stepped(3, accumulate, rows)
+    assert len(states) == 3 * steps
     for key, value in module.network.state_dict().items():
         torch.testing.assert_close(value, states[-1][key], rtol=1e-6, atol=1e-6)
 
 
-def test_averaged_weights_validate_survive_a_stop_and_are_what_is_left(tmp_path, monkeypatch):
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_averaged_weights_validate_survive_a_stop_and_are_what_is_left(tmp_path, monkeypatch, accumulate):
     monkeypatch.chdir(tmp_path)
-    decay, (_, states) = 0.8, stepped(3)
+    decay, (_, states) = 0.8, stepped(3, accumulate)
+    options = {"weights_ema": decay, "accumulate": accumulate}
     average = {key: value.clone() for key, value in Line().network.state_dict().items()}
     averages = []
     for state in states:
@@ -200,15 +211,17 @@ def test_averaged_weights_validate_survive_a_stop_and_are_what_is_left(tmp_path,
             average[key] = decay * average[key] + (1 - decay) * value if moves else value
         averages.append(dict(average))
     undisturbed, stopped, resumed = Line(), Line(), Line()
-    trained(undisturbed, weights_ema=decay)
+    trained(undisturbed, **options)
     stopped.stop_at = (2, 1)
     with pytest.raises(InterruptedError):
-        trained(stopped, weights_ema=decay)
-    trained(resumed, weights_ema=decay)
+        trained(stopped, **options)
+    trained(resumed, **options)
+    assert len(resumed.validated) == 1
     for key, value in undisturbed.network.state_dict().items():
         torch.testing.assert_close(value, averages[-1][key], rtol=1e-5, atol=1e-6)
         assert torch.equal(value, resumed.network.state_dict()[key])
-    for found, expected in zip(undisturbed.validated, averages[2::3], strict=True):
+    each = len(states) // 3  # steps of an epoch
+    for found, expected in zip(undisturbed.validated, averages[each - 1 :: each], strict=True):
         for value, other in zip(found, expected.values(), strict=True):
             torch.testing.assert_close(value, other, rtol=1e-5, atol=1e-6)
 
@@ -249,6 +262,13 @@ def test_each_epoch_reports_its_speed_and_the_time_left(tmp_path, monkeypatch, c
     assert lines[0].startswith("line  epoch 1/3  loss ")
 
 
+def test_compiling_without_a_compiler_is_refused(monkeypatch):
+    monkeypatch.setenv("CXX", "/nowhere/g++")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match=r"^compile: needs a C\+\+ compiler"):
+        compile_network(Network())
+
+
 def test_chosen_networks_are_compiled(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     graphs = []
@@ -258,11 +278,14 @@ def test_chosen_networks_are_compiled(tmp_path, monkeypatch):
         return graph.forward
 
     compile_ = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda function: compile_(function, backend=backend))
+    monkeypatch.setattr(
+        torch, "compile", lambda function, dynamic: compile_(function, backend=backend, dynamic=dynamic)
+    )
     plain, module = Line(), Line()
     trained(plain)
+    compile_network(module.network)
     assert not graphs
-    trained(module, compiled=[module.network])
+    trained(module)
     assert graphs
     assert module.network.state_dict().keys() == plain.network.state_dict().keys()
     for key, value in module.network.state_dict().items():

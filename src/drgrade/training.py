@@ -9,6 +9,7 @@ undisturbed run, bit for bit on one CPU type: batches, augmentation and dropout 
 import hashlib
 import json
 import logging
+import os
 import shutil
 import sys
 import time
@@ -202,6 +203,19 @@ class Module(pl.LightningModule):
         self.run: Any = None
         self.progress = Progress()
         self.average: WeightsEMA | None = None
+        self.weight = 1.0
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Weigh the batch by its share of the pictures that make this step."""
+        together = self.trainer.accumulate_grad_batches
+        batches: Any = self.trainer.train_dataloader.dataset
+        first = batch_idx - batch_idx % together
+        sizes = [len(batches[place]) for place in range(first, min(first + together, len(batches)))]
+        self.weight = len(batch) * together / sum(sizes)
+
+    def backward(self, loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+        """Lightning divides by the number of batches as if all were of one size and the last step had all."""
+        super().backward(loss * self.weight, *args, **kwargs)
 
     def validate(self) -> dict[str, float]:
         """Metrics of the finished epoch beside the training loss; none unless overridden.
@@ -245,7 +259,6 @@ def fit(
     run: Any,
     accumulate: int = 1,
     weights_ema: float | None = None,
-    compiled: Sequence[torch.nn.Module] = (),
 ) -> None:
     """Train ``module`` for ``epochs``, from its last finished epoch where there is one.
 
@@ -256,13 +269,12 @@ def fit(
         seed: of everything random.
         key: all that identifies this training (params, digests of inputs); see :func:`fingerprint`.
         run: a :class:`drgrade.tracking.Run`.
-        accumulate: batches whose mean gradient makes one step, for losses that are means over the batch
-            (an optimiser's schedule then has ceil(batches / accumulate) steps an epoch); for contrastive
-            losses see :func:`drgrade.gradient_cache.chunked_backward`.
+        accumulate: batches whose gradients, weighed by their sizes, make one step: for losses that are means
+            over the batch it is that of one big batch, BatchNorm apart. An epoch has
+            ceil(batches / accumulate) steps; schedules must count these. For contrastive losses see
+            :func:`drgrade.gradient_cache.chunked_backward`.
         weights_ema: decay of an exponential moving average of the weights; it is what validates and what
             ``module`` holds at the end. None: the weights themselves.
-        compiled: networks within ``module`` to run through ``torch.compile``. They stay compiled; sums may
-            differ in their last bits.
 
     Raises:
         UserError: the processes that train together were started in a way that does not work.
@@ -274,8 +286,6 @@ def fit(
     module.label, module.run, module.progress = name, run, Progress()
     module.average = None if weights_ema is None else WeightsEMA(weights_ema)
     keep_memory()
-    for network in compiled:
-        network.compile()
     with _quiet():
         trainer = _trainer(module, folder, epochs, seed, accumulate)
         trainer.fit(module, ckpt_path=str(last) if last.exists() else None)
@@ -315,6 +325,24 @@ def _trainer(module: Module, folder: Path, epochs: int, seed: int, accumulate: i
         enable_progress_bar=sys.stderr.isatty(),
         enable_model_summary=False,
     )
+
+
+def compile_network(network: torch.nn.Module, dynamic: bool | None = None) -> None:
+    """Run ``network`` through ``torch.compile`` from now on, whoever calls it.
+
+    Its tensors keep their names and places; sums may differ in their last bits.
+
+    Args:
+        network: compiled when it is first called, and again for other sizes and for evaluation.
+        dynamic: False compiles once for each size of batch; None takes any size after the second.
+
+    Raises:
+        UserError: there is no C++ compiler.
+    """
+    compilers = (os.environ.get("CXX", "g++"), "clang++", "c++")
+    if not any(map(shutil.which, compilers)):
+        raise UserError("compile: needs a C++ compiler, such as g++; install one, or set compile to false")
+    network.compile(dynamic=dynamic)
 
 
 def precision() -> Any:

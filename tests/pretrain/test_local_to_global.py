@@ -61,6 +61,7 @@ def train(module, run=None):
         seed=params.seed,
         key=[params.model_dump()],
         run=run or NullRun(),
+        accumulate=params.accumulate,
     )
 
 
@@ -161,7 +162,8 @@ def test_the_loss_is_a_double_loop_over_views():
     assert pairs == 6
     assert loss == pytest.approx(total / 6, rel=1e-4)
     moved = 0.9 * centre + 0.1 * np.concatenate(taught).mean(axis=0)
-    assert module.criterion.center[0, 0].numpy() == pytest.approx(moved, abs=1e-6)
+    assert module.centres[0][0, 0].numpy() == pytest.approx(moved, abs=1e-6)
+    assert module.criterion.center[0, 0].numpy() == pytest.approx(centre)  # until the step is whole
 
 
 def test_half_precision_is_for_the_networks_alone():
@@ -276,6 +278,31 @@ def test_each_step_follows_the_schedules_and_the_teacher_the_student(tmp_path, m
         assert changed[still] or name.endswith("qkv.bias"), name
 
 
+def test_small_batches_add_up_to_the_steps_of_a_big_one(tmp_path, monkeypatch):
+    """Student, teacher, centre, learning rate: all as with batches of four, three steps an epoch."""
+    monkeypatch.chdir(tmp_path)
+    states, rates = [], []
+    for batch_size, accumulate in ((4, 1), (2, 2)):
+        run = Figures()
+        module = distillation(tiny(drop_path=0.0, batch_size=batch_size, accumulate=accumulate), material(12))
+        start = {key: value.clone() for key, value in module.state_dict().items()}
+        train(module, run)
+        states.append(module.state_dict())
+        rates.append([values["lr"] for values in run.epochs])
+    assert rates[0] == rates[1]
+    for key, value in states[0].items():
+        moved = (value - start[key]).norm()
+        assert (states[1][key] - value).norm() <= 1e-2 * moved + 1e-6, key
+    assert (states[0]["criterion.center"] != 0).all()
+
+
+def test_a_rest_of_batches_makes_a_step_of_its_own():
+    """Seven photographs: three batches of two, so two steps an epoch."""
+    module = distillation(tiny(batch_size=2, accumulate=2), material(7))
+    assert len(module.rates) == len(module.decays) == len(module.momenta) == 4
+    assert module.rates.max() == pytest.approx(0.01 * 4 / 256)
+
+
 def test_decay_spares_biases_and_norms():
     module = distillation(tiny())
     decayed, spared = module.configure_optimizers().param_groups
@@ -369,6 +396,19 @@ def test_bad_params_are_named(changes, message, tmp_path, monkeypatch):
         METHODS.get("local_to_global")(tiny(**changes).model_dump()).fit(
             material(), name="t", key="k", run=NullRun()
         )
+
+
+def test_both_encoders_are_compiled_on_demand(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(local_to_global, "fit", lambda module, **_: modules.append(module))
+    for compiled in (False, True):
+        modules, networks = [], []
+        monkeypatch.setattr(
+            torch, "compile", lambda call, dynamic, found=networks: found.append(call.__self__) or call
+        )
+        params = tiny(compile=compiled).model_dump()
+        METHODS.get("local_to_global")(params).fit(material(), name="t", key="k", run=NullRun())
+        assert networks == ([modules[0].student.encoder, modules[0].teacher.encoder] if compiled else [])
 
 
 def test_start_weights_reach_student_and_teacher(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ validation QWK. Deviations: AdamW with a one-cycle schedule for SGD, any timm en
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,7 +22,16 @@ from drgrade.images.scaled import at_size
 from drgrade.images.store import Pictures
 from drgrade.memory import keep_memory
 from drgrade.seeding import derive, seed_everything
-from drgrade.training import Batches, Module, device, fit, loader, pictures, save_tensors
+from drgrade.training import (
+    Batches,
+    Module,
+    compile_network,
+    device,
+    fit,
+    loader,
+    pictures,
+    save_tensors,
+)
 
 
 class Regressor(nn.Module):
@@ -83,7 +93,7 @@ class FineTune(Module):
         return loss
 
     def validate(self) -> dict[str, float]:
-        """Validation QWK; keeps the weights of the best epoch."""
+        """Validation QWK; keeps the weights that gave the best, averaged ones where they are averaged."""
         if not len(self.val_rows):
             return {}
         scores = infer(self.network, self.val_images, self.val_rows, self.mean, self.std)
@@ -95,11 +105,12 @@ class FineTune(Module):
         return {"val_qwk": value, "val_mse": float(np.mean((scores - self.val_grades) ** 2))}
 
     def configure_optimizers(self) -> Any:
-        """AdamW under a one-cycle schedule, stepped every batch."""
+        """AdamW under a one-cycle schedule, both stepped once for ``accumulate`` batches."""
         optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=self.settings["lr"], weight_decay=self.settings["weight_decay"]
         )
-        steps = len(Batches(len(self.rows), self.settings["batch_size"], self.seed, 0))
+        batches = len(Batches(len(self.rows), self.settings["batch_size"], self.seed, 0))
+        steps = math.ceil(batches / self.settings["accumulate"])
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, self.settings["lr"], total_steps=steps * self.settings["epochs"]
         )
@@ -126,6 +137,8 @@ class Finetune(Grader):
         seed_everything(training.seed, "head")
         self.network = Regressor(self.encoder, training.start)
         module = FineTune(self.network, self.encoder, self.settings, training)
+        if self.settings["compile"]:
+            compile_network(self.network)
         fit(
             module,
             name=training.name,
@@ -133,6 +146,8 @@ class Finetune(Grader):
             seed=training.seed,
             key=(training.key, self.encoder, training.start, self.settings),
             run=training.run,
+            accumulate=self.settings["accumulate"],
+            weights_ema=self.settings["weights_ema"],
         )
         if module.best_weights:
             self.network.load_state_dict(module.best_weights)

@@ -37,13 +37,20 @@ class Grade(Block):
     epochs: Annotated[int, Field(ge=1)] = 8
     """Passes over the training photographs."""
     batch_size: Annotated[int, Field(ge=1)] = 16
-    """Photographs a step."""
+    """Photographs in memory at a time, over all devices."""
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    """Batches whose mean gradient makes a step; BatchNorm still sees one at a time."""
     lr: Annotated[float, Field(gt=0)] = 1.5e-3
     """Peak of the one-cycle schedule of AdamW."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """Decoupled weight decay."""
     select: Literal["best", "last"] = "best"
     """Keep the epoch with the best validation QWK, or the last one (needs no validation set)."""
+    weights_ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of a moving average of the weights over the steps, such as 0.999: what is validated and kept is
+    the average. Null: the weights themselves."""
+    compile: bool = False
+    """Run the network through torch.compile: a wait at the start, other last digits. Needs a C++ compiler."""
     augment: Augment = Augment()
     knn: Knn = Knn()
     linear: Linear = Linear()

@@ -40,6 +40,11 @@ class Contrastive(Block):
     """On all parameters with sgd, as published; not on biases and norms with lars and adamw."""
     temperature: Annotated[float, Field(gt=0)] = 0.07
     """Of the loss."""
+    weights_ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of a moving average of the weights over the steps, such as 0.999: what is kept is the average.
+    Null: the weights of the last step."""
+    compile: bool = False
+    """Run the network through torch.compile: a wait at the start, other last digits. Needs a C++ compiler."""
     seed: Seed = 1
     """Seed of everything random."""
     augment: Augment = CONTRASTIVE
@@ -99,9 +104,11 @@ class LocalToGlobal(Block):
     epochs: Annotated[int, Field(ge=1)] = 90
     """Passes over the photographs."""
     batch_size: Annotated[int, Field(ge=2)] = 20
-    """Photographs a step."""
+    """Photographs in memory at a time, over all devices."""
+    accumulate: Annotated[int, Field(ge=1)] = 1
+    """Batches whose mean gradient makes a step, which is then that of one batch so many times as big."""
     lr: Annotated[float, Field(gt=0)] = 5e-4
-    """Peak learning rate of AdamW for a batch of 256; that used is lr * batch_size / 256."""
+    """Peak learning rate of AdamW for a batch of 256; that used is lr * batch_size * accumulate / 256."""
     warmup_epochs: Annotated[float, Field(ge=0)] = 10
     """Epochs over which the learning rate rises from 0; then cosine to 1e-6."""
     weight_decay: Annotated[list[float], Field(min_length=2, max_length=2)] = [0.04, 0.4]
@@ -118,6 +125,8 @@ class LocalToGlobal(Block):
     """Largest norm of each parameter's gradient."""
     freeze_last: Annotated[int, Field(ge=0)] = 1
     """Epochs in which the head's last layer stays as it is."""
+    compile: bool = False
+    """Run encoders through torch.compile: a wait at the start, other last digits. Needs a C++ compiler."""
     seed: Seed = 1
     """Seed of everything random."""
 

@@ -22,7 +22,7 @@ from drgrade.gradient_cache import chunked_backward
 from drgrade.images.augment import normalise
 from drgrade.pretrain.monitor import Monitor, save_views
 from drgrade.seeding import derive, seed_everything
-from drgrade.training import Batches, Module, fit, loader
+from drgrade.training import Batches, Module, compile_network, fit, loader
 
 log = logging.getLogger(__name__)
 
@@ -284,11 +284,25 @@ def projector(params: dict[str, Any]) -> Projector:
 
 
 def train(module: Contrast, *, name: str, key: tuple[Any, ...], run: Any) -> nn.Module:
-    """Train to the end and return the encoder; the head is dropped."""
+    """Train to the end and return the encoder, its weights averaged if so set; the head is dropped.
+
+    Raises:
+        UserError: several processes and ``chunk``, or no compiler for ``compile``.
+    """
     settings = module.settings
     if settings["chunk"] is not None and launch().processes > 1:
         raise UserError(
             f"pretrain: chunk {settings['chunk']} is for one process; start one, or set chunk to null"
         )
-    fit(module, name=name, epochs=settings["epochs"], seed=module.seed, key=(*key, settings), run=run)
+    if settings["compile"]:
+        compile_network(module.network, dynamic=False)  # every batch is of one size
+    fit(
+        module,
+        name=name,
+        epochs=settings["epochs"],
+        seed=module.seed,
+        key=(*key, settings),
+        run=run,
+        weights_ema=settings["weights_ema"],
+    )
     return module.network.encoder

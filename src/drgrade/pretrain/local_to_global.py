@@ -8,6 +8,7 @@ step short; a teacher that has collapsed stops the run.
 """
 
 import logging
+import math
 import warnings
 from typing import Any
 
@@ -22,7 +23,7 @@ from drgrade.pretrain.base import METHODS, Material, Method
 from drgrade.pretrain.collapse import TeacherMonitor, stop_if_dead
 from drgrade.pretrain.crops import MultiCrop
 from drgrade.seeding import seed_everything
-from drgrade.training import Batches, Module, fit, loader, pictures
+from drgrade.training import Batches, Module, compile_network, fit, loader, pictures
 
 log = logging.getLogger(__name__)
 
@@ -99,8 +100,8 @@ def learning_rates(params: LocalToGlobal, steps: int) -> np.ndarray:
     """Of each step of the run: from 0 up to lr * batch / 256 in the warm-up, by cosine to 1e-6 at the last.
 
     Args:
-        params: ``lr``, ``batch_size``, ``warmup_epochs``, ``epochs``.
-        steps: of an epoch.
+        params: ``lr``, ``batch_size``, ``accumulate``, ``warmup_epochs``, ``epochs``.
+        steps: of the optimiser in an epoch.
 
     Raises:
         UserError: the warm-up takes the whole run.
@@ -111,7 +112,7 @@ def learning_rates(params: LocalToGlobal, steps: int) -> np.ndarray:
             f"pretrain.local_to_global.warmup_epochs: {params.warmup_epochs:g} of {params.epochs} epochs; "
             f"the learning rate must come down again, so warm up for fewer"
         )
-    peak = params.lr * params.batch_size / 256
+    peak = params.lr * params.batch_size * params.accumulate / 256
     return np.concatenate([np.linspace(0, peak, rising), cosine(peak, LAST_LR, total - rising)])
 
 
@@ -143,7 +144,8 @@ class SelfDistillation(Module):
         )
         self.crops = MultiCrop(params, *normalisation(params.encoder))
         self.material, self.params = material, params
-        steps = len(self._batches(0))
+        self.centres: list[Tensor] = []
+        steps = math.ceil(len(self._batches(0)) / params.accumulate)
         self.rates = learning_rates(params, steps)
         first, last = params.weight_decay
         self.decays = cosine(first, last, params.epochs * steps)
@@ -173,9 +175,16 @@ class SelfDistillation(Module):
         with exact:  # sums of 65536 terms are too long for bfloat16
             taught, said = taught.float(), said.float()
             self._watch(taught, features.float())
-            count = len(items)
-            loss = self.criterion(list(taught.split(count)), list(said.split(count)))
+            loss = self._loss(list(taught.split(len(items))), list(said.split(len(items))))
         self.losses.append(loss.detach())
+        return loss
+
+    def _loss(self, taught: list[Tensor], said: list[Tensor]) -> Tensor:
+        """Of views (B, K); the centre stays, so that all batches of a step are centred alike."""
+        centre = self.criterion.center.clone()
+        loss: Tensor = self.criterion(taught, said)
+        self.centres.append(self.criterion.center.clone())
+        self.criterion.center.copy_(centre)
         return loss
 
     def _watch(self, taught: Tensor, features: Tensor) -> None:
@@ -198,7 +207,7 @@ class SelfDistillation(Module):
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
     ) -> None:
-        """One step of the student by the schedules, then of the teacher towards it."""
+        """One step of the student by the schedules, then of the teacher towards it, and of the centre."""
         from lightly.models.utils import update_momentum
 
         step = self.trainer.global_step
@@ -206,6 +215,9 @@ class SelfDistillation(Module):
             group["lr"], group["weight_decay"] = float(self.rates[step]), float(decay)
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         update_momentum(self.student, self.teacher, float(self.momenta[step]))
+        # a moving average of means: the mean of where each batch would take it is where all together do
+        self.criterion.center.copy_(torch.stack(self.centres).mean(dim=0))
+        self.centres.clear()
 
     def validate(self) -> dict[str, float]:
         """How far the teacher is from collapse."""
@@ -234,6 +246,8 @@ class LocalToGlobalDistillation(Method):
         student = Network(vision_transformer(params, params.start, params.drop_path), params)
         teacher = Network(vision_transformer(params, "random", 0.0), params)
         module = SelfDistillation(student, teacher, material, params)
+        for network in (student, teacher) if params.compile else ():
+            compile_network(network.encoder, dynamic=False)  # crops are of two sizes
         fit(
             module,
             name=name,
@@ -241,5 +255,6 @@ class LocalToGlobalDistillation(Method):
             seed=params.seed,
             key=(key, self.settings),
             run=run,
+            accumulate=params.accumulate,
         )
         return module.teacher.encoder
