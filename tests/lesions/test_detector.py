@@ -220,3 +220,15 @@ def test_mistakes_are_named(boxes: Path, tmp_path: Path) -> None:
         train_detector(Path("nowhere"), SMALL, tmp_path / "out", Record())
     with pytest.raises(UserError, match=r"out/config\.py: no such file"):
         load_detector(tmp_path / "out")
+
+
+def test_a_backbone_of_mmdetection_takes_no_start_weights_of_timm(boxes: Path, tmp_path: Path) -> None:
+    base = detector.config_file("faster-rcnn_r50_fpn_idrid")
+    own = tmp_path / "workflow/detectors/own.py"
+    own.parent.mkdir(parents=True)
+    own.write_text(
+        f"_base_ = {str(base)!r}\nmodel = dict(backbone=dict(_delete_=True, type='ResNet', depth=50))\n"
+    )
+    params = SMALL.model_copy(update={"config": "own", "start": "imagenet"})
+    with pytest.raises(UserError, match=r"start: ResNet of own loads its own weights .* to null"):
+        train_detector(boxes, params, tmp_path / "out", Record())
