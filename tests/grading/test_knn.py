@@ -7,21 +7,8 @@ import pandas as pd
 import pytest
 
 from drgrade.grading import knn
-from drgrade.grading.base import Photographs, Training
 from drgrade.grading.knn import Knn
 from drgrade.params import Grade
-from drgrade.tracking import NullRun
-
-
-class Recorded(NullRun):
-    """Keeps what is measured."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.values: dict[str, float] = {}
-
-    def metrics(self, values, step=0) -> None:
-        self.values |= values
 
 
 def angles(*degrees) -> np.ndarray:
@@ -30,7 +17,7 @@ def angles(*degrees) -> np.ndarray:
 
 
 @pytest.fixture
-def fit(monkeypatch):
+def fit(monkeypatch, fitted):
     """A grader fitted on points of the unit circle in place of photographs' features.
 
     Training: grade 0 about 0 degrees, grade 4 about 90, and in the midst of each a photograph of the other.
@@ -38,14 +25,11 @@ def fit(monkeypatch):
     points = angles(-8, -4, 4, 8, 0, 82, 86, 94, 98, 90, 1, 91)
     table = pd.DataFrame({"grade": [0, 0, 0, 0, 4, 4, 4, 4, 4, 0, 0, 4], "row": range(12)})
     monkeypatch.setattr(knn, "features", lambda frozen, images, rows: points[rows])
-    images = np.zeros((12, 32, 32, 3), np.uint8)
 
     def run(k: list[int], val: list[int]) -> tuple[Knn, dict[str, float]]:
         settings = Grade(input_size=32, knn={"k": k}).model_dump()
-        grader, recorded = Knn("test_efficientnet", settings), Recorded()
-        train = Photographs(images, table.iloc[:10])
-        grader.fit(Training(train, Photographs(images, table.iloc[val]), "random", 0, "t", "", recorded))
-        return grader, recorded.values
+        grader = Knn("test_efficientnet", settings)
+        return grader, fitted(grader, table.iloc[:10], table.iloc[val])
 
     return run
 

@@ -16,17 +16,6 @@ from drgrade.params import Grade
 from drgrade.tracking import NullRun
 
 
-class Recorded(NullRun):
-    """Keeps what is measured."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.values: dict[str, float] = {}
-
-    def metrics(self, values, step=0) -> None:
-        self.values |= values
-
-
 def block(**changed) -> dict:
     return Grade(linear=changed).model_dump()["linear"]
 
@@ -93,23 +82,21 @@ def test_features_are_centred_and_share_one_scale():
 
 
 @pytest.fixture
-def fit(monkeypatch):
+def fit(monkeypatch, fitted):
     """A grader fitted where the first feature is the grade and the rest are 0."""
     grades = np.arange(25) % 5
     points = np.zeros((25, 256), np.float32)
     points[:, 0] = grades
     monkeypatch.setattr(linear, "features", lambda frozen, images, rows: points[rows])
     table = pd.DataFrame({"grade": grades, "row": range(25)})
-    images = np.zeros((25, 32, 32, 3), np.uint8)
 
     def run(lr: list[float], val: range) -> tuple[Linear, dict[str, float]]:
         settings = Grade(input_size=32, linear={"lr": lr, "epochs": 60}).model_dump()
-        grader, recorded = Linear("test_efficientnet", settings), Recorded()
-        train = Photographs(images, table.iloc[:15])
-        grader.fit(Training(train, Photographs(images, table.iloc[val]), "random", 0, "t", "", recorded))
+        grader = Linear("test_efficientnet", settings)
+        recorded = fitted(grader, table.iloc[:15], table.iloc[val])
         with torch.inference_mode():
             scores = grader.network.head(grader.network.scaled(torch.from_numpy(points))).squeeze(1)
-        return grader, recorded.values | {"mse": float(np.mean((scores.numpy() - grades) ** 2))}
+        return grader, recorded | {"mse": float(np.mean((scores.numpy() - grades) ** 2))}
 
     return run
 
