@@ -10,10 +10,13 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from drgrade import verbs as do
 from drgrade.errors import UserError
+
+Verb = Callable[..., argparse.ArgumentParser]
+"""Adds the parser of a function in :mod:`drgrade.verbs`; ``params=False`` for one that has no block."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -28,19 +31,30 @@ def _paths(parser: argparse.ArgumentParser, *names: str, optional: bool = False)
         parser.add_argument(f"--{name.replace('_', '-')}", type=Path, required=not optional, metavar="PATH")
 
 
+def _block(parser: argparse.ArgumentParser, name: str, meaning: str) -> None:
+    parser.add_argument(name, default="{}", metavar="JSON", help=meaning)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="drgrade", description="Grade diabetic retinopathy, reproducibly. Research use, not a diagnosis."
     )
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)
 
-    def verb(call: Callable[[do.Arguments], None], name: str | None = None, params: bool = True) -> Any:
-        sub = verbs.add_parser(name or call.__name__, help=call.__doc__, description=call.__doc__)
+    def verb(call: Callable[[do.Arguments], None], params: bool = True) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(call.__name__, help=call.__doc__, description=call.__doc__)
         sub.set_defaults(call=call)
         if params:
-            sub.add_argument("--params", default="{}", metavar="JSON", help="the verb's block of params.yaml")
+            _block(sub, "--params", "the verb's block of params.yaml")
         return sub
 
+    for group in (_images, _lesions, _grading, _results, _by_hand):
+        group(verb)
+    return parser
+
+
+def _images(verb: Verb) -> None:
+    """Verbs of the rules in images.smk."""
     sub = verb(do.download)
     sub.add_argument("--dataset", required=True)
     _paths(sub, "manifest")
@@ -51,7 +65,7 @@ def _parser() -> argparse.ArgumentParser:
     _paths(sub, "manifest", "out", "split")
     _paths(sub, "split_file", "exclude", optional=True)
     sub = verb(do.overlaps)
-    sub.add_argument("--roles", default="{}", metavar="JSON", help="the block roles of params.yaml")
+    _block(sub, "--roles", "the block roles of params.yaml")
     sub.add_argument(
         "--index", nargs=2, action="append", required=True, metavar=("DATASET", "PATH"), help="one a dataset"
     )
@@ -60,29 +74,37 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--dataset", required=True)
     sub.add_argument("--workers", type=_number, default=os.cpu_count())
     _paths(sub, "index", "store", "table")
+
+
+def _lesions(verb: Verb) -> None:
+    """Verbs of the rules in lesions.smk."""
     sub = verb(do.lesion_boxes)
     sub.add_argument("--dataset", required=True)
     _paths(sub, "index", "crops", "out")
     _paths(verb(do.detector), "boxes", "out")
     sub = verb(do.lesions)
     sub.add_argument("--dataset", required=True)
-    sub.add_argument("--boxes-params", default="{}", metavar="JSON", help="the block lesion_boxes (tiling)")
+    _block(sub, "--boxes-params", "the block lesion_boxes (tiling)")
     sub.add_argument(
         "--shard", type=_shard, default=(0, 1), metavar="I/N", help="search part I of N, counted from 0"
     )
     _paths(sub, "index", "crops", "detector", "out")
     sub = verb(do.lesion_metrics)
     sub.add_argument("--dataset", required=True)
-    sub.add_argument("--boxes-params", default="{}", metavar="JSON", help="the block lesion_boxes")
-    sub.add_argument("--lesions-params", default="{}", metavar="JSON", help="the block lesions (search)")
+    _block(sub, "--boxes-params", "the block lesion_boxes")
+    _block(sub, "--lesions-params", "the block lesions (search)")
     _paths(sub, "index", "crops", "detector", "out")
     sub = verb(do.patches)
     sub.add_argument("--dataset", required=True)
     sub.add_argument("--size", type=_number, required=True, help="side of a crop in pixels")
     sub.add_argument("--source", choices=("detector", "masks", "random"), default="detector")
-    sub.add_argument("--boxes-params", default="{}", metavar="JSON", help="the block lesion_boxes (masks)")
+    _block(sub, "--boxes-params", "the block lesion_boxes (masks)")
     _paths(sub, "index", "crops", "out", "kinds", "statistics")
     _paths(sub, "lesions", optional=True)
+
+
+def _grading(verb: Verb) -> None:
+    """Verbs of the rules in grading.smk."""
     sub = verb(do.pretrain)
     sub.add_argument("--name", required=True, help="of the encoder, a key of the block pretrain")
     sub.add_argument("--patch", type=_number, required=True, help="side of a patch in crop pixels")
@@ -96,12 +118,14 @@ def _parser() -> argparse.ArgumentParser:
         "--external", nargs=4, action="append", default=[], metavar=("DATASET", "INDEX", "CROPS", "STORE"),
         help="test on another dataset too",
     )  # fmt: skip
-    sub.add_argument("--experiment-params", default="{}", metavar="JSON", help="its row of params.yaml")
-    sub.add_argument(
-        "--crop-params", default="{}", metavar="JSON", help="the block crop, kept with the model"
-    )
+    _block(sub, "--experiment-params", "its row of params.yaml")
+    _block(sub, "--crop-params", "the block crop, kept with the model")
     _paths(sub, "index", "crops", "store", "predictions", "manifest", "models")
     _paths(sub, "weights", optional=True)
+
+
+def _results(verb: Verb) -> None:
+    """Verbs of the rules in results.smk."""
     sub = verb(do.evaluate)
     sub.add_argument("--predictions", type=Path, nargs="+", required=True, metavar="PATH")
     _paths(sub, "out")
@@ -125,6 +149,10 @@ def _parser() -> argparse.ArgumentParser:
         "heat_maps",
     )
     _paths(sub, "out")
+
+
+def _by_hand(verb: Verb) -> None:
+    """Verbs that no rule calls."""
     sub = verb(do.predict, params=False)
     sub.add_argument("photographs", type=Path, nargs="+")
     _paths(sub, "model", "out")
@@ -133,7 +161,6 @@ def _parser() -> argparse.ArgumentParser:
     verb(do.verify, params=False).add_argument("store", type=Path, nargs="+", metavar="STORE.json")
     verb(do.sync, params=False)
     verb(do.doctor, params=False)
-    return parser
 
 
 def _number(text: str) -> int:
