@@ -208,8 +208,8 @@ class Module(pl.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Weigh the batch by its share of the pictures that make this step."""
         together = self.trainer.accumulate_grad_batches
-        batches: Any = self.trainer.train_dataloader.dataset
-        first = batch_idx - batch_idx % together
+        source: Any = self.trainer.train_dataloader
+        batches, first = source.dataset, batch_idx - batch_idx % together
         sizes = [len(batches[place]) for place in range(first, min(first + together, len(batches)))]
         self.weight = len(batch) * together / sum(sizes)
 

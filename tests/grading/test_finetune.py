@@ -1,17 +1,22 @@
-"""Where the pictures come from must not change what is learnt."""
+"""Where the pictures come from must not change what is learnt; steps and averages are exact."""
 
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
 
 from drgrade import schema
+from drgrade.grading import finetune
 from drgrade.grading.base import GRADERS, Photographs, Training
 from drgrade.grading.stage import grade
 from drgrade.images import scaled as sizes
 from drgrade.images.shards import write_store
 from drgrade.images.store import CropStore
 from drgrade.params import Crop, Experiment, Grade
+from drgrade.seeding import seed_everything
 from drgrade.tracking import NullRun
 
 SIZE, ROWS = 48, 14
@@ -93,3 +98,120 @@ def test_seeds_and_folds_share_one_scaled_copy(crops, tmp_path, monkeypatch):
     assert len(list((out / "models").iterdir())) == 6
     tested = schema.read_table(out / "predictions.parquet", schema.PREDICTIONS).query("split == 'test'")
     assert sorted(tested["image_id"]) == sorted(names * 2)
+
+
+class Colours(nn.Module):
+    """The smallest of networks, in place of :class:`Regressor`: mean colours, BatchNorm, one unit."""
+
+    made: list["Colours"]
+
+    def __init__(self, encoder, start):
+        super().__init__()
+        self.norm, self.head = nn.BatchNorm1d(3), nn.Linear(3, 1)
+        self.made.append(self)
+
+    def forward(self, batch):
+        return self.head(self.norm(batch.mean(dim=(2, 3)))).squeeze(1)
+
+
+class Stopping(NullRun):
+    def __init__(self, stop):
+        super().__init__()
+        self.stop = stop
+
+    def metrics(self, values, step=0):
+        if step == self.stop:
+            raise InterruptedError
+
+
+STEPPED = {"input_size": 32, "epochs": 3, "batch_size": 3, "accumulate": 2, "lr": 0.1, "weight_decay": 0.0}
+
+
+def averaged(monkeypatch, select, qwks, stop=None):
+    """A training on eight photographs whose epochs validate as told; states and rates after each step."""
+    states, rates, step = [], [], torch.optim.AdamW.step
+    monkeypatch.setattr(finetune, "Regressor", Colours)
+    monkeypatch.setattr(Colours, "made", [], raising=False)
+    told = iter(qwks)
+    monkeypatch.setattr(finetune, "qwk", lambda *_: next(told))
+
+    def recorded(optimizer, closure=None):
+        rates.append(optimizer.param_groups[0]["lr"])
+        loss = step(optimizer, closure)
+        own = Colours.made[0].state_dict()
+        states.append({key: value.detach().cpu().clone() for key, value in own.items()})
+        return loss
+
+    images = np.random.default_rng(0).integers(0, 256, (12, 40, 40, 3)).astype(np.uint8)
+    splits = Photographs(images, table(range(8))), Photographs(images, table(range(8, 12)))
+    grader = GRADERS.get("finetune")(
+        "tf_efficientnet_lite0", Grade(select=select, weights_ema=0.6, **STEPPED).model_dump()
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", recorded)
+        grader.fit(Training(*splits, "random", 3, "t", "key", Stopping(stop)))
+    return grader.network.state_dict(), states, rates
+
+
+@pytest.mark.parametrize(("select", "steps"), [("best", 4), ("last", 6)])
+def test_averaged_weights_that_validated_best_are_kept_through_a_stop(tmp_path, monkeypatch, select, steps):
+    """Batches of three, three and two: two steps an epoch, six in all; the second epoch is the best."""
+    monkeypatch.chdir(tmp_path)
+    found, states, rates = averaged(monkeypatch, select, [0.1, 0.5, 0.3])
+    assert len(states) == 6
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        torch.optim.AdamW([torch.zeros(1, requires_grad=True)]), 0.1, total_steps=6
+    )
+    expected = []
+    for _ in range(6):
+        expected.append(schedule.get_last_lr()[0])
+        schedule.optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx(expected)
+    average = {key: value.cpu() for key, value in start_of_colours().items()}
+    for state in states[:steps]:
+        average = {key: 0.6 * average[key] + 0.4 * state[key] for key in average}
+    for key, value in average.items():
+        torch.testing.assert_close(found[key].cpu(), value, rtol=1e-5, atol=1e-6)
+        assert not torch.allclose(value, states[steps - 1][key], atol=1e-5)
+    with pytest.raises(InterruptedError):
+        averaged(monkeypatch, select, [0.1, 0.5, 0.3], stop=2)
+    resumed, states, _ = averaged(monkeypatch, select, [0.3])
+    assert len(states) == 2
+    assert all(torch.equal(value, resumed[key]) for key, value in found.items())
+
+
+def start_of_colours():
+    seed_everything(3, "head")
+    state = {key: value.clone() for key, value in Colours("", "").state_dict().items()}
+    return {key: value for key, value in state.items() if value.is_floating_point()}
+
+
+def test_a_compiled_network_is_saved_under_plain_names(crops, tmp_path, monkeypatch):
+    """Compiled by a backend that changes nothing; the saved one grades alike."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(finetune, "Regressor", Colours)
+    monkeypatch.setattr(Colours, "made", [], raising=False)
+    compile_, graphs = torch.compile, []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda call, dynamic: compile_(call, backend=backend))
+    _, pictures = crops
+    splits = Photographs(pictures, table([9, 2, 13, 4])), Photographs(pictures, table([12, 0]))
+    networks = {}
+    for compiled in (False, True):
+        params = PARAMS.model_copy(update={"compile": compiled}).model_dump()
+        grader = GRADERS.get("finetune")("tf_efficientnet_lite0", params)
+        grader.fit(Training(*splits, "random", 3, "t", "key", NullRun()))
+        assert bool(graphs) is compiled
+        grader.save(tmp_path)
+        networks[compiled] = load_file(tmp_path / "model.safetensors")
+        again = type(grader).load(tmp_path)
+        rows = np.array([5, 8])
+        np.testing.assert_allclose(again.predict(pictures, rows), grader.predict(pictures, rows), atol=1e-6)
+    assert networks[True].keys() == networks[False].keys() == Colours("", "").state_dict().keys()
+    for key, value in networks[True].items():
+        torch.testing.assert_close(value, networks[False][key])

@@ -10,11 +10,13 @@ from lightly.loss import NTXentLoss
 from drgrade.images.shards import write_store
 from drgrade.images.store import CropStore
 from drgrade.params import LesionContrastive
+from drgrade.pretrain import contrastive
 from drgrade.pretrain.base import METHODS, Material
-from drgrade.pretrain.contrastive import SupCon, projector
+from drgrade.pretrain.contrastive import Projector, SupCon, projector
 from drgrade.pretrain.lesion_contrastive import LesionPairs
 from drgrade.pretrain.views import pair_views
 from drgrade.tracking import NullRun
+from drgrade.training import fit
 
 TINY = LesionContrastive(encoder="test_efficientnet", start="random", epochs=3, batch_size=4)
 
@@ -146,6 +148,48 @@ def test_chunks_give_the_steps_of_the_whole_batch(tmp_path, monkeypatch):
     assert all(torch.allclose(value, weights[1][key], atol=1e-5) for key, value in weights[0].items())
 
 
+@pytest.mark.parametrize("chunk", [None, 6])
+def test_averaged_weights_are_kept(tmp_path, monkeypatch, chunk):
+    """By hand from the state after each of four steps, BatchNorm's statistics among it."""
+    monkeypatch.chdir(tmp_path)
+    start = {key: value.clone() for key, value in projector(TINY.model_dump()).encoder.state_dict().items()}
+    modules, states, step = [], [start], torch.optim.SGD.step
+    monkeypatch.setattr(
+        contrastive, "fit", lambda module, **options: (modules.append(module), fit(module, **options))
+    )
+
+    def recorded(optimizer, closure=None):
+        loss = step(optimizer, closure)
+        own = modules[0].network.encoder.state_dict()
+        states.append({key: value.detach().cpu().clone() for key, value in own.items()})
+        return loss
+
+    monkeypatch.setattr(torch.optim.SGD, "step", recorded)
+    found = fitted(material([1] * 8), epochs=2, chunk=chunk, weights_ema=0.7).state_dict()
+    assert len(states) == 5
+    shares = [0.7**4, *(0.3 * 0.7 ** (4 - number) for number in (1, 2, 3, 4))]
+    for key, value in found.items():
+        if value.is_floating_point():
+            expected = sum(share * state[key].double() for share, state in zip(shares, states, strict=True))
+            assert torch.allclose(value.cpu().double(), expected, rtol=1e-5, atol=1e-6), key
+    assert not torch.allclose(found["conv_stem.weight"].cpu(), states[-1]["conv_stem.weight"], atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [None, 6])
+def test_the_network_is_compiled_on_demand(tmp_path, monkeypatch, chunk):
+    """What torch makes of it is not at stake here; tensors keep their names."""
+    monkeypatch.chdir(tmp_path)
+    networks = []
+    monkeypatch.setattr(torch, "compile", lambda call, dynamic: networks.append(call.__self__) or call)
+    plain, found = (
+        fitted(material([1] * 4), epochs=1, chunk=chunk, compile=compiled).state_dict()
+        for compiled in (False, True)
+    )
+    assert [type(network) for network in networks] == [Projector]
+    assert plain.keys() == found.keys()
+    assert all(torch.equal(value, found[key]) for key, value in plain.items())
+
+
 def test_each_epoch_is_told_and_the_first_views_are_shown(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = Run()
@@ -160,12 +204,13 @@ def test_each_epoch_is_told_and_the_first_views_are_shown(tmp_path, monkeypatch)
     assert [name for name, size in run.files if size] == ["views.png"]
 
 
-def test_stopped_and_resumed_equals_undisturbed(tmp_path, monkeypatch):
+@pytest.mark.parametrize("changes", [{}, {"chunk": 3, "weights_ema": 0.6}])
+def test_stopped_and_resumed_equals_undisturbed(tmp_path, monkeypatch, changes):
     weights = []
     for folder, last in (("a", None), ("b", 1)):
         (tmp_path / folder).mkdir()
         monkeypatch.chdir(tmp_path / folder)
-        options = {"boxes_per_image": 2, "warmup": 0.3}
+        options = {"boxes_per_image": 2, "warmup": 0.3, **changes}
         if last is not None:
             with pytest.raises(InterruptedError):
                 fitted(material([1, 3, 2, 4]), Run(last), **options)

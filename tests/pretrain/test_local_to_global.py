@@ -315,7 +315,7 @@ def test_decay_spares_biases_and_norms():
 
 
 def test_killed_and_resumed_equals_undisturbed(tmp_path, monkeypatch):
-    params = tiny(drop_path=0.3).model_dump()
+    params = tiny(drop_path=0.3, batch_size=2, accumulate=2).model_dump()
     weights = []
 
     class KilledError(Exception):
