@@ -57,6 +57,7 @@ def test_every_key_is_described():
         ({"patches": {"published": "a.pkl"}}, "patches.published: its boxes lie in crops of crop.rule o_O"),
         ({"experiments": {"a": {"seeds": []}}}, "experiments.a.seeds"),
         ({"experiments": {"Big Name": {}}}, "experiments.Big Name"),
+        ({"experiments": {"a": {"grade": {"lrr": 1}}}}, "params.yaml: experiments.a.grade.lrr: no such key"),
         ({"index": {"val_fraction": 0.5, "test_fraction": 0.5}}, "index.val_fraction: leaves no training"),
     ],
 )
@@ -86,6 +87,25 @@ def test_a_pretraining_is_named_after_its_method_or_names_it():
     assert set(blocks) == {"simclr", "far"}
     with pytest.raises(UserError, match=r"^pretrain.far: lr: input should be greater than 0, not -1"):
         check_block(Pretraining, '{"method": "simclr", "lr": -1}', "pretrain.far")
+
+
+def test_an_experiment_sets_keys_of_grade_apart():
+    params = check(
+        {
+            "grade": {"lr": 0.5, "knn": {"k": [3]}},
+            "experiments": {
+                "lesion_contrastive": {"grade": {"epochs": 3, "knn": {"temperature": 0.5}}},
+                "b": {},
+            },
+        },
+        "x",
+    )
+    own, shared = params.grading("lesion_contrastive"), params.grading("b")
+    assert (own.lr, own.epochs, own.knn.k, own.knn.temperature) == (0.5, 3, [3], 0.5)
+    assert shared == params.grade
+    written = json.loads(params.model_dump_json())
+    assert written["experiments"]["lesion_contrastive"]["grade"] == {"epochs": 3, "knn": {"temperature": 0.5}}
+    assert check(written, "x").grading("lesion_contrastive") == own
 
 
 def test_a_block_comes_as_json():

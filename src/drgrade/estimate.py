@@ -28,10 +28,11 @@ def count(params: Params, dataset: str) -> int:
     return min(limit, known) if limit and known else limit or known
 
 
-def trainings(params: Params) -> int:
-    """Networks that will be fine-tuned: experiments by seeds by folds."""
+def trainings(params: Params) -> dict[str, int]:
+    """Networks that each experiment fine-tunes: seeds by folds."""
     folds = params.index.folds if params.scheme(params.roles.grade) == "kfold" else 1
-    return sum(len(row.seeds) * folds for row in params.experiments.values() if row.grader != "majority")
+    tuned = {name: row for name, row in params.experiments.items() if row.grader == "finetune"}
+    return {name: len(row.seeds) * folds for name, row in tuned.items()}
 
 
 def estimate(params: Params, cores: int) -> list[str]:
@@ -50,11 +51,15 @@ def estimate(params: Params, cores: int) -> list[str]:
             f"index and crop about {hours:.1f} h on {cores} cores"
         )
     graded = counts[params.roles.grade]
-    passes = graded * params.grade.epochs * trainings(params)
-    hours = passes * (params.grade.input_size / 288) ** 2 / CPU_RATE / 3600
+    passes, hours = 0.0, 0.0
+    for name, networks in trainings(params).items():
+        block, share = params.grading(name), params.experiments[name].label_fraction
+        own = graded * share * block.epochs * networks
+        passes += own
+        hours += own * (block.input_size / 288) ** 2 / CPU_RATE / 3600
     if lines or hours > 1:
         lines.append(
-            f"grade: {trainings(params)} trainings, {passes} photograph passes: about {hours:.1f} h "
-            f"on 2 CPU cores with a small encoder; a GPU is much faster"
+            f"grade: {sum(trainings(params).values())} trainings, {passes:.0f} photograph passes: "
+            f"about {hours:.1f} h on 2 CPU cores with a small encoder; a GPU is much faster"
         )
     return lines

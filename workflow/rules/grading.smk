@@ -66,7 +66,7 @@ rule grade:
     resources:
         gpu=1,
     params:
-        block=block("grade"),
+        block=grade_block,
         experiment=lambda wildcards: block("experiments", wildcards.experiment),
         crop=block("crop"),
         weights=weights_option,

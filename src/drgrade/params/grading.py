@@ -1,8 +1,8 @@
 """The blocks ``grade`` and ``experiments``: ``workflow/rules/grading.smk``."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_serializer
 
 from drgrade.params.block import Augment, Block, Name, Seed
 
@@ -30,7 +30,7 @@ class Linear(Block):
 
 
 class Grade(Block):
-    """Fine-tune a whole network on grades; shared by all experiments."""
+    """How graders learn; shared by all experiments but for what they set apart."""
 
     input_size: Annotated[int, Field(ge=32)] = 128
     """Side of the network's input; crops are scaled to it once."""
@@ -69,3 +69,9 @@ class Experiment(Block):
     """Share of the training patients whose grades are used; small fractions lie inside larger ones."""
     seeds: Annotated[list[Seed], Field(min_length=1)] = [0]
     """One training for each."""
+    grade: Grade = Grade()
+    """Keys of the block ``grade`` that are other than there, such as {input_size: 512, lr: 0.0003}."""
+
+    @field_serializer("grade")
+    def _only_what_differs(self, block: Grade) -> dict[str, Any]:
+        return block.model_dump(exclude_unset=True)

@@ -45,6 +45,11 @@ class Params(Block):
         """How a dataset is split: its own scheme, else that of ``index``."""
         return self.datasets[dataset].scheme or self.index.scheme
 
+    def grading(self, experiment: str) -> Grade:
+        """The block ``grade`` of an experiment: the shared one, but for the keys it sets itself."""
+        own = self.experiments[experiment].grade.model_dump(exclude_unset=True)
+        return Grade.model_validate(_over(self.grade.model_dump(), own))
+
     @field_validator("pretrain", mode="before")
     @classmethod
     def _named_after_the_method(cls, blocks: Any) -> Any:
@@ -84,7 +89,8 @@ class Params(Block):
                 f"({', '.join(self.experiments)})"
             )
         scheme = self.scheme(self.roles.grade)
-        if scheme == "kfold" and self.grade.select == "best" and self.index.folds < 3:
+        selects = any(self.grading(name).select == "best" for name in self.experiments)
+        if scheme == "kfold" and selects and self.index.folds < 3:
             raise ValueError(
                 "grade.select: 'best' needs a validation fold beside the test fold; "
                 "set index.folds to 3 or more, or grade.select to last"
@@ -100,3 +106,11 @@ class Params(Block):
                 "patches.published: its boxes lie in crops of crop.rule o_O and crop.aspect squash; set both"
             )
         return self
+
+
+def _over(values: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """``values`` with those of ``other`` in their place, blocks within blocks too."""
+    merged = dict(values)
+    for key, value in other.items():
+        merged[key] = _over(merged[key], value) if isinstance(value, dict) else value
+    return merged

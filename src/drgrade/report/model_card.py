@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from drgrade.data.registry import DATASETS
+from drgrade.params import Params
 from drgrade.schema import GRADE_NAMES
 
 NOTICE = (
@@ -147,10 +148,11 @@ def limits(metrics: Mapping[str, Any]) -> list[str]:
 def parameters(name: str, params: Mapping[str, Any]) -> str:
     """The params that made this model, as YAML."""
     experiment = params["experiments"][name]
-    used = {key: params[key] for key in ("datasets", "roles", "index", "crop", "grade")}
-    used["experiment"] = experiment
+    used = {key: params[key] for key in ("datasets", "roles", "index", "crop")}
+    used["experiment"] = {key: value for key, value in experiment.items() if key != "grade"}
+    block = Params.model_validate(params).grading(name).model_dump()
     probes = {"knn", "linear"} - {experiment["grader"]}
-    used["grade"] = {key: value for key, value in params["grade"].items() if key not in probes}
+    used["grade"] = {key: value for key, value in block.items() if key not in probes}
     if experiment["start"] in params["pretrain"]:
         used["pretrain"] = {experiment["start"]: params["pretrain"][experiment["start"]]}
         used |= {key: params[key] for key in ("lesion_boxes", "detector", "lesions", "patches")}
