@@ -1,3 +1,4 @@
+import hashlib
 from argparse import Namespace
 from pathlib import Path
 
@@ -10,7 +11,15 @@ import torchvision
 from safetensors.torch import save_file
 from sklearn.datasets import load_sample_images
 
-from drgrade.encoders import create_encoder, imagenet_file, load_start, normalisation, read_tensors, width
+from drgrade.encoders import (
+    create_encoder,
+    imagenet_file,
+    load_start,
+    normalisation,
+    read_tensors,
+    start_record,
+    width,
+)
 from drgrade.errors import UserError
 
 NAME = "tf_efficientnet_lite0"
@@ -179,3 +188,11 @@ def test_files_that_hold_no_weights_are_refused(tmp_path):
 def test_a_vision_transformer_takes_pictures_of_other_sizes():
     encoder = create_encoder("test_vit", None)
     assert encoder(torch.zeros(1, 3, 48, 48)).shape == (1, width(encoder))
+
+
+def test_start_weights_are_recorded_by_their_digest(tmp_path):
+    packaged = hashlib.sha256(imagenet_file(NAME).read_bytes()).hexdigest()
+    assert start_record(NAME, "imagenet", 1) == {"weights": "imagenet", "sha256": packaged}
+    assert start_record(NAME, None, 4) == start_record(NAME, "random", 4) == {"weights": "random", "seed": 4}
+    with pytest.raises(UserError, match=r"gone\.pth: no such weights file"):
+        start_record(NAME, str(tmp_path / "gone.pth"), 1)

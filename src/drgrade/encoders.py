@@ -116,6 +116,28 @@ def load_start(model: "torch.nn.Module", name: str, start: str, *, trunk: bool =
     model.load_state_dict({key: found[key] for key in own})
 
 
+def start_record(name: str, start: str | None, seed: int | None) -> dict[str, Any]:
+    """Which weights a backbone starts from, to keep with what becomes of them.
+
+    Args:
+        name: timm model name.
+        start: as for :func:`create_encoder`.
+        seed: that random weights are drawn from.
+
+    Returns:
+        ``weights``: ``start``, with the file's ``sha256``, or for random weights with the ``seed``.
+
+    Raises:
+        UserError: no such weights file.
+    """
+    if start in (None, "random"):
+        return {"weights": "random", "seed": seed}
+    path = imagenet_file(name) if start == "imagenet" else Path(str(start))
+    if not path.is_file():
+        raise UserError(f"{path}: no such weights file")
+    return {"weights": str(start), "sha256": sha256(path)}
+
+
 def imagenet_file(name: str) -> Path:
     """The file with ImageNet weights of a backbone.
 

@@ -1,5 +1,7 @@
 """Features of frozen encoders, and what both probes that read them promise."""
 
+import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -231,6 +233,9 @@ def test_the_stage_runs_and_its_model_is_found_again(probe, weights, tmp_path, m
         store=tmp_path / "store.json", weights=None, predictions=out / "predictions.parquet",
         manifest=out / "models.json", models=out / "models",
     )  # fmt: skip
+    (listed,) = json.loads((out / "models.json").read_text())["models"]
+    digest = hashlib.sha256(Path(weights).read_bytes()).hexdigest()
+    assert (listed["seed"], listed["start"]) == (4, {"weights": weights, "sha256": digest})
     tested = schema.read_table(out / "predictions.parquet", schema.PREDICTIONS).query("split == 'test'")
     assert tested["image_id"].tolist() == names[9:]
     grader, _ = load_model(out / "models" / "seed4")

@@ -1,5 +1,6 @@
 """Who takes part in pretraining: never a test photograph, never one of the fold that is held out."""
 
+import json
 import logging
 import pickle
 
@@ -52,6 +53,7 @@ def files(tmp_path, monkeypatch):
         }.items()
     }  # fmt: skip
     cut = pd.DataFrame({"image_id": NAMES, "row": np.arange(len(NAMES))[::-1]})
+    cut["status"] = ["ok" if row[5] else "failed" for row in PHOTOGRAPHS]
     cut["row"] = cut["row"].astype("Int64").mask([not row[5] for row in PHOTOGRAPHS])
     write_table(cut.reindex(columns=list(CROPS)), paths["crops"], CROPS)
     write_store(np.zeros((len(NAMES), 8, 8, 3), np.uint8), paths["store"], "raw")
@@ -65,15 +67,17 @@ def index(path, by_fold):
         table["split"] = table["split"].mask(table["fold"].notna(), "train")
     else:
         table["fold"] = None
+    table["grade"] = [number % 5 if name not in "gj" else None for number, name in enumerate(NAMES)]
     write_table(table.reindex(columns=list(INDEX)), path, INDEX)
 
 
-def run(files, monkeypatch, *, by_fold=False, kinds=None, **attributes):
+def run(files, monkeypatch, *, by_fold=False, kinds=None, params=None, folds=None, **attributes):
     """Photographs, boxes and kinds that each encoder was given."""
-    index(files["index"], by_fold)
+    index(files["index"], by_fold if folds is None else folds)
     spy = type("Spy", (Spy,), {"given": [], **attributes})
     monkeypatch.setitem(METHODS._parts, "spy", spy)
-    pretrain("spy", {"encoder": "resnet18"}, patch=4, by_fold=by_fold, kinds=kinds, **files)
+    params = {"encoder": "test_vit"} | (params or {})
+    pretrain("spy", params, patch=4, by_fold=by_fold, kinds=kinds, **files)
     return [({NAMES[::-1][row] for row in given.rows}, given) for given in spy.given]
 
 
@@ -153,3 +157,79 @@ def test_kinds_that_do_not_fit_are_refused(files, monkeypatch, tmp_path, rows, m
     kinds = rows and kinds_table(tmp_path / "boxes.parquet", rows)
     with pytest.raises(UserError, match=message):
         run(files, monkeypatch, needs_kinds=True, kinds=kinds)
+
+
+WATCHED = {"needs_boxes": False, "params": {"knn_every": 2}}
+
+
+def watched(given):
+    """Names of the photographs that vote and of those that are graded, with their grades."""
+    return [
+        {NAMES[::-1][row]: grade for row, grade in zip(part.rows, part.grades, strict=True)}
+        for part in (given.graded.train, given.graded.val)
+    ]
+
+
+def test_an_encoder_is_watched_by_the_grades_of_training_and_validation(files, monkeypatch):
+    """Nothing filtered, without a crop or without a grade (g, j), nothing of the test, no segmentation."""
+    files["patches"] = None
+    ((_, given),) = run(files, monkeypatch, **WATCHED)
+    assert watched(given) == [{"a": 0, "d": 3, "i": 3}, {"b": 1}]
+    ((_, given),) = run(files, monkeypatch, needs_boxes=False)
+    assert given.graded is None
+
+
+def test_an_encoder_is_never_watched_by_its_own_fold(files, monkeypatch):
+    files["patches"] = None
+    found = [watched(given) for _, given in run(files, monkeypatch, by_fold=True, **WATCHED)]
+    assert found == [
+        [{"c": 2, "i": 3}, {"b": 1}],
+        [{"a": 0, "d": 3}, {"c": 2, "i": 3}],
+        [{"b": 1}, {"a": 0, "d": 3}],
+    ]
+    ((_, one),) = run(files, monkeypatch, folds=True, **WATCHED)
+    assert watched(one) == found[0]
+
+
+@pytest.mark.parametrize("without", ["grades", "val"])
+def test_nothing_to_watch_by_is_one_line_in_the_log(files, monkeypatch, caplog, without):
+    files["patches"] = None
+    write = write_table
+
+    def lacking(table, path, columns):
+        if without == "grades":
+            table["grade"] = None
+        else:
+            table["split"] = table["split"].replace("val", "test")
+        write(table, path, columns)
+
+    monkeypatch.setitem(globals(), "write_table", lacking)
+    with caplog.at_level(logging.INFO, "drgrade.pretrain.stage"):
+        ((_, given),) = run(files, monkeypatch, **WATCHED)
+    assert given.graded is None
+    count = 0 if without == "grades" else 3
+    lines = [record.getMessage() for record in caplog.records if "val_knn_qwk" in record.getMessage()]
+    assert lines == [
+        f"{files['index']}: encoder: no val_knn_qwk: {count} graded photographs to train and 0 to validate, "
+        "and it needs both"
+    ]
+
+
+@pytest.mark.parametrize("start", ["random", "own.pth"])
+def test_the_manifest_says_what_the_encoder_started_from(files, monkeypatch, start):
+    files["patches"] = None
+    files["index"].with_name("own.pth").write_bytes(b"abc")
+    run(files, monkeypatch, needs_boxes=False, params={"start": start, "seed": 3})
+    known = {
+        "random": {"weights": "random", "seed": 3},
+        # of "abc", FIPS 180-2 appendix B.1
+        "own.pth": {
+            "weights": "own.pth",
+            "sha256": "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad",
+        },
+    }
+    about = json.loads(files["manifest"].read_text())
+    assert about["start"] == known[start]
+    assert about.keys() == {
+        "method", "encoder", "mean", "std", "patch", "start", "inputs", "weights",
+    }  # fmt: skip

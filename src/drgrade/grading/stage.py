@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from drgrade.encoders import start_record
 from drgrade.errors import UserError
 from drgrade.evaluate.metrics import to_grades
 from drgrade.files import sha256, write_json
@@ -65,7 +66,7 @@ def grade(
         weights: folder with ``encoder.safetensors`` (or ``encoder_fold<k>.safetensors``) when
             ``experiment.start`` names a pretraining method.
         predictions: table to write: validation, test and external rows of every seed.
-        manifest: ``models.json`` to write: every model's seed, fold and digest.
+        manifest: ``models.json`` to write: every model's seed, fold, start weights and digests.
         models: folder to write: a sub-folder for each model.
         external: datasets to test on once more; with cross-validation the mean over the folds' models.
 
@@ -102,6 +103,8 @@ def grade(
                 )
                 grader.save(models / label)
                 remember(models / label / "model.json", crop)
+                began = started_from(models / label, experiment.encoder, start, seed)
+                child.params({"start_weights": began})
             for part in ("val", "test"):
                 probabilities = grader.predict(images, parts[part]["row"].to_numpy(np.int64))
                 rows.append(
@@ -110,7 +113,8 @@ def grade(
             for other, pictures, photographs in outside:
                 votes = grader.predict(pictures, photographs["row"].to_numpy(np.int64))
                 external_votes[seed, other].append(votes)
-            listed.append({"seed": seed, "fold": fold, "files": digests(models / label, models)})
+            files = digests(models / label, models)
+            listed.append({"seed": seed, "fold": fold, "start": began, "files": files})
         for other, _, photographs in outside:
             for seed in experiment.seeds:
                 probabilities = np.mean(external_votes[seed, other], axis=0)
@@ -170,6 +174,12 @@ def start_weights(start: str, weights: Path | None, fold: int | None) -> str:
     if not path.exists():
         raise UserError(f"{path}: no such file; run the stage pretrain for {start!r} first")
     return str(path)
+
+
+def started_from(model: Path, encoder: str, start: str, seed: int) -> dict[str, Any]:
+    """What the weights in a model's folder began as; empty for a grader that has none."""
+    trained = (model / "model.safetensors").exists()
+    return start_record(encoder, start, seed) if trained else {}
 
 
 def predicted(

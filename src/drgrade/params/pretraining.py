@@ -7,6 +7,7 @@ from pydantic import Field
 from drgrade.params.block import Augment, Block, Seed
 from drgrade.params.lesions import Source
 
+KnnEvery = Annotated[int, Field(ge=1)] | None
 CONTRASTIVE = Augment(
     scale=[0.8, 1.2], ratio=[0.8, 1.25], translate=0.2,
     brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, grayscale=0.2,
@@ -45,6 +46,8 @@ class Contrastive(Block):
     Null: the weights of the last step."""
     compile: bool = False
     """Run the network through torch.compile: a wait at the start, other last digits. Needs a C++ compiler."""
+    knn_every: KnnEvery = None
+    """Epochs from one val_knn_qwk to the next, a k-NN on the encoder so far, to look at only; null: none."""
     seed: Seed = 1
     """Seed of everything random."""
     augment: Augment = CONTRASTIVE
@@ -127,6 +130,8 @@ class LocalToGlobal(Block):
     """Epochs in which the head's last layer stays as it is."""
     compile: bool = False
     """Run encoders through torch.compile: a wait at the start, other last digits. Needs a C++ compiler."""
+    knn_every: KnnEvery = None
+    """Epochs from one val_knn_qwk to the next, a k-NN on the teacher so far, to look at only; null: none."""
     seed: Seed = 1
     """Seed of everything random."""
 

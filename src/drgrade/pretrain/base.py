@@ -11,10 +11,24 @@ from typing import Any
 import numpy as np
 import torch
 
+from drgrade.grading.base import Photographs
 from drgrade.images.store import Pictures
 from drgrade.plugins import Registry
 
 METHODS = Registry("drgrade.pretrain")
+
+
+@dataclass(frozen=True)
+class Graded:
+    """What an encoder in training is watched by (:mod:`drgrade.pretrain.watch`); it never learns from it.
+
+    Attributes:
+        train: photographs whose grades vote, one or more.
+        val: photographs that are graded by them, one or more; never of the test.
+    """
+
+    train: Photographs
+    val: Photographs
 
 
 @dataclass(frozen=True)
@@ -29,6 +43,7 @@ class Material:
         patch: side of a patch in crop pixels.
         kinds: what each box holds, one int64 array (k,) of places in ``drgrade.schema.LESIONS`` for each
             photograph; None unless the method needs kinds.
+        graded: what to watch the encoder by; None: nothing.
     """
 
     images: Pictures
@@ -36,6 +51,7 @@ class Material:
     boxes: list[np.ndarray]
     patch: int
     kinds: list[np.ndarray] | None = None
+    graded: Graded | None = None
 
 
 class Method(ABC):

@@ -20,7 +20,9 @@ from drgrade.encoders import create_encoder, normalisation, width
 from drgrade.errors import UserError
 from drgrade.gradient_cache import chunked_backward
 from drgrade.images.augment import normalise
+from drgrade.pretrain.base import Graded
 from drgrade.pretrain.monitor import Monitor, save_views
+from drgrade.pretrain.watch import Watch, unwatched
 from drgrade.seeding import derive, seed_everything
 from drgrade.training import Batches, Module, compile_network, fit, loader
 
@@ -147,9 +149,13 @@ class Contrast(Module):
     Args:
         network: encoder and head.
         params: a block of :class:`drgrade.params.Contrastive`.
+        graded: to watch the encoder by.
+        size: that whole crops are shown at to be graded.
     """
 
-    def __init__(self, network: Projector, params: dict[str, Any]) -> None:
+    def __init__(
+        self, network: Projector, params: dict[str, Any], graded: Graded | None = None, size: int = 0
+    ) -> None:
         super().__init__()
         self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.mean, self.std = normalisation(params["encoder"])
@@ -157,6 +163,7 @@ class Contrast(Module):
         self.seed = params["seed"]
         self.criterion = self.loss_function()
         self.monitor = Monitor(params["temperature"])
+        self.watch = Watch(graded, params["encoder"], size, params["knn_every"])
         self.shown = np.empty(0)
         self.automatic_optimization = params["chunk"] is None
 
@@ -249,8 +256,8 @@ class Contrast(Module):
             self.run.artifact(path)
 
     def validate(self) -> dict[str, float]:
-        """What the monitor saw in this epoch, of several processes the first one's share."""
-        return self.monitor.values()
+        """What the monitor saw in this epoch, of several processes the first one's share; and the k-NN."""
+        return self.monitor.values() | self.watch.values(self.network.encoder, self.current_epoch)
 
     def configure_optimizers(self) -> Any:
         """The chosen optimiser; the learning rate follows :func:`schedule`, stepped every batch."""
@@ -301,7 +308,7 @@ def train(module: Contrast, *, name: str, key: tuple[Any, ...], run: Any) -> nn.
         name=name,
         epochs=settings["epochs"],
         seed=module.seed,
-        key=(*key, settings),
+        key=(*key, unwatched(settings)),
         run=run,
         weights_ema=settings["weights_ema"],
     )

@@ -22,7 +22,9 @@ class LesionPairs(Contrast):
     """Pairs of windows from the store of crops, augmented in batches on the device."""
 
     def __init__(self, network: Projector, material: Material, params: dict[str, Any]) -> None:
-        super().__init__(network, params)
+        # crops where a lesion is about half as large as in training: a quarter of the work at full size where
+        # crops are four patches wide, and a multiple of what the network takes
+        super().__init__(network, params, material.graded, 2 * material.patch)
         self.material = material
 
     def things(self, epoch: int) -> np.ndarray:

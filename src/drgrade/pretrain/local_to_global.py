@@ -9,7 +9,9 @@ step short; a teacher that has collapsed stops the run.
 
 import logging
 import math
+import tempfile
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,8 @@ from drgrade.params import LocalToGlobal
 from drgrade.pretrain.base import METHODS, Material, Method
 from drgrade.pretrain.collapse import TeacherMonitor, stop_if_dead
 from drgrade.pretrain.crops import MultiCrop
+from drgrade.pretrain.monitor import PHOTOGRAPHS, save_crops
+from drgrade.pretrain.watch import Watch, unwatched
 from drgrade.seeding import seed_everything
 from drgrade.training import Batches, Module, compile_network, fit, loader, pictures
 
@@ -150,11 +154,23 @@ class SelfDistillation(Module):
         first, last = params.weight_decay
         self.decays = cosine(first, last, params.epochs * steps)
         self.momenta = cosine(params.teacher_momentum, 1.0, params.epochs * steps)
+        self.watch = Watch(material.graded, params.encoder, params.global_size, params.knn_every)
         self.monitor: TeacherMonitor | None = None
         self.life: dict[str, float] = {}
 
     def _batches(self, epoch: int) -> Batches:
         return Batches(len(self.material.rows), self.params.batch_size, self.params.seed, epoch, True)
+
+    def on_train_start(self) -> None:
+        """Keep a picture of the first crops with the run."""
+        if self.current_epoch or not self.trainer.is_global_zero:
+            return
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.crops.mean, self.crops.std))
+        crops = self._views(self._batches(0)[0][:PHOTOGRAPHS])
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "crops.png"
+            save_crops([views.cpu() * std + mean for views in crops], path)
+            self.run.artifact(path)
 
     def train_dataloader(self) -> Any:
         """Batches of photographs of this epoch."""
@@ -162,12 +178,8 @@ class SelfDistillation(Module):
 
     def training_step(self, items: np.ndarray, _: int) -> Tensor:
         """Cross-entropy between teacher and student over all pairs of different views, 2 V - 2 of them."""
-        rows = self.material.rows[items]
-        photographs = pictures(self.material.images, rows)
-        boxes = [self.material.boxes[item] for item in items]
-        exact = torch.autocast(photographs.device.type, enabled=False)
-        with exact:
-            crops = self.crops(photographs, boxes, rows, self.params.seed, self.current_epoch)
+        crops = self._views(items)
+        exact = torch.autocast(crops[0].device.type, enabled=False)
         with torch.no_grad():
             features = self.teacher.features(crops[:2])  # the global views only
             taught = self.teacher.head(features)
@@ -178,6 +190,14 @@ class SelfDistillation(Module):
             loss = self._loss(list(taught.split(len(items))), list(said.split(len(items))))
         self.losses.append(loss.detach())
         return loss
+
+    def _views(self, items: np.ndarray) -> list[Tensor]:
+        """Crops of photographs of this epoch, normalised, in full precision."""
+        rows = self.material.rows[items]
+        photographs = pictures(self.material.images, rows)
+        boxes = [self.material.boxes[item] for item in items]
+        with torch.autocast(photographs.device.type, enabled=False):
+            return self.crops(photographs, boxes, rows, self.params.seed, self.current_epoch)
 
     def _loss(self, taught: list[Tensor], said: list[Tensor]) -> Tensor:
         """Of views (B, K); the centre stays, so that all batches of a step are centred alike."""
@@ -220,10 +240,10 @@ class SelfDistillation(Module):
         self.centres.clear()
 
     def validate(self) -> dict[str, float]:
-        """How far the teacher is from collapse."""
+        """How far the teacher is from collapse, and its k-NN."""
         if self.monitor is not None:
             self.life, self.monitor = self.monitor.summary(), None
-        return self.life
+        return self.life | self.watch.values(self.teacher.encoder, self.current_epoch)
 
     def on_train_epoch_end(self) -> None:
         """Measure, report, and stop a run that has collapsed."""
@@ -253,7 +273,7 @@ class LocalToGlobalDistillation(Method):
             name=name,
             epochs=params.epochs,
             seed=params.seed,
-            key=(key, self.settings),
+            key=(key, unwatched(self.settings)),
             run=run,
             accumulate=params.accumulate,
         )

@@ -2,7 +2,8 @@
 
 Alignment and uniformity after Wang and Isola, ICML 2020 (arXiv 2005.10242), at their exponents and at the
 temperature of the loss; effective rank after Roy and Vetterli, EUSIPCO 2007, of features without centring,
-as in RankMe (Garrido et al., ICML 2023). A k-NN QWK is not among them: pretraining sees no grades.
+as in RankMe (Garrido et al., ICML 2023). What a k-NN makes of the features is
+:mod:`drgrade.pretrain.watch`'s.
 """
 
 from collections import deque
@@ -10,12 +11,14 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, pad
 
 SAMPLE = 512
 """Features that the rank is measured on, those seen last; it cannot exceed this."""
 PAIRS = 8
 """Pairs of views that are shown."""
+PHOTOGRAPHS = 4
+"""Photographs whose crops are shown."""
 
 
 def alignment(first: Tensor, second: Tensor) -> Tensor:
@@ -124,3 +127,18 @@ def save_views(views: Tensor, path: Path) -> None:
     pairs = len(views) // 2
     shown = min(pairs, PAIRS)
     save_image(torch.cat([views[:shown], views[pairs : pairs + shown]]).cpu(), path, nrow=shown)
+
+
+def save_crops(crops: list[Tensor], path: Path) -> None:
+    """A picture of V views of the first photographs, each (n, 3, S, S) in 0-1: a row for each photograph.
+
+    Views of several sizes are shown at their own, amid black.
+    """
+    from torchvision.utils import save_image
+
+    side = max(views.shape[-1] for views in crops)
+    framed = []
+    for views in crops:
+        rest = side - views.shape[-1]
+        framed.append(pad(views[:PHOTOGRAPHS].cpu(), (rest // 2, rest - rest // 2) * 2))
+    save_image(torch.stack(framed, dim=1).flatten(0, 1), path, nrow=len(crops))

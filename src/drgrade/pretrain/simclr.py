@@ -22,7 +22,7 @@ class PhotographPairs(Contrast):
     """Pairs of views of whole crops at ``input_size``."""
 
     def __init__(self, network: Projector, material: Material, params: dict[str, Any]) -> None:
-        super().__init__(network, params)
+        super().__init__(network, params, material.graded, params["input_size"])
         self.rows = material.rows
         self.images = at_size(material.images, params["input_size"])
 

@@ -7,18 +7,20 @@ they carry no grades here, but a test photograph seen in pretraining is still a 
 import json
 import logging
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from drgrade.encoders import normalisation
+from drgrade.encoders import normalisation, start_record
 from drgrade.errors import UserError
 from drgrade.files import sha256, write_json
+from drgrade.grading.base import Photographs, graded, splits
 from drgrade.images.store import CropStore, Pictures
 from drgrade.lesions.patches import COLUMNS, read_patches
-from drgrade.pretrain.base import METHODS, Material, Method
+from drgrade.pretrain.base import METHODS, Graded, Material, Method
 from drgrade.schema import CROPS, INDEX, LESION_BOXES, LESIONS, read_table
 from drgrade.tracking import track
 from drgrade.training import save_tensors
@@ -52,7 +54,8 @@ def pretrain(
         crops: ``crops.parquet``.
         store: ``store.json``, its shards beside it.
         patches: ``patches.pkl``; may be None for a method that does without boxes.
-        manifest: ``encoder.json`` to write: architecture, normalisation, digests of inputs and weights.
+        manifest: ``encoder.json`` to write: architecture, normalisation, digests of inputs, of the weights
+            it starts from and of those it ends with.
         weights: folder to write: ``encoder.safetensors`` or ``encoder_fold<k>.safetensors``.
         kinds: the boxes of ``patches`` once more, with the kind of each lesion; see :func:`kinds_of`.
         name: of the encoder, in the log and in MLflow; the method unless given.
@@ -64,6 +67,8 @@ def pretrain(
     learner: Method = METHODS.get(method)(params)
     table = with_boxes(training_rows(index, crops), learner, patches, kinds)
     images = CropStore(store)
+    rated = graded(index, crops) if params.get("knn_every") else None
+    start = start_record(params["encoder"], params.get("start"), params.get("seed"))
     folds = sorted(int(fold) for fold in table["fold"].dropna().unique()) if by_fold else [None]
     shutil.rmtree(weights, ignore_errors=True)
     inputs = {"crops": crops, "store": store, "patches": patches}
@@ -72,27 +77,28 @@ def pretrain(
     digests = {name: sha256(path) for name, path in inputs.items() if path is not None}
     with track("pretrain", name, params | {"patch": patch}) as run:
         run.dataset("crops" if patches is None else "patches", patches or crops)
+        run.params({"start_weights": start})
         for fold in folds:
             part = table if fold is None else table[~table["fold"].eq(fold).fillna(False)]
             label = "encoder" if fold is None else f"encoder_fold{fold}"
             material = _material(learner, images, part, patch, patches or crops)
             log.info("%s: %d photographs, %d lesions", label, len(part), sum(map(len, material.boxes)))
+            if rated is not None:
+                material = replace(material, graded=watched_by(rated, images, fold, f"{index}: {label}"))
             with run.child(f"{name} {label}", {"fold": fold, "photographs": len(part)}) as child:
                 encoder = learner.fit(material, name=f"{name} {label}", key=json.dumps(digests), run=child)
             save_tensors(encoder, weights / f"{label}.safetensors")
-        mean, std = normalisation(params["encoder"])
-        about = {
-            "method": method,
-            "encoder": params["encoder"],
-            "mean": mean,
-            "std": std,
-            "patch": patch,
-            "inputs": digests,
-            "weights": {path.name: sha256(path) for path in sorted(weights.iterdir())},
-        }
-        write_json(about, manifest)
+        about = {"method": method, "patch": patch, "start": start, "inputs": digests}
+        write_json(described(about, params["encoder"], weights), manifest)
         run.artifact(weights, "encoder")
         run.artifact(manifest)
+
+
+def described(about: dict[str, Any], encoder: str, weights: Path) -> dict[str, Any]:
+    """``encoder.json``: ``about``, and what it takes to use the weights in a folder."""
+    mean, std = normalisation(encoder)
+    digests = {path.name: sha256(path) for path in sorted(weights.iterdir())}
+    return {**about, "encoder": encoder, "mean": mean, "std": std, "weights": digests}
 
 
 def training_rows(index: Path, crops: Path) -> pd.DataFrame:
@@ -102,12 +108,37 @@ def training_rows(index: Path, crops: Path) -> pd.DataFrame:
     a fold. Never one of the validation or test split.
     """
     table = read_table(index, INDEX)
-    graded = table["subset"] == "grading"
-    trained = (table["split"] == "train") | (graded & table["fold"].notna())
+    grading = table["subset"] == "grading"
+    trained = (table["split"] == "train") | (grading & table["fold"].notna())
     table = table[(table["status"] == "ok") & trained][["image_id", "fold"]]
     cut = read_table(crops, CROPS)[["image_id", "row"]]
     table = table.merge(cut, on="image_id", validate="one_to_one")
     return table[table["row"].notna()].reset_index(drop=True)
+
+
+def watched_by(table: pd.DataFrame, images: Pictures, fold: int | None, label: str) -> Graded | None:
+    """Graded photographs to watch an encoder by; None, and a line in the log, where there are too few.
+
+    Those that a grader starting from the encoder would learn from and validate on: with cross-validation
+    fold k is the test of the encoder of fold k, fold k + 1 validates, the rest vote. One encoder for all
+    folds is watched as that of the first.
+
+    Args:
+        table: of :func:`drgrade.grading.base.graded`.
+        images: store that its rows are of.
+        fold: that the encoder is blind to, or None.
+        label: of the encoder, for the log.
+    """
+    trainings = dict(splits(table, "best"))
+    parts = trainings.get(fold) or next(iter(trainings.values()))
+    train, val = (Photographs(images, parts[name]) for name in ("train", "val"))
+    if len(train) and len(val):
+        return Graded(train, val)
+    log.info(
+        "%s: no val_knn_qwk: %d graded photographs to train and %d to validate, and it needs both",
+        label, len(train), len(val),
+    )  # fmt: skip
+    return None
 
 
 def with_boxes(
