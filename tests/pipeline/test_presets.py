@@ -1,0 +1,24 @@
+"""The published protocols as Snakemake plans them: a handful of jobs, however many photographs."""
+
+import re
+
+
+def jobs(project, name: str) -> dict[str, int]:
+    """Jobs of each rule in a dry run of a file in params/."""
+    said = project.snakemake("--dry-run", "--quiet", "rules", "--configfile", f"params/{name}.yaml")
+    return {rule: int(count) for rule, count in re.findall(r"^(\w+) +(\d+)$", said, re.M)}
+
+
+ONCE = dict.fromkeys(("overlaps", "evaluate", "explain", "report", "all"), 1)
+DETECTOR = dict.fromkeys(("lesion_boxes", "detector", "lesions", "lesion_metrics"), 1)
+TWO = dict.fromkeys(("download", "index", "crop"), 2)
+
+
+def test_the_protocols_of_the_papers(fresh):
+    """A grade job an experiment, a pretrain job an encoder; patches where an encoder looks at boxes."""
+    planned = jobs(fresh, "eyepacs-local_to_global")
+    assert planned == {**TWO, **DETECTOR, **ONCE, "pretrain": 1, "grade": 8, "total": 24}
+    planned = jobs(fresh, "eyepacs-lesion_contrastive")
+    assert planned == {
+        **TWO, **DETECTOR, **ONCE, "patches": 1, "pretrain": 3, "grade": 1 + 4 * 2 * 5, "total": 60,
+    }  # fmt: skip
