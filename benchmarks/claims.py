@@ -9,7 +9,8 @@ with 1, 5, 10, 25 and 100 % of the labels and three seeds. Each pretraining goes
 except the vision transformer's, for which none are packaged, and takes about as long as the others. It is one
 Snakemake run in a folder of its own, .cache/drgrade/benchmarks/claims/<dataset>; a run that was killed goes
 on where it was. On IDRiD true lesions (few graded photographs have masks), local-to-global and small shares
-of labels are left out, and three starts are fine-tuned. --quick: sizes that say nothing, to see it run. The last line is one JSON object.
+of labels are left out, and three starts are fine-tuned. --quick: sizes that say nothing, to see it run. The
+last line is one JSON object.
 """
 
 import argparse
