@@ -56,20 +56,13 @@ def make_report(
     Raises:
         UserError: an input is missing or damaged.
     """
-    rows, cropped = read_table(index, INDEX), read_table(crops_table, CROPS)
-    crops, measured = Crops(store, crops_table), read_json(metrics)
+    rows = read_table(index, INDEX)
     out.mkdir(parents=True, exist_ok=True)
-    counts = input_counts(rows, cropped)
+    counts = input_counts(rows, read_table(crops_table, CROPS))
     with whole(out / "input.csv") as partial:
         counts.to_csv(partial, index=False, lineterminator="\n")
-    crop_sheet(rows, crops, params["report"]["sheet"], out / "crop_sheet.png")
-    worst_sheet(rows, crops, params["report"]["sheet"], out / "worst_sheet.png")
-    boxes = read_table(lesions, LESION_BOXES)
-    lesion_sheet(rows, crops, boxes, params["patches"], out / "lesion_sheet.png")
-    unmeasured = sorted(set(params["experiments"]) - set(measured))
-    if unmeasured:
-        raise UserError(f"{metrics}: lacks the experiment {unmeasured[0]}; run the stage evaluate again")
-    cards = {name: model_card(name, measured[name], params) for name in params["experiments"]}
+    draw_sheets(rows, Crops(store, crops_table), read_table(lesions, LESION_BOXES), params, out)
+    cards = model_cards(metrics, params)
     write_cards(cards, out / "model_cards")
 
     page = Page("Grading diabetic retinopathy: report", NOTICE)
@@ -79,11 +72,7 @@ def make_report(
     add_pictures(page, out, params, heat_maps)
     verdicts = lesion_metrics.with_name("verdicts.png")
     add_detector(page, read_json(detector_metrics), read_json(lesion_metrics), verdicts, out)
-    if patches_statistics:
-        page.section("Patches")
-    for path in patches_statistics:
-        counted = read_json(path)
-        page.table(flattened(counted), f"Boxes that pass the patch filter, source {counted['source']}")
+    add_patches(page, patches_statistics)
     page.section("Model cards")
     for name, card in cards.items():
         page.folded(name, card)
@@ -94,8 +83,34 @@ def make_report(
     log.info("%s: written", out / "report.html")
 
 
+def draw_sheets(
+    rows: pd.DataFrame, crops: Crops, boxes: pd.DataFrame, params: dict[str, Any], out: Path
+) -> None:
+    """The contact sheets that :func:`add_pictures` shows."""
+    crop_sheet(rows, crops, params["report"]["sheet"], out / "crop_sheet.png")
+    worst_sheet(rows, crops, params["report"]["sheet"], out / "worst_sheet.png")
+    lesion_sheet(rows, crops, boxes, params["patches"], out / "lesion_sheet.png")
+
+
+def model_cards(metrics: Path, params: dict[str, Any]) -> dict[str, str]:
+    """The card of each experiment, in Markdown.
+
+    Raises:
+        UserError: an experiment was not measured.
+    """
+    measured = read_json(metrics)
+    unmeasured = sorted(set(params["experiments"]) - set(measured))
+    if unmeasured:
+        raise UserError(f"{metrics}: lacks the experiment {unmeasured[0]}; run the stage evaluate again")
+    return {name: model_card(name, measured[name], params) for name in params["experiments"]}
+
+
 def add_leaderboard(page: Page, leaderboard: Path) -> None:
-    """The table and its two figures."""
+    """The table and its two figures.
+
+    Raises:
+        UserError: one of the three is missing or damaged.
+    """
     try:
         table = pd.read_csv(leaderboard)
     except (OSError, ValueError) as error:
@@ -217,6 +232,15 @@ def add_pictures(page: Page, out: Path, params: dict[str, Any], heat_maps: Path 
             f"Method {params['explain']['method']}, experiment {params['explain']['experiment']}. "
             "A heat map shows where the score comes from, not whether the grade is right.",
         )
+
+
+def add_patches(page: Page, statistics: Sequence[Path]) -> None:
+    """A table for each source of boxes; nothing when there is none."""
+    if statistics:
+        page.section("Patches")
+    for path in statistics:
+        counted = read_json(path)
+        page.table(flattened(counted), f"Boxes that pass the patch filter, source {counted['source']}")
 
 
 def write_cards(cards: dict[str, str], folder: Path) -> None:
