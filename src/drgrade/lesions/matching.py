@@ -82,17 +82,13 @@ def match(
     found = found.assign(image=found["image_id"].map(place).astype(np.intp))
     found = found.sort_values(["score", "image"], ascending=[False, True], kind="stable", ignore_index=True)
     truth = truth.assign(image=truth["image_id"].map(place).astype(np.intp)).reset_index(drop=True)
-    corners = truth[CORNERS].to_numpy(np.float64)
     hit, score = np.zeros(len(found), bool), np.full(len(truth), -np.inf)
-    free = np.ones(len(truth), bool)
     scores = found["score"].to_numpy(np.float64)
-    grow = np.maximum(min_side - (corners[:, 2:] - corners[:, :2]), 0) / 2
-    grown = np.concatenate([corners[:, :2] - grow, corners[:, 2:] + grow], axis=1)
-    for detection, lesion in _candidates(
-        truth.assign(**dict(zip(CORNERS, grown.T, strict=True))), found, rule
-    ):
+    free = np.ones(len(truth), bool)
+    for detection, lesion in _candidates(_grown(truth, min_side), found, rule):
         if free[lesion] and not hit[detection]:
             free[lesion], hit[detection], score[lesion] = False, True, scores[detection]
+    corners = truth[CORNERS].to_numpy(np.float64)
     side = (corners[:, 2:] - corners[:, :2]).max(axis=1, initial=0)
     shown = images if photographs is None else photographs
     names, photograph = np.unique(np.array(list(shown)), return_inverse=True)
@@ -110,6 +106,14 @@ def iou(boxes: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.f
     shared = np.prod(np.maximum(sides, 0), axis=1)
     areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) + np.prod(others[:, 2:] - others[:, :2], axis=1)
     return shared / np.maximum(areas - shared, np.finfo(np.float64).tiny)
+
+
+def _grown(truth: pd.DataFrame, min_side: float) -> pd.DataFrame:
+    """The same lesions in boxes of at least this side, about the same centres."""
+    corners = truth[CORNERS].to_numpy(np.float64)
+    grow = np.maximum(min_side - (corners[:, 2:] - corners[:, :2]), 0) / 2
+    grown = np.concatenate([corners[:, :2] - grow, corners[:, 2:] + grow], axis=1)
+    return truth.assign(**dict(zip(CORNERS, grown.T, strict=True)))
 
 
 def _candidates(truth: pd.DataFrame, found: pd.DataFrame, rule: Rule) -> list[tuple[int, int]]:

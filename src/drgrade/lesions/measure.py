@@ -77,13 +77,17 @@ def measure_detector(
         metrics[split] = froc_metrics(matches[split], scores_of(metrics.get("val")))
     write_json(metrics, out / "metrics.json")
     split = "test" if "test" in matches else "val"
-    paths = rows.loc[rows["split"] == split, "path"].tolist()
-    best, root = matches[split], raw_root(dataset)
-    chosen = verdicts(best.truth, best.found, scores_of(metrics["val"]) or {}, params.examples)
-    verdict_sheet(
-        chosen, lambda image: read_photograph(root / paths[image]), params.examples, out / "verdicts.png"
-    )
+    paths = [raw_root(dataset) / path for path in rows.loc[rows["split"] == split, "path"]]
+    _show(matches[split], paths, scores_of(metrics["val"]) or {}, params.examples, out / "verdicts.png")
     log.info("AP50 %.3f on %d %s photographs", metrics[split]["all"]["AP50"] or 0, len(paths), split)
+
+
+def _show(
+    matches: Matches, paths: list[Path], scores: Mapping[str, float | None], examples: int, sheet: Path
+) -> None:
+    """Draw what became of boxes at these thresholds; ``paths`` are of the photographs that were matched."""
+    chosen = verdicts(matches.truth, matches.found, scores, examples)
+    verdict_sheet(chosen, lambda image: read_photograph(paths[image]), examples, sheet)
 
 
 def scores_of(metrics: Mapping[str, Any] | None) -> dict[str, float | None] | None:
