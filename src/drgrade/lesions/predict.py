@@ -86,10 +86,8 @@ def detect_lesions(
     tiling = Tiling(boxes.tile, boxes.overlap, boxes.scale)
     root = raw_root(dataset)
     rows = _usable(index, crops, select)
-    files = [index, crops, detector / "config.py", detector / "model.pth"]
     said = [str(root), repr(tiling), params.model_dump_json(), str(PART), ",".join(rows["image_id"])]
-    said += map(sha256, files)
-    folder = _parts_folder(out, hashlib.sha256("\n".join(said).encode()).hexdigest()[:16])
+    folder = _parts_folder(out, said, [index, crops, detector / "config.py", detector / "model.pth"])
     starts = range(0, len(rows), PART)
     parts = [folder / f"{start:07d}.parquet" for start in starts]
     for start, part in list(zip(starts, parts, strict=True))[number::of]:
@@ -112,9 +110,10 @@ def _usable(index: Path, crops: Path, select: Callable[[pd.DataFrame], Any]) -> 
     return table[["image_id", "path"]].merge(boxes, on="image_id").sort_values("image_id", ignore_index=True)
 
 
-def _parts_folder(out: Path, digest: str) -> Path:
-    """Where the parts of a search wait; those of a search under other settings go."""
-    folder = out.with_name(f".{out.name}.parts") / digest
+def _parts_folder(out: Path, said: list[str], files: list[Path]) -> Path:
+    """Where the parts of a search by these words and files wait; those of a search by others go."""
+    text = "\n".join([*said, *map(sha256, files)])
+    folder = out.with_name(f".{out.name}.parts") / hashlib.sha256(text.encode()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
     for other in folder.parent.iterdir():
         if other != folder:
@@ -219,12 +218,15 @@ def _cut(rows: pd.DataFrame, root: Path, tiling: Tiling, unread: dict[str, str])
 def prefetch(items: Iterable[T], depth: int) -> Iterator[T]:
     """The items in their order, made up to ``depth`` ahead in one background thread."""
     source = iter(items)
-    end = object()
+
+    def following() -> list[T]:
+        return list(islice(source, 1))
+
     with ThreadPoolExecutor(1) as pool:
-        ahead = deque(pool.submit(next, source, end) for _ in range(depth))
-        while (item := ahead.popleft().result()) is not end:
-            ahead.append(pool.submit(next, source, end))
-            yield item  # type: ignore[misc]
+        ahead = deque(pool.submit(following) for _ in range(depth))
+        while item := ahead.popleft().result():
+            ahead.append(pool.submit(following))
+            yield from item
 
 
 def _table(image_id: str, found: Found) -> pd.DataFrame:
