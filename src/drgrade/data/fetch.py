@@ -15,7 +15,7 @@ import zipfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from drgrade.errors import UserError
 from drgrade.files import PARTIAL, sha256
@@ -141,7 +141,7 @@ class _Joined(io.RawIOBase):
         self._at = base + offset
         return self._at
 
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+    def readinto(self, buffer: Any) -> int:
         for file, start, end in zip(self._files, self._starts, self._starts[1:], strict=False):
             if start <= self._at < end:
                 file.seek(self._at - start)

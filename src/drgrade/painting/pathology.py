@@ -1,6 +1,7 @@
 """Which lesions a painted eye has: drawn so that the clinical rule gives the wanted grade."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -71,8 +72,8 @@ class _Sketch:
         """Put a lesion exactly here."""
         seed = int(self.rng.integers(2**31))
         depth = float(self.rng.uniform(0.5, 0.9))
-        drawn = {"angle": float(self.rng.uniform(0, np.pi)), "depth": depth, **more}
-        self.lesions.append(Lesion(kind, float(x), float(y), float(size), seed=seed, **drawn))  # type: ignore[arg-type]
+        drawn: dict[str, Any] = {"angle": float(self.rng.uniform(0, np.pi)), "depth": depth, **more}
+        self.lesions.append(Lesion(kind, float(x), float(y), float(size), seed=seed, **drawn))
 
     def haemorrhage(self, quadrant: Quadrant | None = None) -> None:
         """A dot, blot or flame."""
