@@ -16,5 +16,5 @@ class DemoSite(Demo):
     first = 10_000
 
     def settings(self, params: Download) -> DemoParams:
-        """``download.demo_site``."""
+        """The block ``download.demo_site``."""
         return params.demo_site

@@ -41,7 +41,7 @@ class Source:
 
     @classmethod
     def open(cls, dataset: str, index: Path, crops: Path, store: Path) -> "Source":
-        """From the stage's files."""
+        """From ``index.parquet``, ``crops.parquet`` and ``store.json``."""
         return cls(dataset, read_table(index, INDEX), Crops(store, crops))
 
 
@@ -63,6 +63,22 @@ def explain(
 
     Photographs with lesion masks are scored: pixel AUC and pointing game, beside the same scores of a map
     that knows only where the retina is, and of a random one. As many graded test photographs are shown.
+
+    Args:
+        params: method, experiment, and how many photographs of each kind.
+        lesions_dataset: with masks; its index, crops and store are the three that follow.
+        lesions_index: ``index.parquet``.
+        lesions_crops: ``crops.parquet``.
+        lesions_store: ``store.json``.
+        dataset: whose graded photographs are shown; its index, crops and store follow.
+        index: ``index.parquet``.
+        crops: ``crops.parquet``.
+        store: ``store.json``.
+        models: of one experiment, a folder for each seed and fold.
+        out: folder to write to.
+
+    Raises:
+        UserError: an input is missing or damaged, or the grader has no network that the method can explain.
     """
     model = first_model(models)
     masked = Source.open(lesions_dataset, lesions_index, lesions_crops, lesions_store)
@@ -80,21 +96,19 @@ def explain(
             panels.append(panel)
             if values:
                 table[str(row["image_id"])] = values
-    summary = {
-        key: round(float(np.nanmean([row[key] for row in table.values()])), 6) for key in sorted(keys(table))
-    }
+    means = pd.DataFrame(list(table.values())).mean().sort_index()
+    summary = {key: round(value, 6) for key, value in means.items()}
     write_json({"mean": summary, "photographs": table, "n": len(table)}, out / "scores.json")
     with whole(out / "heat_maps.png") as partial:
         cv2.imwrite(str(partial), cv2.cvtColor(contact_sheet(panels, columns=4), cv2.COLOR_RGB2BGR))
 
 
-def keys(table: dict[str, dict[str, float]]) -> set[str]:
-    """Names of all scores."""
-    return {key for row in table.values() for key in row}
-
-
 def first_model(models: Path) -> Any:
-    """The grader of the first seed (and fold)."""
+    """The trained grader of the first seed (and fold), with its ``network``.
+
+    Raises:
+        UserError: there is no model, or it has no network.
+    """
     folders = sorted(path.parent for path in models.glob("*/model.json"))
     if not folders:
         raise UserError(f"{models}: holds no model; run the stage grade first")
@@ -145,7 +159,14 @@ def maps(method: str, grader: Any, source: Source, rows: pd.DataFrame) -> np.nda
 def one(
     source: Source, row: pd.Series, heat: np.ndarray, folder: Path
 ) -> tuple[np.ndarray, dict[str, float]]:
-    """Panel for the sheet, and scores where the photograph has masks."""
+    """Write a photograph's map; its panel for the sheet, uint8 RGB, and scores where it has masks.
+
+    Args:
+        source: where ``row`` is from.
+        row: of the index.
+        heat: over the crop (S, S), 0-1.
+        folder: for the map, in the photograph's frame, no side longer than :data:`SIDE`.
+    """
     image_id = str(row["image_id"])
     root = raw_root(source.dataset)
     photograph = read_photograph(root / str(row["path"]))

@@ -172,7 +172,13 @@ def colour_matrices(draws: Mapping[str, Floats], grey: Floats) -> tuple[Floats, 
 
 
 def recolour(batch: Tensor, matrices: Floats, constants: Floats) -> Tensor:
-    """Apply a colour map to each picture (B, 3, H, W) and clamp to 0-1."""
+    """Pictures (B, 3, H, W) with each pixel's colour c as matrix @ c + constant, clamped to 0-1.
+
+    Args:
+        batch: float32 in 0-1.
+        matrices: (B, 3, 3).
+        constants: (B, 3).
+    """
     count, _, height, width = batch.shape
     matrix = torch.as_tensor(matrices, dtype=torch.float32, device=batch.device)
     constant = torch.as_tensor(constants, dtype=torch.float32, device=batch.device)[..., None]

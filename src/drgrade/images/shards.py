@@ -166,7 +166,15 @@ def write_store(
     quality: int = 95,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write pictures (n, S, S, 3) that are at hand as a store."""
+    """Write pictures that are at hand as a store.
+
+    Args:
+        pictures: uint8 RGB (n, S, S, 3), one at least.
+        manifest: ``store.json``; the shards go into the folder ``store`` beside it.
+        format: raw, png or jpeg.
+        quality: of JPEG, 1-100.
+        shard_bytes: about the size of a shard.
+    """
     size = len(pictures[0])
     rows = shard_rows(len(pictures), size, format, shard_bytes)
     with writing(manifest, rows, size, format, quality) as writer:

@@ -35,7 +35,7 @@ class Chunk(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Who goes where."""
+    """Which photographs are cropped, into which shard, and in which portions of work."""
 
     readable: npt.NDArray[np.bool_]
     """Rows of the index to crop; the k-th of them is row k of the store."""

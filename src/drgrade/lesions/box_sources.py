@@ -32,7 +32,7 @@ nowhere."""
 
 
 def detected(lesions: Path, places: Places) -> pd.DataFrame:
-    """Detections of ``lesions.parquet``, which are in original pixels."""
+    """Detections of ``lesions.parquet`` (original pixels) in crop pixels, on photographs with a place."""
     return _to_crop(read_table(lesions, LESION_BOXES), places)
 
 

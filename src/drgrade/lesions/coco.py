@@ -83,7 +83,7 @@ class Coco:
                 )
 
     def write(self, path: Path) -> None:
-        """Write the file."""
+        """Write images, annotations and the categories of all lesions as JSON."""
         write_json({"images": self.images, "annotations": self.annotations, "categories": CATEGORIES}, path)
 
 

@@ -49,7 +49,12 @@ class RareLesionSampler(Sampler[int]):
 
 
 def repeat_factors(lesions: list[set[int]], threshold: float) -> np.ndarray:
-    """Weight (n,) of each of n tiles, from the kinds of lesion on it."""
+    """Weight (n,) of each of n tiles, 1 or more, by the rule of :class:`RareLesionSampler`.
+
+    Args:
+        lesions: kinds of lesion on each tile.
+        threshold: kinds on less than this share of the tiles (0-1) are rare.
+    """
     kinds = set().union(*lesions)
     rarity = {
         kind: max(1.0, (threshold * len(lesions) / sum(kind in tile for tile in lesions)) ** 0.5)

@@ -101,7 +101,7 @@ class Vessel:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """What a healthy eye shows."""
+    """What a healthy eye shows; places from the fovea, lengths in radii of the field of view."""
 
     disc: tuple[float, float]
     disc_axes: tuple[float, float]  # half width and half height

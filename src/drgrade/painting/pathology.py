@@ -69,7 +69,7 @@ class _Sketch:
         raise RuntimeError(f"no place for a {kind} of size {size:.3f} in {quadrant or 'the field'}")
 
     def put(self, kind: str, x: float, y: float, size: float, **more: float | str) -> None:
-        """Put a lesion exactly here."""
+        """Put a lesion exactly here; units as of :class:`drgrade.painting.icdr.Lesion`."""
         seed = int(self.rng.integers(2**31))
         depth = float(self.rng.uniform(0.5, 0.9))
         drawn: dict[str, Any] = {"angle": float(self.rng.uniform(0, np.pi)), "depth": depth, **more}

@@ -74,7 +74,7 @@ class Page:
         )
 
     def image(self, path: Path, alt: str, caption: str) -> None:
-        """A PNG, embedded."""
+        """A PNG, embedded, with a text for those who cannot see it."""
         data = base64.b64encode(path.read_bytes()).decode()
         self._add(
             f'<figure><img alt="{escape(alt, quote=True)}" src="data:image/png;base64,{data}">'
@@ -86,7 +86,7 @@ class Page:
         self._add(f"<details><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>")
 
     def render(self) -> str:
-        """The whole document."""
+        """The whole document, HTML that loads nothing from elsewhere."""
         names = [f"s{place}" for place in range(1, len(self._sections) + 1)]
         links = "".join(
             f'<li><a href="#{name}">{escape(title)}</a></li>'

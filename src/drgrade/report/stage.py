@@ -141,7 +141,11 @@ def add_leaderboard(page: Page, leaderboard: Path) -> None:
 
 
 def add_external(page: Page, path: Path) -> None:
-    """The same models on other datasets; nothing when there is none."""
+    """The same models on other datasets; nothing when there is none.
+
+    Raises:
+        UserError: the table is missing or damaged.
+    """
     try:
         table = pd.read_csv(path)
     except (OSError, ValueError) as error:
@@ -206,7 +210,7 @@ def add_inputs(page: Page, counts: pd.DataFrame, index: pd.DataFrame, params: di
 
 
 def add_pictures(page: Page, out: Path, params: dict[str, Any], heat_maps: Path | None) -> None:
-    """The contact sheets."""
+    """The contact sheets in ``out``, and the heat maps where there are any."""
     page.section("Crops and lesions")
     page.image(
         out / "crop_sheet.png",

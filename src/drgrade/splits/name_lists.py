@@ -122,7 +122,7 @@ def split_csv(parts: Mapping[str, str]) -> bytes:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command: see the module."""
+    """The command: see the module. Exits with one line where a list is bad or leaks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("what", choices=["check", "reissue"])
     parser.add_argument("lists", type=Path, nargs="+", help="for check: train, val and test")
