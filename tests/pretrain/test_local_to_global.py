@@ -12,6 +12,7 @@ from drgrade.params import LocalToGlobal
 from drgrade.pretrain import local_to_global
 from drgrade.pretrain.base import METHODS, Material
 from drgrade.pretrain.collapse import ALIVE
+from drgrade.pretrain.crops import MultiCrop
 from drgrade.pretrain.local_to_global import (
     Network,
     SelfDistillation,
@@ -21,7 +22,7 @@ from drgrade.pretrain.local_to_global import (
 )
 from drgrade.seeding import seed_everything
 from drgrade.tracking import NullRun
-from drgrade.training import fit
+from drgrade.training import Batches, fit
 
 TINY = {
     "encoder": "test_vit", "out_dim": 32, "global_size": 32, "local_size": 16, "local_crops": 2,
@@ -358,6 +359,30 @@ def test_the_teachers_encoder_is_returned_and_serves_as_start_weights(tmp_path, 
         "loss", "lr", "teacher_entropy", "teacher_kl_uniform", "teacher_information", "feature_rank",
         "feature_sd", "feature_sd_min",
     }  # fmt: skip
+
+
+def test_the_first_crops_are_kept_as_a_picture_once(tmp_path, monkeypatch):
+    """Oracle: the crops before they are normalised, of the first photographs of the first epoch's order."""
+    monkeypatch.chdir(tmp_path)
+    shown, kept = [], []
+
+    class Run(NullRun):
+        def artifact(self, path, folder=None):
+            kept.append((path.name, path.stat().st_size > 0))
+
+    save = local_to_global.save_crops
+    monkeypatch.setattr(
+        local_to_global, "save_crops", lambda crops, path: shown.append(crops) or save(crops, path)
+    )
+    params, given = tiny(batch_size=5, epochs=2), material()
+    train(distillation(params, given), Run())
+    assert kept == [("crops.png", True)]
+    rows = np.concatenate(Batches(8, 5, params.seed, 0).batches)[:4]
+    plain = MultiCrop(params, [0.0] * 3, [1.0] * 3)
+    photographs = torch.from_numpy(given.images[rows]).permute(0, 3, 1, 2)
+    expected = plain(photographs, [np.zeros((0, 4))] * 4, rows, params.seed, 0)
+    for crops, whole in zip(shown[0], expected, strict=True):
+        assert torch.allclose(crops, whole, atol=1e-5)
 
 
 def test_a_living_run_goes_on(tmp_path, monkeypatch):

@@ -6,7 +6,16 @@ import torch
 from lightly.loss import NTXentLoss
 from torchvision.io import read_image
 
-from drgrade.pretrain.monitor import PAIRS, Monitor, alignment, effective_rank, potential, save_views
+from drgrade.pretrain.monitor import (
+    PAIRS,
+    PHOTOGRAPHS,
+    Monitor,
+    alignment,
+    effective_rank,
+    potential,
+    save_crops,
+    save_views,
+)
 
 
 def test_alignment_is_the_squared_distance_of_pairs():
@@ -98,3 +107,18 @@ def test_views_are_shown_pair_by_pair(tmp_path):
     middles = 2 + side // 2 + (side + 2) * np.arange(PAIRS)
     assert (picture[0, middles[0], middles] == 10 * np.arange(PAIRS)).all()
     assert (picture[0, middles[1], middles] == 100 + 10 * np.arange(PAIRS)).all()
+
+
+def test_crops_of_several_sizes_are_shown_a_row_a_photograph(tmp_path):
+    photographs = PHOTOGRAPHS + 2
+    shade = torch.arange(1, photographs + 1)[:, None, None, None] / 255
+    large, small = (10 * shade).expand(-1, 3, 8, 8), (20 * shade).expand(-1, 3, 3, 3)
+    save_crops([large, small, large + shade], tmp_path / "crops.png")
+    picture = read_image(str(tmp_path / "crops.png")).numpy()
+    expected = np.zeros((2 + 10 * PHOTOGRAPHS, 2 + 10 * 3), np.uint8)  # frames of 2 pixels
+    for row in range(PHOTOGRAPHS):
+        lines = slice(2 + 10 * row, 10 + 10 * row)
+        expected[lines, 2:10] = 10 * (row + 1)
+        expected[4 + 10 * row : 7 + 10 * row, 14:17] = 20 * (row + 1)
+        expected[lines, 22:30] = 11 * (row + 1)
+    assert (picture == expected).all()

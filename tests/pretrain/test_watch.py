@@ -90,6 +90,15 @@ def test_an_encoder_that_diverged_is_no_number(encoder):
     assert math.isnan(Watch(graded(photographs()), CONV, SIZE, 1).values(encoder, 0)["val_knn_qwk"])
 
 
+def test_a_compiled_encoder_is_not_compiled_once_more(encoder):
+    """For evaluation, that is, which could drive the training's own compiled forms out."""
+    graphs = []
+    expected = Watch(graded(photographs()), CONV, SIZE, 1).values(encoder, 0)
+    encoder.compile(backend=lambda graph, inputs: graphs.append(graph) or graph.forward)
+    assert Watch(graded(photographs()), CONV, SIZE, 1).values(encoder, 0) == expected
+    assert not graphs
+
+
 def test_looking_leaves_no_trace(encoder):
     encoder.train()
     encoder(torch.randn(4, 3, SIZE, SIZE)).sum().backward()
