@@ -6,12 +6,8 @@ so a run that was killed and resumed draws what the undisturbed run draws.
 
 import hashlib
 import random
-from typing import TYPE_CHECKING
 
 import numpy as np
-
-if TYPE_CHECKING:
-    import torch
 
 TORCH_THREADS = 2
 """Fixed, never the machine's count: sums over 1, 2 and 4 threads differ in their last bits."""
@@ -26,13 +22,6 @@ def derive(seed: int, *keys: int | str) -> int:
 def numpy_rng(seed: int, *keys: int | str) -> np.random.Generator:
     """A NumPy generator for one use; see :func:`derive`."""
     return np.random.default_rng(derive(seed, *keys))
-
-
-def torch_rng(seed: int, *keys: int | str) -> "torch.Generator":
-    """A CPU torch generator for one use; see :func:`derive`."""
-    import torch
-
-    return torch.Generator().manual_seed(derive(seed, *keys))
 
 
 def seed_everything(seed: int, *keys: int | str) -> None:

@@ -27,7 +27,9 @@ class Params(Block):
     lesions: Lesions = Lesions()
     lesion_metrics: LesionMetrics = LesionMetrics()
     patches: Patches = Patches()
-    pretrain: dict[Name, Pretraining] = {"lesion_contrastive": LesionContrastive()}
+    pretrain: dict[Name, Pretraining] = {
+        "lesion_contrastive": LesionContrastive(epochs=16, boxes_per_image=4, knn_every=4)
+    }
     """Encoders pretrained without grades, by name; the name is the method where ``method`` is not given."""
     grade: Grade = Grade()
     experiments: dict[Name, Experiment] = {
