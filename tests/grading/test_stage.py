@@ -3,7 +3,14 @@ import pytest
 
 from drgrade.errors import UserError
 from drgrade.grading.base import splits
-from drgrade.grading.stage import External, graded_external, labelled, start_weights, trainings
+from drgrade.grading.stage import (
+    External,
+    graded_external,
+    labelled,
+    start_weights,
+    started_from,
+    trainings,
+)
 from drgrade.params import Experiment
 from drgrade.schema import CROPS, INDEX, write_table
 
@@ -65,6 +72,13 @@ def test_start_weights_prefer_the_folds_own_encoder(tmp_path):
     assert start_weights("lesion_contrastive", tmp_path, 1).endswith("encoder_fold1.safetensors")
     with pytest.raises(UserError, match="run the stage pretrain"):
         start_weights("lesion_contrastive", tmp_path / "none", None)
+
+
+def test_a_grader_without_weights_started_from_none(tmp_path):
+    """Though no ImageNet weights of this encoder are to be found."""
+    assert started_from(tmp_path, "resnet18", "imagenet", 0) == {}
+    (tmp_path / "model.safetensors").write_text("")
+    assert started_from(tmp_path, "resnet18", "random", 2) == {"weights": "random", "seed": 2}
 
 
 def test_an_external_dataset_without_grades_is_refused(tmp_path):
