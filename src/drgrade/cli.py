@@ -136,19 +136,8 @@ def _results(verb: Verb) -> None:
     sub = verb(do.report, params=False)
     sub.add_argument("--all-params", required=True, metavar="JSON")
     sub.add_argument("--statistics", type=Path, nargs="*", metavar="PATH", help="of the boxes pretrained on")
-    _paths(
-        sub,
-        "index",
-        "crops",
-        "store",
-        "lesions",
-        "detector_metrics",
-        "lesion_metrics",
-        "leaderboard",
-        "metrics",
-        "heat_maps",
-    )
-    _paths(sub, "out")
+    _paths(sub, "index", "crops", "store", "leaderboard", "metrics", "heat_maps", "out")
+    _paths(sub, "lesions", "detector_metrics", "lesion_metrics", optional=True)
 
 
 def _by_hand(verb: Verb) -> None:

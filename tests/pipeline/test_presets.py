@@ -11,14 +11,15 @@ def jobs(project, name: str) -> dict[str, int]:
 
 ONCE = dict.fromkeys(("overlaps", "evaluate", "explain", "report", "all"), 1)
 DETECTOR = dict.fromkeys(("lesion_boxes", "detector", "lesions", "lesion_metrics"), 1)
-TWO = dict.fromkeys(("download", "index", "crop"), 2)
+IMAGES = dict.fromkeys(("download", "index", "crop"), 1)
 
 
 def test_the_protocols_of_the_papers(fresh):
     """A grade job an experiment, a pretrain job an encoder; patches where an encoder looks at boxes."""
     planned = jobs(fresh, "eyepacs-local_to_global")
-    assert planned == {**TWO, **DETECTOR, **ONCE, "pretrain": 1, "grade": 8, "total": 24}
+    assert planned == {**IMAGES, **ONCE, "pretrain": 1, "grade": 8, "total": 17}  # no lesion is looked for
     planned = jobs(fresh, "eyepacs-lesion_contrastive")
     assert planned == {
-        **TWO, **DETECTOR, **ONCE, "patches": 1, "pretrain": 3, "grade": 1 + 4 * 2 * 5, "total": 60,
+        **{rule: 2 * count for rule, count in IMAGES.items()}, **DETECTOR, **ONCE, "patches": 1,
+        "pretrain": 3, "grade": 1 + 4 * 2 * 5, "total": 60,
     }  # fmt: skip

@@ -156,6 +156,16 @@ def test_the_detector_is_reported_on_test_photographs_where_there_are_some(run, 
     assert "too good" not in text
 
 
+def test_where_nothing_looked_for_lesions_the_page_says_nothing_of_them(run, tmp_path):
+    without = dict.fromkeys(("lesions", "detector_metrics", "lesion_metrics"))
+    make_report(**run | without | {"patches_statistics": []}, out=tmp_path)
+    text = (tmp_path / "report.html").read_text()
+    titles = re.findall(r"<h2[^>]*>([^<]+)", text)
+    assert "Crops" in titles
+    assert not [title for title in titles if "esion" in title or title == "Patches"]
+    assert not {"lesion_sheet.png", "froc.png"} & {path.name for path in tmp_path.iterdir()}
+
+
 def test_same_inputs_same_bytes_and_old_cards_go(run, out, tmp_path):
     (tmp_path / "model_cards").mkdir()
     (tmp_path / "model_cards/deleted.md").write_text("an experiment that is no more")

@@ -82,24 +82,46 @@ rule explain:
         " --out {params.folder} > {log} 2>&1"
 
 
+# lesion stages run where a pretraining looks at boxes: whole photographs need no dataset with masks
+LESION_FILES = (
+    {
+        "lesions": rules.lesions.output.lesions,
+        "detector_metrics": rules.detector.output.metrics,
+        "lesion_metrics": rules.lesion_metrics.output.metrics,
+    }
+    if SOURCES_OF_BOXES
+    else {}
+)
+
+
 rule report:
     input:
         sources("report"),
+        **LESION_FILES,
         index=at(PRETRAIN, "index/index.parquet"),
         crops=at(PRETRAIN, "crop/crops.parquet"),
         store=at(PRETRAIN, "crop/store.json"),
         shards=ancient(at(PRETRAIN, "crop/store")),
-        lesions=rules.lesions.output.lesions,
         statistics=rules.all_patches.input,
-        detector=rules.detector.output.metrics,
-        found=rules.lesion_metrics.output.metrics,
-        verdicts=rules.lesion_metrics.output.verdicts,
+        verdicts=rules.lesion_metrics.output.verdicts if LESION_FILES else [],
         leaderboard=rules.evaluate.output.leaderboard,
         charts=[rules.evaluate.output.chart, rules.evaluate.output.matrices],
         external=rules.evaluate.output.external,
         metrics=rules.evaluate.output.metrics,
         heat_maps=rules.explain.output.sheet,
     output:
+        **{
+            name: report(
+                at(GRADE, f"report/{name}.png"),
+                caption=f"../report/{caption}.rst",
+                category="2 What went in",
+            )
+            for name, caption in (
+                ("lesion_sheet", "lesion_sheet"),
+                ("froc", "detector"),
+            )
+            if LESION_FILES
+        },
         page=at(GRADE, "report/report.html"),
         counts=report(
             at(GRADE, "report/input.csv"),
@@ -116,27 +138,19 @@ rule report:
             caption="../report/worst_sheet.rst",
             category="2 What went in",
         ),
-        lesion_sheet=report(
-            at(GRADE, "report/lesion_sheet.png"),
-            caption="../report/lesion_sheet.rst",
-            category="2 What went in",
-        ),
-        froc=report(
-            at(GRADE, "report/froc.png"),
-            caption="../report/detector.rst",
-            category="2 What went in",
-        ),
         cards=directory(at(GRADE, "report/model_cards")),
     log:
         f"logs/{GRADE}/report.log",
     params:
         all_params=json.dumps(RESOLVED, sort_keys=True),
+        lesions=" ".join(
+            f"--{name.replace('_', '-')} {path}" for name, path in LESION_FILES.items()
+        ),
         folder=subpath(output.page, parent=True),
     message:
         "Write the report"
     shell:
         "drgrade report --all-params {params.all_params:q} --index {input.index} --crops {input.crops}"
-        " --store {input.store} --lesions {input.lesions} --statistics {input.statistics}"
-        " --detector-metrics {input.detector} --lesion-metrics {input.found} --leaderboard {input.leaderboard}"
-        " --metrics {input.metrics}"
+        " --store {input.store} {params.lesions} --statistics {input.statistics}"
+        " --leaderboard {input.leaderboard} --metrics {input.metrics}"
         " --heat-maps {input.heat_maps} --out {params.folder} > {log} 2>&1"

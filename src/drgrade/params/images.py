@@ -26,7 +26,8 @@ class Roles(Block):
     """Which dataset plays which part; each must be a key of ``datasets``."""
 
     lesions: Name = "demo"
-    """Trains the lesion detector: needs lesion masks."""
+    """Trains the lesion detector, where a pretraining looks at boxes: needs lesion masks. Heat maps are
+    scored on its masks, where it has any."""
     pretrain: Name = "demo"
     """Its photographs are searched for lesions and used, without grades, for pretraining."""
     grade: Name = "demo"
@@ -74,7 +75,8 @@ class Index(Block):
     holdout: train, val and test drawn here; kfold: every photograph is tested once, out of fold;
     file: as ``datasets.<name>.split_file`` says."""
     val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.15
-    """Share of patients for validation (of the training part under ``official``; unused under ``kfold``)."""
+    """Share of patients for validation (of the training part under ``official``; unused under ``kfold``). 0
+    under ``official``: nothing validates, what the dataset itself keeps for validation is tested."""
     test_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.25
     """Share of patients for the test under ``holdout``."""
     folds: Annotated[int, Field(ge=2, le=20)] = 5

@@ -27,10 +27,10 @@ def make_report(
     index: Path,
     crops_table: Path,
     store: Path,
-    lesions: Path,
+    lesions: Path | None,
     patches_statistics: Sequence[Path],
-    detector_metrics: Path,
-    lesion_metrics: Path,
+    detector_metrics: Path | None,
+    lesion_metrics: Path | None,
     leaderboard: Path,
     metrics: Path,
     params: dict[str, Any],
@@ -43,7 +43,7 @@ def make_report(
         index: ``index.parquet`` of the photographs that were searched for lesions.
         crops_table: their ``crops.parquet``.
         store: their ``store.json``, its shards beside it.
-        lesions: ``lesions.parquet``.
+        lesions: ``lesions.parquet``; None, as the next two, where no pretraining looked for lesions.
         patches_statistics: JSON of the stage patches, one for each source of boxes.
         detector_metrics: JSON of the stage detector.
         lesion_metrics: JSON of the stage lesion_metrics, its ``verdicts.png`` beside it.
@@ -61,7 +61,8 @@ def make_report(
     counts = input_counts(rows, read_table(crops_table, CROPS))
     with whole(out / "input.csv") as partial:
         counts.to_csv(partial, index=False, lineterminator="\n")
-    draw_sheets(rows, Crops(store, crops_table), read_table(lesions, LESION_BOXES), params, out)
+    boxes = None if lesions is None else read_table(lesions, LESION_BOXES)
+    draw_sheets(rows, Crops(store, crops_table), boxes, params, out)
     cards = model_cards(metrics, params)
     write_cards(cards, out / "model_cards")
 
@@ -69,9 +70,10 @@ def make_report(
     add_leaderboard(page, leaderboard)
     add_external(page, leaderboard.with_name("external.csv"))
     add_inputs(page, counts, rows, params)
-    add_pictures(page, out, params, heat_maps)
-    verdicts = lesion_metrics.with_name("verdicts.png")
-    add_detector(page, read_json(detector_metrics), read_json(lesion_metrics), verdicts, out)
+    add_pictures(page, out, params, heat_maps, lesions=boxes is not None)
+    if detector_metrics is not None and lesion_metrics is not None:
+        verdicts = lesion_metrics.with_name("verdicts.png")
+        add_detector(page, read_json(detector_metrics), read_json(lesion_metrics), verdicts, out)
     add_patches(page, patches_statistics)
     page.section("Model cards")
     for name, card in cards.items():
@@ -84,12 +86,13 @@ def make_report(
 
 
 def draw_sheets(
-    rows: pd.DataFrame, crops: Crops, boxes: pd.DataFrame, params: dict[str, Any], out: Path
+    rows: pd.DataFrame, crops: Crops, boxes: pd.DataFrame | None, params: dict[str, Any], out: Path
 ) -> None:
-    """The contact sheets that :func:`add_pictures` shows."""
+    """The contact sheets that :func:`add_pictures` shows; that of lesions where there are ``boxes``."""
     crop_sheet(rows, crops, params["report"]["sheet"], out / "crop_sheet.png")
     worst_sheet(rows, crops, params["report"]["sheet"], out / "worst_sheet.png")
-    lesion_sheet(rows, crops, boxes, params["patches"], out / "lesion_sheet.png")
+    if boxes is not None:
+        lesion_sheet(rows, crops, boxes, params["patches"], out / "lesion_sheet.png")
 
 
 def model_cards(metrics: Path, params: dict[str, Any]) -> dict[str, str]:
@@ -209,19 +212,23 @@ def add_inputs(page: Page, counts: pd.DataFrame, index: pd.DataFrame, params: di
     page.table(grade_counts(index), "Usable graded photographs")
 
 
-def add_pictures(page: Page, out: Path, params: dict[str, Any], heat_maps: Path | None) -> None:
-    """The contact sheets in ``out``, and the heat maps where there are any."""
-    page.section("Crops and lesions")
+def add_pictures(
+    page: Page, out: Path, params: dict[str, Any], heat_maps: Path | None, *, lesions: bool
+) -> None:
+    """The contact sheets in ``out``, that of ``lesions`` too, and the heat maps where there are any."""
+    page.section("Crops and lesions" if lesions else "Crops")
     page.image(
         out / "crop_sheet.png",
         "Contact sheet of cropped fundus photographs with their grades.",
         "Crops as the networks see them, all grades by turns. The whole retina should fill each.",
     )
-    page.image(
-        out / "lesion_sheet.png",
-        "Cropped fundus photographs with boxes around detected lesions.",
-        f"Detections that score above {params['patches']['min_score']:g}, a colour for each kind of lesion.",
-    )
+    if lesions:
+        above = params["patches"]["min_score"]
+        page.image(
+            out / "lesion_sheet.png",
+            "Cropped fundus photographs with boxes around detected lesions.",
+            f"Detections that score above {above:g}, a colour for each kind of lesion.",
+        )
     page.image(
         out / "worst_sheet.png",
         "Contact sheet of the photographs with the lowest computed quality.",
