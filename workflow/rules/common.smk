@@ -53,12 +53,6 @@ def block(*keys):
     return json.dumps(values, sort_keys=True)
 
 
-def grade_block(wildcards):
-    """The block of the rule grade, with what an experiment sets apart."""
-    values = PARAMS.grading(wildcards.experiment).model_dump()
-    return json.dumps(values, sort_keys=True)
-
-
 def index_block(wildcards):
     """The block of the rule index, with what a dataset says of its own."""
     scheme = PARAMS.scheme(wildcards.dataset)

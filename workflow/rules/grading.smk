@@ -66,7 +66,7 @@ rule grade:
     resources:
         gpu=1,
     params:
-        block=grade_block,
+        block=block("grade"),
         experiment=lambda wildcards: block("experiments", wildcards.experiment),
         crop=block("crop"),
         weights=weights_option,

@@ -57,7 +57,7 @@ def grade(
     Args:
         name: of the experiment.
         experiment: its row of ``params.yaml``.
-        params: the ``grade`` block.
+        params: the ``grade`` block, in which the experiment may set keys apart.
         crop: the ``crop`` block, kept with each model so that it can grade new photographs.
         dataset: it learns from.
         index: ``index.parquet``.
@@ -74,53 +74,44 @@ def grade(
         UserError: there is nothing to train on, the start weights are missing, or an external dataset has
             nothing to test on.
     """
+    params = experiment.graded_by(params)
     table = graded(index, crops)
     images = CropStore(store)
     outside = [(one.name, CropStore(one.store), graded_external(one)) for one in external]
     shutil.rmtree(models, ignore_errors=True)
     rows, listed = [], []
-    external_votes: dict[tuple[int, str], list[np.ndarray]] = defaultdict(list)
+    votes: dict[tuple[int, str], list[np.ndarray]] = defaultdict(list)
     with track("grade", name, {"experiment": experiment.model_dump(), "grade": params.model_dump()}) as run:
         run.dataset("crops", crops)
         for seed, fold, parts in trainings(table, experiment, params.select):
             label = f"seed{seed}" + ("" if fold is None else f"_fold{fold}")
             start = start_weights(experiment.start, weights, fold)
             inputs = index, crops, store, Path(start)
-            with run.child(
-                f"{name} {label}", {"seed": seed, "fold": fold, "train": len(parts["train"])}
-            ) as child:
-                grader: Grader = GRADERS.get(experiment.grader)(experiment.encoder, params.model_dump())
-                grader.fit(
-                    Training(
-                        train=Photographs(images, parts["train"]),
-                        val=Photographs(images, parts["val"]),
-                        start=start,
-                        seed=seed,
-                        name=f"{name} {label}",
-                        key="/".join(sha256(path) for path in inputs if path.is_file()),
-                        run=child,
-                    )
+            about = {"seed": seed, "fold": fold, "train": len(parts["train"])}
+            with run.child(f"{name} {label}", about) as child:
+                training = Training(
+                    train=Photographs(images, parts["train"]),
+                    val=Photographs(images, parts["val"]),
+                    start=start,
+                    seed=seed,
+                    name=f"{name} {label}",
+                    key="/".join(sha256(path) for path in inputs if path.is_file()),
+                    run=child,
                 )
-                grader.save(models / label)
-                remember(models / label / "model.json", crop)
-                began = started_from(models / label, experiment.encoder, start, seed)
-                child.params({"start_weights": began})
+                grader, began = trained(experiment, params, training, crop, models / label)
             for part in ("val", "test"):
                 probabilities = grader.predict(images, parts[part]["row"].to_numpy(np.int64))
                 rows.append(
                     predicted(parts[part], probabilities, dataset, split=part, experiment=name, seed=seed)
                 )
             for other, pictures, photographs in outside:
-                votes = grader.predict(pictures, photographs["row"].to_numpy(np.int64))
-                external_votes[seed, other].append(votes)
+                votes[seed, other].append(grader.predict(pictures, photographs["row"].to_numpy(np.int64)))
             files = digests(models / label, models)
             listed.append({"seed": seed, "fold": fold, "start": began, "files": files})
         for other, _, photographs in outside:
             for seed in experiment.seeds:
-                probabilities = np.mean(external_votes[seed, other], axis=0)
-                rows.append(
-                    predicted(photographs, probabilities, other, split="external", experiment=name, seed=seed)
-                )
+                mean = np.mean(votes[seed, other], axis=0)
+                rows.append(predicted(photographs, mean, other, split="external", experiment=name, seed=seed))
         write_table(pd.concat(rows), predictions, PREDICTIONS)
         write_json({"experiment": name, "grader": experiment.grader, "models": listed}, manifest)
         run.artifact(models, "models")
@@ -128,10 +119,27 @@ def grade(
         run.tags({"models": models_digest(manifest)})
 
 
+def trained(
+    experiment: Experiment, params: Grade, training: Training, crop: Crop, folder: Path
+) -> tuple[Grader, dict[str, Any]]:
+    """One model, fitted and saved with all it takes to use it, and what its weights began as."""
+    grader: Grader = GRADERS.get(experiment.grader)(experiment.encoder, params.model_dump())
+    grader.fit(training)
+    grader.save(folder)
+    remember(folder / "model.json", crop)
+    began = started_from(folder, experiment.encoder, training.start, training.seed)
+    training.run.params({"start_weights": began})
+    return grader, began
+
+
 def trainings(
     table: pd.DataFrame, experiment: Experiment, select: str
 ) -> Iterator[tuple[int, int | None, dict[str, pd.DataFrame]]]:
-    """Every training of an experiment: seed, fold (or None) and the rows of its splits."""
+    """Every training of an experiment: seed, fold (or None) and the rows of its splits.
+
+    Raises:
+        UserError: there is nothing to train on.
+    """
     for seed in experiment.seeds:
         for fold, parts in splits(table, select):
             train = labelled(parts["train"], experiment.label_fraction, seed)
@@ -166,7 +174,11 @@ def labelled(train: pd.DataFrame, fraction: float, seed: int) -> pd.DataFrame:
 
 
 def start_weights(start: str, weights: Path | None, fold: int | None) -> str:
-    """What the encoder starts from: a word, the user's file, or this fold's pretrained encoder."""
+    """What the encoder starts from: a word, the user's file, or this fold's pretrained encoder.
+
+    Raises:
+        UserError: the pretrained encoder is not there.
+    """
     if weights is None:
         return start
     own = weights / f"encoder_fold{fold}.safetensors"

@@ -72,6 +72,18 @@ class Experiment(Block):
     grade: Grade = Grade()
     """Keys of the block ``grade`` that are other than there, such as {input_size: 512, lr: 0.0003}."""
 
+    def graded_by(self, shared: Grade) -> Grade:
+        """The block ``grade`` with the keys that this experiment sets itself in their place."""
+        return Grade.model_validate(_over(shared.model_dump(), self.grade.model_dump(exclude_unset=True)))
+
     @field_serializer("grade")
     def _only_what_differs(self, block: Grade) -> dict[str, Any]:
         return block.model_dump(exclude_unset=True)
+
+
+def _over(values: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """``values`` with those of ``other`` in their place, blocks within blocks too."""
+    merged = dict(values)
+    for key, value in other.items():
+        merged[key] = _over(merged[key], value) if isinstance(value, dict) else value
+    return merged

@@ -48,9 +48,8 @@ class Params(Block):
         return self.datasets[dataset].scheme or self.index.scheme
 
     def grading(self, experiment: str) -> Grade:
-        """The block ``grade`` of an experiment: the shared one, but for the keys it sets itself."""
-        own = self.experiments[experiment].grade.model_dump(exclude_unset=True)
-        return Grade.model_validate(_over(self.grade.model_dump(), own))
+        """The block ``grade`` as an experiment has it."""
+        return self.experiments[experiment].graded_by(self.grade)
 
     @field_validator("pretrain", mode="before")
     @classmethod
@@ -108,11 +107,3 @@ class Params(Block):
                 "patches.published: its boxes lie in crops of crop.rule o_O and crop.aspect squash; set both"
             )
         return self
-
-
-def _over(values: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """``values`` with those of ``other`` in their place, blocks within blocks too."""
-    merged = dict(values)
-    for key, value in other.items():
-        merged[key] = _over(merged[key], value) if isinstance(value, dict) else value
-    return merged
