@@ -10,7 +10,7 @@ from drgrade.explain.cam import GradCam
 from drgrade.grading import linear
 from drgrade.grading.base import Photographs, Training
 from drgrade.grading.features import Frozen
-from drgrade.grading.finetune import regression_head
+from drgrade.grading.regression import regression_head
 from drgrade.grading.linear import Linear, Probe, regress
 from drgrade.params import Grade
 from drgrade.tracking import NullRun

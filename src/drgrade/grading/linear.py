@@ -23,7 +23,8 @@ from torch import nn
 from drgrade.encoders import read_tensors
 from drgrade.grading.base import GRADERS, Grader, Training, interpolated
 from drgrade.grading.features import Frozen, best, features
-from drgrade.grading.finetune import infer, regression_head, write_model
+from drgrade.grading.finetune import write_model
+from drgrade.grading.regression import infer, regression_head
 from drgrade.images.scaled import at_size
 from drgrade.images.store import Pictures
 from drgrade.seeding import seed_everything
