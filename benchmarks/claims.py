@@ -26,7 +26,7 @@ from matplotlib.figure import Figure
 
 from drgrade.evaluate.intervals import interval
 from drgrade.evaluate.leaderboard import resampled, seed_values
-from drgrade.evaluate.predictions import Measured, read_experiment
+from drgrade.evaluate.predictions import Measured, gather, tested
 from drgrade.params import Evaluate, check
 
 ROOT = Path(__file__).parents[1]
@@ -86,8 +86,7 @@ def params(dataset: str, quick: bool) -> dict[str, Any]:
                 experiments[name(start, grader, share)] = {
                     "grader": grader, "encoder": encoder, "start": start.removesuffix("_vit"),
                     "label_fraction": share, "seeds": [0] if quick else [0, 1, 2],
-                    "grade": {"lr": 0.0003} if encoder == VIT else {},
-                }  # fmt: skip
+                } | own_keys(grader, encoder, quick)  # fmt: skip
     blocks = {key: block for key, block in pretraining(dataset, quick).items() if key in starts}
     values: dict[str, Any] = {
         "datasets": {dataset: {}},
@@ -95,10 +94,9 @@ def params(dataset: str, quick: bool) -> dict[str, Any]:
         "pretrain": blocks,
         "grade": {
             "input_size": 128, "epochs": 1 if quick else 10, "batch_size": 8, "lr": 0.001,
-            "linear": {"lr": [0.001, 0.003, 0.01, 0.03], "epochs": 5 if quick else 100, "batch_size": 32},
         },
         "experiments": experiments,
-        "explain": {"experiment": name("imagenet", "finetune", 1.0), "images": 2},
+        "explanations": {"cam": {"experiment": name("imagenet", "finetune", 1.0), "images": 2}},
         "evaluate": {"bootstrap": 2000},
     }  # fmt: skip
     if dataset == "idrid":
@@ -111,6 +109,13 @@ def params(dataset: str, quick: bool) -> dict[str, Any]:
         "demo": {"patients": 24 if quick else 240, "segmentation": 16 if quick else 32, "masks": "all"}
     }
     return values
+
+
+def own_keys(grader: str, encoder: str, quick: bool) -> dict[str, Any]:
+    """Keys of an experiment that are its grader's own."""
+    if grader == "linear":
+        return {"lr": [0.001, 0.003, 0.01, 0.03], "epochs": 5 if quick else 100, "batch_size": 32}
+    return {"lr": 0.0003} if encoder == VIT else {}
 
 
 def name(start: str, grader: str, share: float) -> str:
@@ -137,7 +142,8 @@ def read(folder: Path, dataset: str, experiments: dict[str, Any]) -> Found:
     """Each experiment's predictions and bootstrap of its mean QWK; all draw the same patients."""
     found = {}
     for experiment in experiments:
-        measured = read_experiment(folder / f"results/{dataset}/grade/{experiment}/predictions.parquet")
+        paths = sorted((folder / f"results/{dataset}/grade/{experiment}").glob("*/predictions.parquet"))
+        measured = tested(experiment, gather(paths)[experiment])
         found[experiment] = measured, resampled(measured, Evaluate(bootstrap=2000))
     return found
 

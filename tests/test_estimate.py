@@ -1,7 +1,7 @@
 import re
 
 from drgrade.estimate import estimate, trainings
-from drgrade.params import Dataset, Demo, Download, Experiment, Grade, Index, Params, Roles
+from drgrade.params import Dataset, Demo, Download, Grade, Index, Params, Roles
 
 
 def test_a_small_run_says_nothing():
@@ -37,9 +37,9 @@ def test_trainings_are_experiments_by_seeds_by_folds():
         index=Index(scheme="kfold", folds=5),
         grade=Grade(select="last"),
         experiments={
-            "majority": Experiment(grader="majority"),
-            "probe": Experiment(grader="linear"),
-            "lesion_contrastive": Experiment(start="lesion_contrastive", seeds=[0, 1, 2]),
+            "majority": {"grader": "majority"},
+            "probe": {"grader": "linear"},
+            "lesion_contrastive": {"start": "lesion_contrastive", "seeds": [0, 1, 2]},
         },
     )
     assert trainings(params) == {"lesion_contrastive": 15}
@@ -50,8 +50,8 @@ def test_an_experiment_costs_what_it_sets_itself(tmp_path, monkeypatch):
 
     def passes(**own):
         experiments = {
-            "majority": Experiment(grader="majority"),
-            "lesion_contrastive": Experiment(start="imagenet", **own),
+            "majority": {"grader": "majority"},
+            "lesion_contrastive": {"start": "imagenet", **own},
         }
         lines = estimate(
             Params(download=Download(demo=Demo(patients=5000)), experiments=experiments), cores=2
@@ -59,5 +59,5 @@ def test_an_experiment_costs_what_it_sets_itself(tmp_path, monkeypatch):
         return int(re.search(r"(\d+) photograph passes", lines[-1])[1])
 
     assert passes() == 10_016 * Grade().epochs
-    assert passes(grade=Grade(epochs=3)) == 10_016 * 3
+    assert passes(epochs=3) == 10_016 * 3
     assert passes(label_fraction=0.25) == 10_016 * Grade().epochs / 4

@@ -1,12 +1,24 @@
 import json
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 import yaml
 
 from drgrade.errors import UserError
+from drgrade.params import (
+    BY_GRADER,
+    GRADERS,
+    Experiment,
+    Params,
+    Pretraining,
+    check,
+    check_block,
+    json_schema,
+    load,
+    parse_start,
+)
 from drgrade.params import Grade as GradeBlock
-from drgrade.params import Params, Pretraining, check, check_block, json_schema, load
 
 ROOT = Path(__file__).parents[1]
 
@@ -25,6 +37,7 @@ def test_committed_schema_is_the_models():
 
 def test_every_key_is_described():
     definitions = json.loads(json_schema())["$defs"]
+    definitions |= {name: GRADERS.get(name).Params.model_json_schema() for name in GRADERS.names()}
     undescribed = [
         f"{name}.{key}"
         for name, block in definitions.items()
@@ -45,7 +58,10 @@ def test_every_key_is_described():
         ({"roles": {"external": ["demo"]}}, "roles.external: 'demo' trains the graders"),
         ({"index": {"scheme": "file"}}, "datasets.demo.split_file: the scheme 'file' needs a CSV"),
         ({"roles": {"grade": "eyepacs"}}, "roles.grade: 'eyepacs' is not one of datasets (demo, demo_site)"),
-        ({"explain": {"experiment": "gone"}}, "explain.experiment: 'gone' is not one of experiments"),
+        (
+            {"explanations": {"a": {"experiment": "gone"}}},
+            "explanations.a.experiment: 'gone' is not one of experiments",
+        ),
         ({"patches": {"size": 512}}, "patches.size: larger than crop.size"),
         ({"pretrain": {"mae": {}}}, "params.yaml: pretrain.mae: input tag 'mae' found using 'method'"),
         ({"pretrain": {"simclr": {"window": "inside"}}}, "pretrain.simclr.window: no such key"),
@@ -57,7 +73,7 @@ def test_every_key_is_described():
         ({"patches": {"published": "a.pkl"}}, "patches.published: its boxes lie in crops of crop.rule o_O"),
         ({"experiments": {"a": {"seeds": []}}}, "experiments.a.seeds"),
         ({"experiments": {"Big Name": {}}}, "experiments.Big Name"),
-        ({"experiments": {"a": {"grade": {"lrr": 1}}}}, "params.yaml: experiments.a.grade.lrr: no such key"),
+        ({"experiments": {"a": {"grade": {"lrr": 1}}}}, "params.yaml: experiments.a.grade: no such key"),
         ({"index": {"val_fraction": 0.5, "test_fraction": 0.5}}, "index.val_fraction: leaves no training"),
     ],
 )
@@ -79,9 +95,9 @@ def test_files_that_are_not_params(tmp_path):
 
 
 def test_a_pretraining_is_named_after_its_method_or_names_it():
-    blocks = check(
-        {"pretrain": {"simclr": {"epochs": 3}, "far": {"method": "local_to_global"}}}, "x"
-    ).pretrain
+    pretrain = {"simclr": {"epochs": 3}, "far": {"method": "local_to_global"}}
+    experiments = {"lesion_contrastive": {"start": "simclr"}}
+    blocks = check({"pretrain": pretrain, "experiments": experiments}, "x").pretrain
     assert (blocks["simclr"].method, blocks["simclr"].epochs) == ("simclr", 3)
     assert blocks["far"].method == "local_to_global"
     assert set(blocks) == {"simclr", "far"}
@@ -89,23 +105,72 @@ def test_a_pretraining_is_named_after_its_method_or_names_it():
         check_block(Pretraining, '{"method": "simclr", "lr": -1}', "pretrain.far")
 
 
-def test_an_experiment_sets_keys_of_grade_apart():
+def test_an_experiment_overrides_keys_of_grade():
+    own = {"epochs": 3, "augment": {"flip": 0.0}}
     params = check(
         {
-            "grade": {"lr": 0.5, "knn": {"k": [3]}},
+            "grade": {"lr": 0.5, "input_size": 64, "augment": {"hue": 0.1}},
             "experiments": {
-                "lesion_contrastive": {"grade": {"epochs": 3, "knn": {"temperature": 0.5}}},
-                "b": {},
+                "lesion_contrastive": own, "b": {},
+                "probe": {"grader": "linear"}, "m": {"grader": "majority"},
             },
         },
         "x",
-    )
-    own, shared = params.grading("lesion_contrastive"), params.grading("b")
-    assert (own.lr, own.epochs, own.knn.k, own.knn.temperature) == (0.5, 3, [3], 0.5)
-    assert shared == params.grade
+    )  # fmt: skip
+    tuned, shared = params.experiment("lesion_contrastive"), params.experiment("b")
+    assert (tuned.lr, tuned.epochs, tuned.augment.flip, tuned.augment.hue) == (0.5, 3, 0.0, 0.1)
+    assert {key: getattr(shared, key) for key in shared.shared()} == dict(params.grade)
+    probe = params.experiment("probe")
+    assert probe.input_size == 64  # shared
+    assert probe.lr == [0.0003, 0.001, 0.003, 0.01]  # its own, whatever grade.lr is
+    assert not hasattr(params.experiment("m"), "lr")
     written = json.loads(params.model_dump_json())
-    assert written["experiments"]["lesion_contrastive"]["grade"] == {"epochs": 3, "knn": {"temperature": 0.5}}
-    assert check(written, "x").grading("lesion_contrastive") == own
+    assert {key: written["experiments"]["lesion_contrastive"][key] for key in own} == own
+    assert "lr" not in written["experiments"]["lesion_contrastive"]  # still that of grade
+    assert check(written, "x").experiment("lesion_contrastive") == tuned
+    whole = tuned.model_dump()
+    assert whole["lr"] == 0.5  # a verb is told everything
+    assert check_block(Annotated[Experiment, BY_GRADER], json.dumps(whole), "x") == tuned
+
+
+@pytest.mark.parametrize(
+    ("experiments", "message"),
+    [
+        (
+            {"a": {"grader": "finetun"}},
+            "x: experiments.a: grader: 'finetun': no module drgrade.",
+        ),
+        ({"a": {"lrr": 1}}, "x: experiments.a.lrr: no such key"),
+        ({"a": {"lr": -1.0}}, "x: experiments.a.lr: input should be greater than 0, not -1.0"),
+        ({"a": {"grader": "majority", "encoder": "resnet18"}}, "x: experiments.a.encoder: no such key"),
+        ({"a": {"start": "imagenett"}}, "x: experiments.a.start: 'imagenett' is none of random, imagenet"),
+        ({"a": {"start": "experiment:b"}}, "x: experiments.a: builds on 'b', which is not one of"),
+        ({"a": {"start": "experiment:a"}}, "x: experiments.a: builds on itself"),
+        (
+            {"a": {"start": "experiment:b"}, "b": {"members": ["c"]}, "c": {"start": "experiment:a"}},
+            "x: experiments.a: builds on itself, through a, b, c",
+        ),
+        (
+            {"a": {"start": "experiment:b", "seeds": [0, 3]}, "b": {"seeds": [0, 1]}},
+            "x: experiments.a.seeds: builds on 'b', which has no seed 3",
+        ),
+    ],
+)
+def test_impossible_experiments_are_refused(experiments, message):
+    blocks = {"explanations": {}, "experiments": experiments}
+    with pytest.raises(UserError) as error:
+        check(blocks, "x")
+    assert str(error.value).startswith(message)
+
+
+def test_a_start_is_a_word_an_encoder_an_experiment_or_a_file():
+    assert parse_start("random") == ("random", "random")
+    assert parse_start("simclr", ["simclr"]) == ("pretrain", "simclr")
+    assert parse_start("experiment:o_o_128") == ("experiment", "o_o_128")
+    assert parse_start("weights.pth") == ("file", "weights.pth")
+    assert parse_start("./weights") == ("file", "./weights")
+    params = check({"experiments": {"lesion_contrastive": {"start": "lesion_contrastive"}}}, "x")
+    assert params.start("lesion_contrastive") == ("pretrain", "lesion_contrastive")
 
 
 def test_a_block_comes_as_json():

@@ -6,19 +6,18 @@ import pytest
 from PIL import Image
 
 from drgrade.errors import UserError
-from drgrade.grading.finetune import Finetune, Regressor
-from drgrade.grading.stage import remember
-from drgrade.params import Crop, Grade
+from drgrade.grading.finetune import Finetune, Params
+from drgrade.grading.regression import Regressor
+from drgrade.params import Crop
 from drgrade.predict import predict_files
 
 
 @pytest.fixture
 def model(tmp_path):
     """A network that has learnt nothing, with a head that makes its scores differ."""
-    grader = Finetune("tf_efficientnet_lite0", Grade(input_size=32).model_dump())
+    grader = Finetune(Params(input_size=32), Crop(size=48))
     grader.network = Regressor("tf_efficientnet_lite0", "imagenet")
     grader.save(tmp_path / "model")
-    remember(tmp_path / "model/model.json", Crop(size=48))
     return tmp_path / "model"
 
 

@@ -1,6 +1,5 @@
 """The published protocols in params/: what they ask for, on stand-ins of the published size."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,9 @@ from drgrade.cli import main
 from drgrade.data.eyepacs import EyePACS
 from drgrade.data.index import assemble
 from drgrade.evaluate.leaderboard import evaluate
-from drgrade.grading.stage import grade
+from drgrade.grading.stage import Inputs, grade
+from drgrade.images.dataset import CroppedDataset
+from drgrade.images.shards import write_store
 from drgrade.images.survey import Survey
 from drgrade.params import Evaluate, Params, load
 from drgrade.schema import CROPS, INDEX, write_table
@@ -62,18 +63,16 @@ def test_majority_of_the_local_to_global_protocol(
     params = load(LOCAL_TO_GLOBAL)
     index = indexed(labels, params)
     assert index["split"].value_counts().to_dict() == {"test": 53576, "train": 35126}
-    write_table(index, tmp_path / "index.parquet", INDEX)
+    write_table(index, tmp_path / "eyepacs/index/index.parquet", INDEX)
     cut = index[["image_id"]].assign(row=range(len(index)), status="ok").reindex(columns=list(CROPS))
-    write_table(cut, tmp_path / "crops.parquet", CROPS)
+    write_table(cut, tmp_path / "eyepacs/crop/crops.parquet", CROPS)
     # majority looks at no picture
-    (tmp_path / "store.json").write_text(json.dumps({"size": 512, "format": "raw", "shards": []}))
-    grade(
-        "majority", params.experiments["majority"], params.grade, params.crop, dataset="eyepacs",
-        index=tmp_path / "index.parquet", crops=tmp_path / "crops.parquet", store=tmp_path / "store.json",
-        weights=None, predictions=tmp_path / "predictions.parquet", manifest=tmp_path / "models.json",
-        models=tmp_path / "models",
-    )  # fmt: skip
-    evaluate([tmp_path / "predictions.parquet"], Evaluate(bootstrap=100), tmp_path / "evaluate")
+    blank = np.lib.format.open_memmap(tmp_path / "blank.npy", "w+", np.uint8, (len(index), 1, 1, 3))
+    write_store(blank, tmp_path / "eyepacs/crop/store.json", "raw")
+    data = CroppedDataset("eyepacs", tmp_path / "eyepacs")
+    majority = params.experiment("majority")
+    grade("majority", majority, params.crop, Inputs(data), seed=0, fold=None, out=tmp_path / "seed0")
+    evaluate([tmp_path / "seed0/predictions.parquet"], Evaluate(bootstrap=100), tmp_path / "evaluate")
     (row,) = pd.read_csv(tmp_path / "evaluate/leaderboard.csv").to_dict("records")
     assert (row["experiment"], row["n"], row["qwk"]) == ("majority", 53576, 0)
     assert row["accuracy"] == pytest.approx(39533 / 53576, abs=1e-6)
@@ -98,8 +97,10 @@ def test_nothing_is_selected_where_nothing_validates() -> None:
     params = load(LOCAL_TO_GLOBAL)
     assert params.index.val_fraction == 0
     assert params.grade.select == "last"
-    assert params.grade.knn.k == [15]
-    assert len(params.grade.linear.lr) == 1
+    probes = [params.experiment(name) for name in params.experiments if name != "majority"]
+    assert all(probe.k == [15] for probe in probes if probe.grader == "knn")
+    assert all(len(probe.lr) == 1 for probe in probes if probe.grader == "linear")
+    assert {probe.grader for probe in probes} == {"finetune", "knn", "linear"}
 
 
 def test_every_start_is_judged_at_every_share_of_the_labels_in_both_ways() -> None:

@@ -25,9 +25,9 @@ import json, multiprocessing, os, signal, sys
 from pathlib import Path
 import numpy as np, pandas as pd, torch
 from drgrade import training
-from drgrade.grading import finetune
-from drgrade.grading.base import Photographs, Training
-from drgrade.params import Grade
+from drgrade.grading import finetune, regression
+from drgrade.grading.base import Job, Photographs, Start
+from drgrade.params import Crop
 from drgrade.tracking import NullRun
 
 PLACES = {"undisturbed": None, "step": (2, 1), "measured": (2,), "writing": (2,), "written": (3,)}
@@ -43,7 +43,7 @@ def train(folder, place, when):
                 file.write(f"{step}\\n")
             if place == "measured" and (step,) == when:
                 kill()
-    step, save, remove = finetune.FineTune.training_step, torch.save, training.shutil.rmtree
+    step, save, remove = regression.FineTune.training_step, torch.save, training.shutil.rmtree
     def training_step(self, items, number):
         if place == "step" and (self.current_epoch, number) == when:
             kill()
@@ -53,16 +53,17 @@ def train(folder, place, when):
         if place == "writing" and (checkpoint["epoch"],) == when:
             os.truncate(path, os.path.getsize(path) // 2)
             kill()
-    finetune.FineTune.training_step, torch.save = training_step, half
+    regression.FineTune.training_step, torch.save = training_step, half
     if place == "written":
         training.shutil.rmtree = lambda *args, **options: kill()
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (12, 40, 40, 3), np.uint8)
     table = pd.DataFrame({"grade": np.arange(12) % 5, "row": np.arange(12)})
-    params = Grade(input_size=32, epochs=4, batch_size=4).model_dump()
-    grader = finetune.Finetune("test_efficientnet", params)
+    params = finetune.Params(encoder="test_efficientnet", input_size=32, epochs=4, batch_size=4)
+    grader = finetune.Finetune(params, Crop())
     part = lambda rows: Photographs(images, table.iloc[rows])
-    grader.fit(Training(part(slice(0, 8)), part(slice(8, 12)), "random", 3, "test", "key", Run()))
+    start = Start("random")
+    grader.fit(Job(part(slice(0, 8)), part(slice(8, 12)), start, 3, "test", "key", Run()))
     grader.save(Path("out"))
 
 def run(*arguments):

@@ -53,6 +53,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _dataset(parser: argparse.ArgumentParser, role: str = "") -> None:
+    """A cropped dataset: its name, and its folder in ``results``."""
+    parser.add_argument(f"--{role}dataset", required=True)
+    parser.add_argument(
+        f"--{role}data",
+        type=Path,
+        required=True,
+        metavar="FOLDER",
+        help="its folder in results",
+    )
+
+
 def _images(verb: Verb) -> None:
     """Verbs of the rules in images.smk."""
     sub = verb(do.download)
@@ -109,19 +121,25 @@ def _grading(verb: Verb) -> None:
     sub.add_argument("--name", required=True, help="of the encoder, a key of the block pretrain")
     sub.add_argument("--patch", type=_number, required=True, help="side of a patch in crop pixels")
     sub.add_argument("--by-fold", action="store_true", help="one encoder a fold, blind to that fold")
-    _paths(sub, "index", "crops", "store", "manifest", "weights")
+    _dataset(sub)
+    _paths(sub, "manifest", "weights")
     _paths(sub, "patches", "kinds", optional=True)
     sub = verb(do.grade)
-    sub.add_argument("--dataset", required=True)
     sub.add_argument("--experiment", required=True)
-    sub.add_argument(
-        "--external", nargs=4, action="append", default=[], metavar=("DATASET", "INDEX", "CROPS", "STORE"),
-        help="test on another dataset too",
-    )  # fmt: skip
-    _block(sub, "--experiment-params", "its row of params.yaml")
+    sub.add_argument("--seed", type=int, default=0, help="of everything random")
+    sub.add_argument("--fold", type=int, default=None, help="the test fold, with cross-validation")
     _block(sub, "--crop-params", "the block crop, kept with the model")
-    _paths(sub, "index", "crops", "store", "predictions", "manifest", "models")
-    _paths(sub, "weights", optional=True)
+    _dataset(sub)
+    sub.add_argument(
+        "--external", nargs=2, action="append", default=[], metavar=("DATASET", "FOLDER"),
+        help="test on another dataset too; its folder in results",
+    )  # fmt: skip
+    sub.add_argument(
+        "--member", nargs=2, action="append", default=[], metavar=("EXPERIMENT", "FOLDER"),
+        help="a training of another experiment that this one builds on",
+    )  # fmt: skip
+    _paths(sub, "out")
+    _paths(sub, "start", "masks", "lesions", optional=True)
 
 
 def _results(verb: Verb) -> None:
@@ -130,13 +148,16 @@ def _results(verb: Verb) -> None:
     sub.add_argument("--predictions", type=Path, nargs="+", required=True, metavar="PATH")
     _paths(sub, "out")
     sub = verb(do.explain)
-    sub.add_argument("--dataset", required=True)
-    sub.add_argument("--lesions-dataset", required=True)
-    _paths(sub, "lesions_index", "lesions_crops", "lesions_store", "index", "crops", "store", "models", "out")
+    _dataset(sub)
+    _dataset(sub, "lesions-")
+    _paths(sub, "model", "out")
     sub = verb(do.report, params=False)
     sub.add_argument("--all-params", required=True, metavar="JSON")
     sub.add_argument("--statistics", type=Path, nargs="*", metavar="PATH", help="of the boxes pretrained on")
-    _paths(sub, "index", "crops", "store", "leaderboard", "metrics", "heat_maps", "out")
+    sub.add_argument(
+        "--heat-maps", type=Path, nargs="*", default=[], metavar="PATH", help="sheets of the stage explain"
+    )
+    _paths(sub, "index", "crops", "store", "leaderboard", "metrics", "out")
     _paths(sub, "lesions", "detector_metrics", "lesion_metrics", optional=True)
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from drgrade.params import Params
+from drgrade.params import Encoded, Grade, Params
 
 LARGE = 2000
 """Photographs from which on the estimate is printed."""
@@ -53,7 +53,9 @@ def estimate(params: Params, cores: int) -> list[str]:
     graded = counts[params.roles.grade]
     passes, hours = 0.0, 0.0
     for name, networks in trainings(params).items():
-        block, share = params.grading(name), params.experiments[name].label_fraction
+        block, share = params.experiment(name), params.experiments[name].label_fraction
+        if not isinstance(block, Grade) or not isinstance(block, Encoded):
+            continue
         own = graded * share * block.epochs * networks
         passes += own
         hours += own * (block.input_size / 288) ** 2 / CPU_RATE / 3600

@@ -10,6 +10,7 @@ A part is looked up by the name of its module, so adding one is adding one file:
 
 import importlib
 import importlib.util
+import pkgutil
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -34,6 +35,13 @@ class Registry:
 
         return add
 
+    def names(self) -> list[str]:
+        """All parts there are, sorted; imports every module of the package."""
+        package = importlib.import_module(self.package)
+        for module in pkgutil.iter_modules(package.__path__):
+            importlib.import_module(f"{self.package}.{module.name}")
+        return sorted(self._parts)
+
     def get(self, name: str) -> Any:
         """The class registered as ``name``; imports its module when first asked for.
 
@@ -42,7 +50,7 @@ class Registry:
         """
         module = f"{self.package}.{name}"
         if name not in self._parts:
-            if not name.isidentifier() or importlib.util.find_spec(module) is None:
+            if not str(name).isidentifier() or importlib.util.find_spec(module) is None:
                 raise UserError(f"{name!r}: no module {module}; is the name spelled right?")
             importlib.import_module(module)
         if name not in self._parts:

@@ -1,6 +1,5 @@
 """Grade new photographs with a trained model, from the file to a row of a CSV."""
 
-import json
 import logging
 from pathlib import Path
 
@@ -10,10 +9,10 @@ import pandas as pd
 from drgrade.errors import UserError
 from drgrade.evaluate.metrics import to_grades
 from drgrade.files import whole
-from drgrade.grading.base import GRADERS, Grader
+from drgrade.grading.base import Grader, Photographs
+from drgrade.grading.models import load_model
 from drgrade.images.crop import crop_photograph
 from drgrade.images.read import ReadError
-from drgrade.params import Crop
 from drgrade.schema import GRADE_NAMES, GRADES
 
 log = logging.getLogger(__name__)
@@ -39,38 +38,31 @@ def photographs_in(paths: list[Path]) -> list[Path]:
     return found
 
 
-def load_model(folder: Path) -> tuple[Grader, Crop]:
-    """A trained grader and the crop it was trained on.
-
-    Raises:
-        UserError: the folder holds no model.
-    """
-    try:
-        about = json.loads((folder / "model.json").read_text())
-    except FileNotFoundError:
-        example = "results/demo/grade/imagenet/models/seed0"
-        raise UserError(
-            f"{folder / 'model.json'}: no such file; name a model's folder, like {example}"
-        ) from None
-    return GRADERS.get(about["grader"]).load(folder), Crop.model_validate(about["crop"])
-
-
 def predict_files(paths: list[Path], model: Path, out: Path) -> None:
     """Write a CSV: file, status, reason, score (expected grade), grade, its name, p0-p4.
 
     A photograph that cannot be read is a row with a reason; the rest go on.
+
+    Raises:
+        UserError: there is no such model, or it builds on models of other experiments.
     """
-    grader, crop = load_model(model)
+    grader = load_model(model)
+    if grader.params.members:
+        raise UserError(
+            f"{model}: builds on the models of {', '.join(grader.params.members)}, which single photographs "
+            "do not go through; name one of those"
+        )
     files = photographs_in(paths)
     tables = []
     for start in range(0, len(files), BATCH):
-        tables.append(_predict_batch(files[start : start + BATCH], grader, crop))
+        tables.append(_predict_batch(files[start : start + BATCH], grader))
         log.info("%d of %d photographs", min(start + BATCH, len(files)), len(files))
     with whole(out) as partial:
         pd.concat(tables).to_csv(partial, index=False, float_format="%.4f")
 
 
-def _predict_batch(files: list[Path], grader: Grader, crop: Crop) -> pd.DataFrame:
+def _predict_batch(files: list[Path], grader: Grader) -> pd.DataFrame:
+    crop = grader.crop
     images = np.zeros((len(files), crop.size, crop.size, 3), np.uint8)
     reasons = []
     for place, path in enumerate(files):
@@ -85,8 +77,10 @@ def _predict_batch(files: list[Path], grader: Grader, crop: Crop) -> pd.DataFram
     )
     table["reason"] = reasons
     probabilities = np.full((len(files), len(GRADES)), np.nan)
-    probabilities[readable] = grader.predict(images, np.flatnonzero(readable))
-    score = probabilities @ np.array(GRADES)
+    score = np.full(len(files), np.nan)
+    unknown = pd.DataFrame({"image_id": table["file"], "patient_id": None, "eye": None, "grade": pd.NA})
+    output = grader.predict(Photographs(images, unknown.assign(row=range(len(files)))[readable]))
+    probabilities[readable], score[readable] = output.probabilities, output.score
     grades = to_grades(np.nan_to_num(score))
     table["score"] = score
     table["grade"] = pd.array(np.where(readable, grades, 0), "Int8")

@@ -86,8 +86,9 @@ PREDICTIONS = {
     "predicted": "Int8",
     "experiment": "string",
     "seed": "Int64",
+    "fold": "Int8",  # that the model was not trained on; missing without cross-validation
 }
-"""``predictions.parquet``, the same for every method."""
+"""``predictions.parquet`` of one training, the same for every method."""
 
 
 def conform(table: pd.DataFrame, columns: dict[str, str]) -> pd.DataFrame:

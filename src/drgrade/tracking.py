@@ -156,7 +156,7 @@ def publish(
     Args:
         results: test QWK by experiment.
         best: the experiment with the highest *validation* QWK, or None when nothing was held out.
-        models: manifest of trained models (``models.json``) by experiment.
+        models: manifest of trained models (``training.json``) by experiment.
         figures: folder of pictures.
     """
     try:
@@ -187,7 +187,7 @@ def _register(client: Any, experiment_id: str, best: str, manifest: Path) -> Non
             log.debug("the registered model is there already")
         run = runs[0].info
         version = client.create_model_version(
-            "drgrade", f"{run.artifact_uri}/models", run.run_id, {"experiment": best}
+            "drgrade", f"{run.artifact_uri}/model", run.run_id, {"experiment": best}
         )
         client.set_registered_model_alias("drgrade", "best", version.version)
 

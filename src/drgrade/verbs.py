@@ -8,7 +8,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from drgrade.errors import UserError
 
@@ -129,6 +129,7 @@ def patches(args: Arguments) -> None:
 
 def pretrain(args: Arguments) -> None:
     """Pretrain an encoder without grades."""
+    from drgrade.images.dataset import CroppedDataset
     from drgrade.params import Pretraining, check_block
     from drgrade.pretrain.stage import pretrain
 
@@ -139,9 +140,7 @@ def pretrain(args: Arguments) -> None:
         name=args.name,
         patch=args.patch,
         by_fold=args.by_fold,
-        index=args.index,
-        crops=args.crops,
-        store=args.store,
+        data=CroppedDataset(args.dataset, args.data),
         patches=args.patches,
         kinds=args.kinds,
         manifest=args.manifest,
@@ -150,24 +149,28 @@ def pretrain(args: Arguments) -> None:
 
 
 def grade(args: Arguments) -> None:
-    """Train and test one experiment, all its seeds and folds."""
-    from drgrade.grading.stage import External, grade
+    """Train and test one model of an experiment: one seed, one fold."""
+    from drgrade import params
+    from drgrade.grading.stage import Inputs, grade
+    from drgrade.images.dataset import CroppedDataset
 
-    experiment = _block(args.experiment_params, "experiment")
+    source = f"experiments.{args.experiment}"
+    inputs = Inputs(
+        data=CroppedDataset(args.dataset, args.data),
+        external=[CroppedDataset(name, Path(folder)) for name, folder in args.external],
+        start=args.start,
+        members={name: Path(folder) for name, folder in args.member},
+        masks=args.masks,
+        lesions=args.lesions,
+    )
     grade(
         args.experiment,
-        experiment,
-        _block(args.params, "grade"),
+        params.check_block(Annotated[params.Experiment, params.BY_GRADER], args.params, source),
         _block(args.crop_params, "crop"),
-        dataset=args.dataset,
-        index=args.index,
-        crops=args.crops,
-        store=args.store,
-        weights=args.weights,
-        predictions=args.predictions,
-        manifest=args.manifest,
-        models=args.models,
-        external=[External(name, *map(Path, paths)) for name, *paths in args.external],
+        inputs,
+        seed=args.seed,
+        fold=args.fold,
+        out=args.out,
     )
 
 
@@ -178,25 +181,22 @@ def evaluate(args: Arguments) -> None:
 
     evaluate(args.predictions, _block(args.params, "evaluate"), args.out)
     results, best = final_results(args.predictions)
-    models = {path.parent.name: path.with_name("models.json") for path in args.predictions}
-    publish(results, best, models, args.out / "figures")
+    trainings: dict[str, Path] = {}
+    for path in args.predictions:  # of several seeds and folds the first
+        trainings.setdefault(path.parent.parent.name, path.with_name("training.json"))
+    publish(results, best, trainings, args.out / "figures")
 
 
 def explain(args: Arguments) -> None:
     """Draw heat maps over photographs and score them against lesion masks."""
     from drgrade.explain.stage import explain
+    from drgrade.images.dataset import CroppedDataset
 
     explain(
-        _block(args.params, "explain"),
-        lesions_dataset=args.lesions_dataset,
-        lesions_index=args.lesions_index,
-        lesions_crops=args.lesions_crops,
-        lesions_store=args.lesions_store,
-        dataset=args.dataset,
-        index=args.index,
-        crops=args.crops,
-        store=args.store,
-        models=args.models,
+        _block(args.params, "explanation"),
+        graded=CroppedDataset(args.dataset, args.data),
+        masked=CroppedDataset(args.lesions_dataset, args.lesions_data),
+        model=args.model,
         out=args.out,
     )
 

@@ -8,6 +8,7 @@ from sklearn.metrics import cohen_kappa_score, f1_score, roc_auc_score
 
 from drgrade.errors import UserError
 from drgrade.evaluate.leaderboard import COLUMNS, EXTERNAL_COLUMNS, evaluate, final_results
+from drgrade.evaluate.predictions import gather
 from drgrade.params import Evaluate
 from drgrade.schema import PREDICTIONS, write_table
 
@@ -35,6 +36,7 @@ def predictions(name, noise, seeds=(0,), split="test", rng_seed=0):
                 "predicted": grades,
                 "experiment": name,
                 "seed": seed,
+                "fold": pd.NA,
             }
         )
         for grade in range(5):
@@ -44,10 +46,13 @@ def predictions(name, noise, seeds=(0,), split="test", rng_seed=0):
 
 
 def written(folder, *tables):
+    """A table a training, as the stage grade writes them."""
     paths = []
     for table in tables:
-        paths.append(folder / str(table["experiment"].iloc[0]) / "predictions.parquet")
-        write_table(table, paths[-1], PREDICTIONS)
+        for seed, rows in table.groupby("seed"):
+            experiment = str(rows["experiment"].iloc[0])
+            paths.append(folder / experiment / f"seed{seed}" / "predictions.parquet")
+            write_table(rows, paths[-1], PREDICTIONS)
     return paths
 
 
@@ -194,11 +199,14 @@ def test_impossible_rows_are_named(column, value, message, tmp_path):
         evaluate(written(tmp_path, table), PARAMS, tmp_path / "out")
 
 
-def test_no_test_rows_and_two_tables_of_one_name(tmp_path):
-    with pytest.raises(UserError, match="no rows of the split test"):
+def test_no_test_rows_and_two_tables_of_one_training(tmp_path):
+    with pytest.raises(UserError, match="one: no predictions of the split test"):
         evaluate(written(tmp_path / "a", predictions("one", 1, split="val")), PARAMS, tmp_path / "out")
     twice = written(tmp_path / "a", predictions("one", 1)) + written(tmp_path / "b", predictions("one", 1))
-    with pytest.raises(UserError, match="one: two prediction tables"):
+    with pytest.raises(
+        UserError,
+        match=r"b/one/seed0/.*: the same experiment, seed and fold as .*a/one/seed0",
+    ):
         evaluate(twice, PARAMS, tmp_path / "out")
 
 
@@ -249,3 +257,21 @@ def test_external_datasets_stand_beside_and_change_nothing_else(tmp_path):
     empty = pd.read_csv(tmp_path / "alone/out/external.csv")
     assert list(empty.columns) == list(EXTERNAL_COLUMNS)
     assert empty.empty
+
+
+def test_an_external_photograph_is_graded_by_the_mean_of_the_folds(tmp_path):
+    """Two folds say grade 1 and 4 of every photograph for certain: together 2.5, rounded to 3."""
+    paths = []
+    for fold, grade in enumerate((1, 4)):
+        own = predictions("one", 0.5).iloc[fold::2]
+        there = predictions("one", 0.5, split="external").assign(dataset="site", predicted=grade, score=grade)
+        there = there.assign(**{f"p{one}": float(one == grade) for one in range(5)})
+        paths.append(tmp_path / f"seed0_fold{fold}/predictions.parquet")
+        write_table(pd.concat([own, there]).assign(fold=fold), paths[-1], PREDICTIONS)
+    table = gather(paths)["one"]
+    assert len(table.query("split == 'test'")) == 2 * PATIENTS
+    external = table.query("split == 'external'")
+    assert len(external) == 2 * PATIENTS
+    assert external["fold"].isna().all()
+    assert (external[["p1", "p4"]] == 0.5).all(axis=None)
+    assert (external[["score", "predicted"]] == [2.5, 3]).all(axis=None)

@@ -14,18 +14,16 @@ from drgrade import schema
 from drgrade.encoders import create_encoder, read_tensors
 from drgrade.errors import UserError
 from drgrade.grading import features as module
-from drgrade.grading.base import GRADERS, Photographs, Training
+from drgrade.grading.base import GRADERS, Job, Photographs, Start
 from drgrade.grading.features import Frozen, best, features
-from drgrade.grading.stage import grade
-from drgrade.images.shards import write_store
-from drgrade.images.store import CropStore
-from drgrade.params import Crop, Experiment, Grade, Knn, Linear
-from drgrade.predict import load_model
+from drgrade.grading.models import load_model
+from drgrade.grading.stage import Inputs, grade
+from drgrade.params import Crop
 from drgrade.tracking import NullRun
 from drgrade.training import save_tensors
 
 CONV, VIT = "test_efficientnet", "test_vit"
-PARAMS = Grade(input_size=32, knn=Knn(k=[3]), linear=Linear(lr=[0.01], epochs=3, batch_size=4))
+OWN = {"knn": {"k": [3]}, "linear": {"lr": [0.01], "epochs": 3, "batch_size": 4}}
 PROBES = pytest.mark.parametrize("probe", ["knn", "linear"])
 
 
@@ -43,10 +41,20 @@ def normalised(images: np.ndarray, name: str) -> torch.Tensor:
     return torch.from_numpy((images / 255 - config.mean) / config.std).float().permute(0, 3, 1, 2)
 
 
-def fitted(probe: str, images, start: str, train, val, *, encoder: str = CONV, seed: int = 3, params=PARAMS):
-    grader = GRADERS.get(probe)(encoder, params.model_dump())
-    parts = Photographs(images, table(train)), Photographs(images, table(val))
-    grader.fit(Training(*parts, start, seed, "t", "key", NullRun()))
+def params(probe: str, **values):
+    return GRADERS.get(probe).Params.model_validate(
+        {"grader": probe, "encoder": CONV, "input_size": 32, **OWN[probe], **values}
+    )
+
+
+def shown(images, rows) -> Photographs:
+    return Photographs(images, table(rows))
+
+
+def fitted(probe: str, images, start: str, train, val, *, seed: int = 3, **values):
+    grader = GRADERS.get(probe)(params(probe, **values), Crop())
+    begin = Start(start) if start == "random" else Start("file", Path(start))
+    grader.fit(Job(shown(images, train), shown(images, val), begin, seed, "t", "key", NullRun()))
     return grader
 
 
@@ -173,7 +181,7 @@ def test_the_best_setting_is_the_smallest_of_equals_and_none_that_diverged():
 @PROBES
 def test_the_encoder_is_bit_identical_after_fit_and_predict(probe, weights, tmp_path):
     grader = fitted(probe, pictures(12), weights, range(8), [8, 9])
-    grader.predict(pictures(12), np.arange(10, 12))
+    grader.predict(shown(pictures(12), [10, 11]))
     found = tensors_of(grader, tmp_path / "model")
     for key, value in read_tensors(tmp_path / "start.safetensors").items():
         assert torch.equal(found[f"encoder.encoder.{key}"], value), key
@@ -195,11 +203,11 @@ def test_only_training_photographs_shape_the_model(probe, weights, tmp_path):
 @PROBES
 @pytest.mark.parametrize("encoder", [CONV, VIT])
 def test_a_loaded_model_predicts_the_same(probe, encoder, tmp_path):
-    images, rows = pictures(12, 48), np.arange(3, 12)
+    images = pictures(12, 48)
     grader = fitted(probe, images, "random", range(8), [8, 9], encoder=encoder)
-    expected = grader.predict(images, rows)
+    expected = grader.predict(shown(images, range(3, 12))).probabilities
     grader.save(tmp_path)
-    found = GRADERS.get(probe).load(tmp_path).predict(images, rows)
+    found = load_model(tmp_path).predict(shown(images, range(3, 12))).probabilities
     np.testing.assert_array_equal(found, expected)
     np.testing.assert_allclose(found.sum(axis=1), 1)
     assert found.shape == (9, 5)
@@ -213,31 +221,17 @@ def test_a_missing_weights_file_is_an_error(probe):
 
 
 @PROBES
-def test_the_stage_runs_and_its_model_is_found_again(probe, weights, tmp_path, monkeypatch):
-    monkeypatch.setenv("DRGRADE_TRACKING", "off")
-    images = pictures(12, 48)
-    write_store(images, tmp_path / "store.json", "raw", shard_bytes=10**6)
-    names = [f"i{row:02}" for row in range(12)]
-    index = pd.DataFrame({"image_id": names, "patient_id": names, "subset": "grading", "status": "ok"})
-    index["grade"], index["split"] = (
-        [row % 5 for row in range(12)],
-        ["train"] * 7 + ["val"] * 2 + ["test"] * 3,
-    )
-    schema.write_table(index.reindex(columns=list(schema.INDEX)), tmp_path / "index.parquet", schema.INDEX)
-    cut = pd.DataFrame({"image_id": names, "row": range(12), "status": "ok"})
-    schema.write_table(cut.reindex(columns=list(schema.CROPS)), tmp_path / "crops.parquet", schema.CROPS)
-    out = tmp_path / "out"
-    grade(
-        "e", Experiment(grader=probe, encoder=CONV, start=weights, seeds=[4]), PARAMS, Crop(),
-        dataset="demo", index=tmp_path / "index.parquet", crops=tmp_path / "crops.parquet",
-        store=tmp_path / "store.json", weights=None, predictions=out / "predictions.parquet",
-        manifest=out / "models.json", models=out / "models",
-    )  # fmt: skip
-    (listed,) = json.loads((out / "models.json").read_text())["models"]
+def test_the_stage_runs_and_its_model_is_found_again(probe, weights, dataset, tmp_path):
+    data = dataset("own")
+    experiment = params(probe, start=weights, seeds=[4])
+    grade("e", experiment, Crop(), Inputs(data, start=Path(weights)), seed=4, fold=None, out=tmp_path / "out")
+    about = json.loads((tmp_path / "out/training.json").read_text())
     digest = hashlib.sha256(Path(weights).read_bytes()).hexdigest()
-    assert (listed["seed"], listed["start"]) == (4, {"weights": weights, "sha256": digest})
-    tested = schema.read_table(out / "predictions.parquet", schema.PREDICTIONS).query("split == 'test'")
-    assert tested["image_id"].tolist() == names[9:]
-    grader, _ = load_model(out / "models" / "seed4")
-    again = grader.predict(CropStore(tmp_path / "store.json"), np.arange(9, 12))
-    np.testing.assert_allclose(tested[[f"p{one}" for one in range(5)]].to_numpy(np.float64), again, atol=1e-6)
+    assert (about["seed"], about["start"]) == (4, {"weights": weights, "sha256": digest})
+    tested = schema.read_table(tmp_path / "out/predictions.parquet", schema.PREDICTIONS)
+    tested = tested.query("split == 'test'")
+    assert tested["image_id"].tolist() == ["i8", "i9"]
+    again = load_model(tmp_path / "out/model").predict(shown(data.images, [8, 9]))
+    found = tested[[f"p{one}" for one in range(5)]].to_numpy(np.float64)
+    np.testing.assert_allclose(found, again.probabilities, atol=1e-6)
+    assert again.features.shape[0] == 2

@@ -8,19 +8,18 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from drgrade import schema
-from drgrade.grading import finetune
-from drgrade.grading.base import GRADERS, Photographs, Training
-from drgrade.grading.stage import grade
+from drgrade.grading import regression
+from drgrade.grading.base import GRADERS, Job, Photographs, Start
+from drgrade.grading.finetune import Params
 from drgrade.images import scaled as sizes
 from drgrade.images.shards import write_store
 from drgrade.images.store import CropStore
-from drgrade.params import Crop, Experiment, Grade
+from drgrade.params import Crop
 from drgrade.seeding import seed_everything
 from drgrade.tracking import NullRun
 
 SIZE, ROWS = 48, 14
-PARAMS = Grade(input_size=32, epochs=2, batch_size=4, select="best")
+PARAMS = Params(encoder="tf_efficientnet_lite0", input_size=32, epochs=2, batch_size=4, select="best")
 
 
 @pytest.fixture
@@ -37,12 +36,10 @@ def table(rows) -> pd.DataFrame:
 
 
 def trained(images, train, val, test, params=PARAMS) -> np.ndarray:
-    grader = GRADERS.get("finetune")("tf_efficientnet_lite0", params.model_dump())
-    training = Training(
-        Photographs(images, train), Photographs(images, val), "random", 3, "t", "key", NullRun()
-    )
-    grader.fit(training)
-    return grader.predict(images, test)
+    grader = GRADERS.get("finetune")(params, Crop())
+    parts = Photographs(images, train), Photographs(images, val)
+    grader.fit(Job(*parts, Start("random"), 3, "t", "key", NullRun()))
+    return grader.predict(Photographs(images, pd.DataFrame({"row": test}))).probabilities
 
 
 def test_a_store_gives_what_pictures_scaled_beforehand_give(crops, tmp_path, monkeypatch):
@@ -75,43 +72,28 @@ def test_a_store_of_the_input_size_is_read_as_it_is(crops, tmp_path, monkeypatch
     np.testing.assert_array_equal(found, trained(pictures, *splits, params))
 
 
-def test_seeds_and_folds_share_one_scaled_copy(crops, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("DRGRADE_TRACKING", "off")
-    names = [f"i{row}" for row in range(ROWS)]
-    index = pd.DataFrame({"image_id": names, "patient_id": names, "subset": "grading", "status": "ok"})
-    index["grade"], index["fold"] = [row % 5 for row in range(ROWS)], [row % 3 for row in range(ROWS)]
-    schema.write_table(index.reindex(columns=list(schema.INDEX)), tmp_path / "index.parquet", schema.INDEX)
-    cut = pd.DataFrame({"image_id": names, "row": range(ROWS), "status": "ok"})
-    schema.write_table(cut.reindex(columns=list(schema.CROPS)), tmp_path / "crops.parquet", schema.CROPS)
-    scaled = []
-    scale = sizes.scale
-    monkeypatch.setattr(sizes, "scale", lambda part, size: scaled.append(len(part)) or scale(part, size))
-    out = tmp_path / "out"
-    grade(
-        "e", Experiment(start="random", seeds=[0, 1]), PARAMS.model_copy(update={"epochs": 1}), Crop(),
-        dataset="demo", index=tmp_path / "index.parquet", crops=tmp_path / "crops.parquet", store=crops[0],
-        weights=None, predictions=out / "predictions.parquet", manifest=out / "models.json",
-        models=out / "models",
-    )  # fmt: skip
-    assert sum(scaled) == ROWS  # two seeds of three folds
-    assert len(list((out / "models").iterdir())) == 6
-    tested = schema.read_table(out / "predictions.parquet", schema.PREDICTIONS).query("split == 'test'")
-    assert sorted(tested["image_id"]) == sorted(names * 2)
+class MeanColours(nn.Module):
+    """The smallest of encoders: mean colours, BatchNorm."""
+
+    num_features = 3
+
+    def __init__(self):
+        super().__init__()
+        self.norm = nn.BatchNorm1d(3)
+
+    def forward(self, batch):
+        return self.norm(batch.mean(dim=(2, 3)))
 
 
-class Colours(nn.Module):
+class Colours(regression.Regressor):
     """The smallest of networks, in place of :class:`Regressor`: mean colours, BatchNorm, one unit."""
 
     made: list["Colours"]
 
     def __init__(self, encoder, start):
-        super().__init__()
-        self.norm, self.head = nn.BatchNorm1d(3), nn.Linear(3, 1)
+        nn.Module.__init__(self)
+        self.encoder, self.head = MeanColours(), nn.Linear(3, 1)
         self.made.append(self)
-
-    def forward(self, batch):
-        return self.head(self.norm(batch.mean(dim=(2, 3)))).squeeze(1)
 
 
 class Stopping(NullRun):
@@ -130,10 +112,10 @@ STEPPED = {"input_size": 32, "epochs": 3, "batch_size": 3, "accumulate": 2, "lr"
 def averaged(monkeypatch, select, qwks, stop=None):
     """A training on eight photographs whose epochs validate as told; states and rates after each step."""
     states, rates, step = [], [], torch.optim.AdamW.step
-    monkeypatch.setattr(finetune, "Regressor", Colours)
+    monkeypatch.setattr(regression, "Regressor", Colours)
     monkeypatch.setattr(Colours, "made", [], raising=False)
     told = iter(qwks)
-    monkeypatch.setattr(finetune, "qwk", lambda *_: next(told))
+    monkeypatch.setattr(regression, "qwk", lambda *_: next(told))
 
     def recorded(optimizer, closure=None):
         rates.append(optimizer.param_groups[0]["lr"])
@@ -144,12 +126,10 @@ def averaged(monkeypatch, select, qwks, stop=None):
 
     images = np.random.default_rng(0).integers(0, 256, (12, 40, 40, 3)).astype(np.uint8)
     splits = Photographs(images, table(range(8))), Photographs(images, table(range(8, 12)))
-    grader = GRADERS.get("finetune")(
-        "tf_efficientnet_lite0", Grade(select=select, weights_ema=0.6, **STEPPED).model_dump()
-    )
+    grader = GRADERS.get("finetune")(Params(select=select, weights_ema=0.6, **STEPPED), Crop())
     with monkeypatch.context() as patch:
         patch.setattr(torch.optim.AdamW, "step", recorded)
-        grader.fit(Training(*splits, "random", 3, "t", "key", Stopping(stop)))
+        grader.fit(Job(*splits, Start("random"), 3, "t", "key", Stopping(stop)))
     return grader.network.state_dict(), states, rates
 
 
@@ -190,7 +170,7 @@ def start_of_colours():
 def test_a_compiled_network_is_saved_under_plain_names(crops, tmp_path, monkeypatch):
     """Compiled by a backend that changes nothing; the saved one grades alike."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(finetune, "Regressor", Colours)
+    monkeypatch.setattr(regression, "Regressor", Colours)
     monkeypatch.setattr(Colours, "made", [], raising=False)
     compile_, graphs = torch.compile, []
 
@@ -203,15 +183,15 @@ def test_a_compiled_network_is_saved_under_plain_names(crops, tmp_path, monkeypa
     splits = Photographs(pictures, table([9, 2, 13, 4])), Photographs(pictures, table([12, 0]))
     networks = {}
     for compiled in (False, True):
-        params = PARAMS.model_copy(update={"compile": compiled}).model_dump()
-        grader = GRADERS.get("finetune")("tf_efficientnet_lite0", params)
-        grader.fit(Training(*splits, "random", 3, "t", "key", NullRun()))
+        grader = GRADERS.get("finetune")(PARAMS.model_copy(update={"compile": compiled}), Crop())
+        grader.fit(Job(*splits, Start("random"), 3, "t", "key", NullRun()))
         assert bool(graphs) is compiled
         grader.save(tmp_path)
         networks[compiled] = load_file(tmp_path / "model.safetensors")
         again = type(grader).load(tmp_path)
-        rows = np.array([5, 8])
-        np.testing.assert_allclose(again.predict(pictures, rows), grader.predict(pictures, rows), atol=1e-6)
+        shown = Photographs(pictures, table([5, 8]))
+        expected = grader.predict(shown).probabilities
+        np.testing.assert_allclose(again.predict(shown).probabilities, expected, atol=1e-6)
     assert networks[True].keys() == networks[False].keys() == Colours("", "").state_dict().keys()
     for key, value in networks[True].items():
         torch.testing.assert_close(value, networks[False][key])

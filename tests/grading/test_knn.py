@@ -6,9 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from drgrade.grading import knn
-from drgrade.grading.knn import Knn
-from drgrade.params import Grade
+from drgrade.grading import features as feature_module
+from drgrade.grading.base import Photographs
+from drgrade.grading.knn import Knn, Params
+from drgrade.grading.models import load_model
+from drgrade.params import Crop
 
 
 def angles(*degrees) -> np.ndarray:
@@ -24,11 +26,10 @@ def fit(monkeypatch, fitted):
     """
     points = angles(-8, -4, 4, 8, 0, 82, 86, 94, 98, 90, 1, 91)
     table = pd.DataFrame({"grade": [0, 0, 0, 0, 4, 4, 4, 4, 4, 0, 0, 4], "row": range(12)})
-    monkeypatch.setattr(knn, "features", lambda frozen, images, rows: points[rows])
+    monkeypatch.setattr(feature_module, "features", lambda frozen, images, rows: points[rows])
 
     def run(k: list[int], val: list[int]) -> tuple[Knn, dict[str, float]]:
-        settings = Grade(input_size=32, knn={"k": k}).model_dump()
-        grader = Knn("test_efficientnet", settings)
+        grader = Knn(Params(encoder="test_efficientnet", input_size=32, k=k), Crop())
         return grader, fitted(grader, table.iloc[:10], table.iloc[val])
 
     return run
@@ -56,16 +57,18 @@ def test_more_neighbours_than_photographs_are_all_of_them(fit, tmp_path):
     grader, _ = fit([99, 10], [10, 11])
     assert grader.k == 10  # equals, so the smaller
     many, _ = fit([99], [])
-    images, rows = np.zeros((12, 32, 32, 3), np.uint8), np.array([10, 11])
-    np.testing.assert_array_equal(many.predict(images, rows), grader.predict(images, rows))
+    shown = Photographs(np.zeros((12, 32, 32, 3), np.uint8), pd.DataFrame({"row": [10, 11]}))
+    expected = grader.predict(shown).probabilities
+    np.testing.assert_array_equal(many.predict(shown).probabilities, expected)
     many.save(tmp_path)
-    assert json.loads((tmp_path / "model.json").read_text())["k"] == 99
+    assert json.loads((tmp_path / "model.json").read_text())["facts"] == {"k": 99}
+    np.testing.assert_array_equal(load_model(tmp_path).predict(shown).probabilities, expected)
 
 
 def test_there_is_no_network_to_explain(fit, tmp_path):
     from drgrade.errors import UserError
-    from drgrade.explain.stage import first_model
+    from drgrade.explain.stage import network_of
 
-    fit([1], [])[0].save(tmp_path / "seed0")
+    fit([1], [])[0].save(tmp_path)
     with pytest.raises(UserError, match="'knn' has no network to explain"):
-        first_model(tmp_path)
+        network_of(tmp_path)

@@ -7,17 +7,18 @@ import torch
 
 from drgrade.errors import UserError
 from drgrade.explain.cam import GradCam
-from drgrade.grading import linear
-from drgrade.grading.base import Photographs, Training
+from drgrade.grading import features as feature_module
+from drgrade.grading.base import Job, Photographs, Start
 from drgrade.grading.features import Frozen
+from drgrade.grading.linear import Linear, Params
+from drgrade.grading.probe import Probe, regress
 from drgrade.grading.regression import regression_head
-from drgrade.grading.linear import Linear, Probe, regress
-from drgrade.params import Grade
+from drgrade.params import Crop
 from drgrade.tracking import NullRun
 
 
-def block(**changed) -> dict:
-    return Grade(linear=changed).model_dump()["linear"]
+def block(**changed) -> Params:
+    return Params(encoder="test_efficientnet", input_size=32, **changed)
 
 
 def toy(rows: int = 40) -> tuple[torch.Tensor, torch.Tensor]:
@@ -87,12 +88,11 @@ def fit(monkeypatch, fitted):
     grades = np.arange(25) % 5
     points = np.zeros((25, 256), np.float32)
     points[:, 0] = grades
-    monkeypatch.setattr(linear, "features", lambda frozen, images, rows: points[rows])
+    monkeypatch.setattr(feature_module, "features", lambda frozen, images, rows: points[rows])
     table = pd.DataFrame({"grade": grades, "row": range(25)})
 
     def run(lr: list[float], val: range) -> tuple[Linear, dict[str, float]]:
-        settings = Grade(input_size=32, linear={"lr": lr, "epochs": 60}).model_dump()
-        grader = Linear("test_efficientnet", settings)
+        grader = Linear(block(lr=lr, epochs=60), Crop())
         recorded = fitted(grader, table.iloc[:15], table.iloc[val])
         with torch.inference_mode():
             scores = grader.network.head(grader.network.scaled(torch.from_numpy(points))).squeeze(1)
@@ -120,12 +120,11 @@ def test_the_first_learning_rate_where_nothing_validates(fit):
 def test_one_seed_gives_one_model_and_another_seed_another():
     images = np.random.default_rng(0).integers(0, 256, (10, 32, 32, 3), np.uint8)
     part = Photographs(images, pd.DataFrame({"grade": np.arange(10) % 5, "row": range(10)}))
-    settings = Grade(input_size=32, linear={"lr": [0.01], "epochs": 2, "batch_size": 4}).model_dump()
     found = []
     for seed in (1, 1, 2):
-        grader = Linear("test_efficientnet", settings)
-        grader.fit(Training(part, part, "random", seed, "t", "", NullRun()))
-        found.append(grader.predict(images, np.arange(10)))
+        grader = Linear(block(lr=[0.01], epochs=2, batch_size=4), Crop())
+        grader.fit(Job(part, part, Start("random"), seed, "t", "", NullRun()))
+        found.append(grader.predict(part).probabilities)
     np.testing.assert_array_equal(found[0], found[1])
     assert np.abs(found[0] - found[2]).max() > 0
 

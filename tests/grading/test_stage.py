@@ -1,21 +1,28 @@
+"""The stage on a small store of random pictures: what it writes, what it refuses, what it resumes."""
+
+import json
+
+import numpy as np
 import pandas as pd
 import pytest
 
 from drgrade.errors import UserError
-from drgrade.grading.base import splits
-from drgrade.grading.stage import (
-    External,
-    graded_external,
-    labelled,
-    start_weights,
-    started_from,
-    trainings,
-)
-from drgrade.params import Experiment
-from drgrade.schema import CROPS, INDEX, write_table
+from drgrade.files import sha256
+from drgrade.grading import stage
+from drgrade.grading.base import GRADERS, Grader, Output, Start
+from drgrade.grading.finetune import Finetune, Params
+from drgrade.grading.majority import Params as Majority
+from drgrade.grading.models import load_model
+from drgrade.grading.photographs import parts_of, splits
+from drgrade.grading.stage import Inputs, grade, graded_external, start_of
+from drgrade.images.dataset import CroppedDataset
+from drgrade.params import Crop, Experiment
+from drgrade.schema import CROPS, PREDICTIONS, read_table, write_table
+
+SMALL = {"encoder": "test_efficientnet", "start": "random", "input_size": 32, "epochs": 1, "batch_size": 4}
 
 
-def table(folds: list[int | None], split: list[str]) -> pd.DataFrame:
+def table(folds, split=None) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "image_id": [f"i{n}" for n in range(len(folds))],
@@ -48,48 +55,224 @@ def test_every_photograph_is_tested_once_out_of_fold(select, held_out):
     assert sorted(tested) == sorted(rows["image_id"])
 
 
-def test_trainings_are_seeds_by_folds_and_refuse_an_empty_training_set():
+def test_a_training_needs_its_fold_and_something_to_train_on():
     rows = table([0, 1] * 5, ["train"] * 10)
-    made = [(seed, fold) for seed, fold, _ in trainings(rows, Experiment(seeds=[3, 4]), "last")]
-    assert made == [(3, 0), (3, 1), (4, 0), (4, 1)]
+    parts = parts_of(rows, seed=0, fold=1, select="last", label_fraction=1.0)
+    assert set(parts["test"]["fold"]) == {1}
+    with pytest.raises(UserError, match="--fold 2: the index has the folds 0, 1"):
+        parts_of(rows, seed=0, fold=2, select="last", label_fraction=1.0)
     with pytest.raises(UserError, match="no graded training photographs"):
-        list(trainings(table([None], ["test"]), Experiment(), "best"))
+        parts_of(table([None], ["test"]), seed=0, fold=None, select="best", label_fraction=1.0)
 
 
 def test_label_fractions_take_whole_patients_inside_one_another():
     rows = table([None] * 100, ["train"] * 100)
-    tenth, quarter = (set(labelled(rows, fraction, 0)["image_id"]) for fraction in (0.1, 0.25))
-    assert tenth < quarter
-    assert len(tenth) == 10
-    assert len(labelled(rows, 1.0, 0)) == 100
+    tenth, quarter, whole = (
+        set(parts_of(rows, seed=0, fold=None, select="last", label_fraction=share)["train"]["image_id"])
+        for share in (0.1, 0.25, 1.0)
+    )
+    assert tenth < quarter < whole
+    assert (len(tenth), len(whole)) == (10, 100)
 
 
-def test_start_weights_prefer_the_folds_own_encoder(tmp_path):
-    assert start_weights("imagenet", None, 1) == "imagenet"
-    (tmp_path / "encoder.safetensors").write_text("")
-    assert start_weights("lesion_contrastive", tmp_path, 1).endswith("encoder.safetensors")
-    (tmp_path / "encoder_fold1.safetensors").write_text("")
-    assert start_weights("lesion_contrastive", tmp_path, 1).endswith("encoder_fold1.safetensors")
-    with pytest.raises(UserError, match="run the stage pretrain"):
-        start_weights("lesion_contrastive", tmp_path / "none", None)
+def test_a_start_is_found_and_has_the_digest_of_what_is_read(tmp_path):
+    assert start_of(Params(start="imagenet"), None, 1) == Start("imagenet")
+    assert start_of(Majority(), None, None) == Start("random")
+    encoder, own, model = (
+        tmp_path / name for name in ("encoder.safetensors", "encoder_fold1.safetensors", "model")
+    )
+    encoder.write_text("shared")
+    pretrained = Params(start="lesion_contrastive")
+    assert start_of(pretrained, tmp_path, 1) == Start("pretrain", encoder, sha256(encoder))
+    own.write_text("of fold 1")
+    assert start_of(pretrained, tmp_path, 1).path == own  # the fold's own encoder is preferred
+    assert start_of(pretrained, tmp_path, 0).path == encoder
+    model.mkdir()
+    (model / "model.safetensors").write_text("trained")
+    built = start_of(Params(start="experiment:other"), tmp_path, 1)
+    assert (built.kind, built.path) == ("experiment", model / "model.safetensors")
+    assert start_of(Params(start="a.pth"), own, None) == Start("file", own, sha256(own))
+    with pytest.raises(UserError, match=r"no such file; run the stage that makes 'lesion_contrastive' first"):
+        start_of(pretrained, tmp_path / "none", None)
+    with pytest.raises(UserError, match="--start: not given, and the experiment starts from lesion_contrast"):
+        start_of(pretrained, None, None)
 
 
-def test_a_grader_without_weights_started_from_none(tmp_path):
-    """Though no ImageNet weights of this encoder are to be found."""
-    assert started_from(tmp_path, "resnet18", "imagenet", 0) == {}
-    (tmp_path / "model.safetensors").write_text("")
-    assert started_from(tmp_path, "resnet18", "random", 2) == {"weights": "random", "seed": 2}
-
-
-def test_an_external_dataset_without_grades_is_refused(tmp_path):
+def test_an_external_dataset_without_grades_is_refused(dataset):
     """As the test part of APTOS 2019, whose grades were never released; b's only graded crop failed."""
-    index = pd.DataFrame({"image_id": ["a", "b", "c"], "subset": "grading", "grade": [None, 2, None]})
-    index["status"] = ["unlabelled", "ok", "unlabelled"]
-    cut = pd.DataFrame({"image_id": ["a", "b", "c"], "row": [0, None, 2], "status": ["ok", "failed", "ok"]})
-    site = External("site", tmp_path / "index.parquet", tmp_path / "crops.parquet", tmp_path / "store.json")
-    write_table(index.reindex(columns=list(INDEX)), site.index, INDEX)
-    write_table(cut.reindex(columns=list(CROPS)), site.crops, CROPS)
+    site = dataset("site", grades=[None, 2, None])
+    assert graded_external(site)["image_id"].tolist() == ["i1"]
+    cut = pd.DataFrame(
+        {"image_id": ["i0", "i1", "i2"], "row": [0, None, 2], "status": ["ok", "failed", "ok"]}
+    )
+    write_table(cut.reindex(columns=list(CROPS)), site.crops_file, CROPS)
     with pytest.raises(UserError, match=r"^roles\.external: 'site' has no graded photograph with a crop"):
-        graded_external(site)
-    write_table(cut.assign(row=[0, 1, 2], status="ok").reindex(columns=list(CROPS)), site.crops, CROPS)
-    assert graded_external(site)["image_id"].tolist() == ["b"]
+        graded_external(CroppedDataset("site", site.folder))
+
+
+def run(data, experiment, out, *, name="e", seed=0, fold=None, **inputs) -> dict:
+    grade(name, experiment, Crop(), Inputs(data, **inputs), seed=seed, fold=fold, out=out)
+    return json.loads((out / "training.json").read_text())
+
+
+def test_each_training_writes_a_folder_of_its_own(dataset, tmp_path):
+    data, site = dataset("own", folds=3), dataset("site")
+    experiment = Params(**SMALL, select="last", seeds=[0, 1])
+    written = {
+        (seed, fold): run(
+            data, experiment, tmp_path / f"seed{seed}_fold{fold}", seed=seed, fold=fold, external=[site]
+        )
+        for seed in (0, 1)
+        for fold in (0, 1)
+    }
+    assert len({about["files"]["model.safetensors"] for about in written.values()}) == 4
+    table = read_table(tmp_path / "seed1_fold0/predictions.parquet", PREDICTIONS)
+    assert (set(table["seed"]), set(table["fold"])) == ({1}, {0})
+    own, external = (table[table["dataset"] == name] for name in ("own", "site"))
+    assert set(own["image_id"]) == {f"i{n}" for n in range(0, 15, 3)}
+    assert set(own["split"]) == {"test"}
+    assert len(external) == 15
+    about = written[1, 0]
+    assert about["start"] == {"weights": "random", "seed": 1}
+    model = tmp_path / "seed1_fold0/model"
+    assert about["files"] == {path.name: sha256(path) for path in model.iterdir()}
+    loaded = load_model(model)
+    assert isinstance(loaded, Finetune)
+    assert loaded.preprocess.size == 32
+    # the same job once more gives the same bytes
+    assert (
+        run(data, experiment, tmp_path / "again", seed=1, fold=0, external=[site])["files"] == about["files"]
+    )
+
+
+@pytest.fixture
+def keys(dataset, tmp_path, monkeypatch):
+    """Keys of trainings, in place of the trainings."""
+
+    class ReachedError(Exception):
+        pass
+
+    def fit(self, job):
+        raise ReachedError(job.key)
+
+    monkeypatch.setattr(Finetune, "fit", fit)
+
+    def key(data, experiment, **options) -> str:
+        with pytest.raises(ReachedError) as known:
+            run(data, experiment, tmp_path / "out", **options)
+        return str(known.value)
+
+    return key
+
+
+def test_a_key_changes_with_what_is_learned_from_and_with_nothing_else(keys, dataset, tmp_path, monkeypatch):
+    data, experiment = dataset("own"), Params(**SMALL)
+    first = keys(data, experiment)
+    assert keys(data, experiment) == first
+    assert keys(data, experiment.model_copy(update={"seeds": [0, 7]})) == first  # another training's seed
+    weights = tmp_path / "weights.safetensors"
+    weights.write_bytes(b"one")
+    filed = experiment.model_copy(update={"start": str(weights)})
+    started = keys(data, filed, start=weights)
+    weights.write_bytes(b"two")
+    found = {
+        "start": started,
+        "other weights in the same file": keys(data, filed, start=weights),
+        "fraction": keys(data, experiment.model_copy(update={"label_fraction": 0.5})),
+        "seed": keys(data, experiment, seed=1),
+        "lr": keys(data, experiment.model_copy(update={"lr": 0.5})),
+        "split": keys(dataset("split", splits=["train", "train", "val", "test", "train"]), experiment),
+        "grades": keys(dataset("grades", grades=[4, 3, 2, 1, 0] * 3), experiment),
+        "pictures": keys(dataset("pictures", pixel_seed=9), experiment),
+    }
+    monkeypatch.setattr("drgrade.resume.code_digest", lambda *parts: "another code")
+    found["code"] = keys(data, experiment)
+    assert len({first, *found.values()}) == len(found) + 1, found
+
+
+def test_an_experiment_goes_on_from_the_model_of_another(dataset, tmp_path, monkeypatch):
+    """As the networks of o_O do, from 128 to 256 px: the head too is where the other ended."""
+    from drgrade.grading import regression
+
+    data = dataset("own")
+    run(data, Params(**SMALL), tmp_path / "small", name="small")
+    begun = []
+    begin = regression.begin
+    monkeypatch.setattr(regression, "begin", lambda *args: begun.append(begin(*args)) or begun[-1])
+
+    def fit(module, **_):
+        begun.append({key: value.clone() for key, value in module.network.state_dict().items()})
+
+    monkeypatch.setattr("drgrade.training.fit", fit)
+    larger = Params(**SMALL | {"input_size": 48, "start": "experiment:small"})
+    about = run(data, larger, tmp_path / "large", start=tmp_path / "small")
+    small = load_model(tmp_path / "small/model")
+    for key, value in small.network.state_dict().items():
+        assert (begun[-1][key] == value).all(), key
+    assert about["start"]["sha256"] == sha256(tmp_path / "small/model/model.safetensors")
+
+
+class PairParams(Experiment):
+    """Of :class:`Pair`."""
+
+    grader: str = "pair"
+
+
+class Pair(Grader):
+    """Both eyes of a patient by the features of a member: what a blend looks like in this contract."""
+
+    Params = PairParams
+    fitted: dict[str, np.ndarray]
+
+    def inputs(self, photographs):
+        (features,) = [output.features for output in photographs.outputs.values()]
+        partner = photographs.partner()
+        other = np.where((partner < 0)[:, None], features, features[partner])
+        return np.concatenate([features, other, np.ones((len(features), 1))], axis=1)
+
+    def fit(self, job):
+        weights, *_ = np.linalg.lstsq(self.inputs(job.train), job.train.grades, rcond=None)
+        self.weights = weights
+
+    def predict(self, photographs):
+        score = np.clip(self.inputs(photographs) @ self.weights, 0, 4)
+        return Output(np.eye(5)[np.rint(score).astype(int)], score)
+
+    def facts(self):
+        return {"weights": self.weights.tolist()}
+
+    def rebuild(self, facts, shapes):
+        self.weights = np.array(facts["weights"])
+
+
+def test_a_blend_of_other_experiments_is_one_class(dataset, tmp_path, monkeypatch):
+    monkeypatch.setitem(GRADERS._parts, "pair", Pair)
+    data, site = dataset("own"), dataset("site", pixel_seed=2)
+    run(data, Params(**SMALL), tmp_path / "member", name="member")
+    blend = PairParams(members=["member"])
+    about = run(
+        data,
+        blend,
+        tmp_path / "blend",
+        name="blend",
+        members={"member": tmp_path / "member"},
+        external=[site],
+    )
+    assert about["start"] == {}
+    table = read_table(tmp_path / "blend/predictions.parquet", PREDICTIONS)
+    assert set(table["split"]) == {"val", "test", "external"}
+    member = load_model(tmp_path / "member/model")
+    test = data.graded().query("split == 'test'").reset_index(drop=True)
+    features = member.predict(stage.Photographs(data.images, test)).features
+    place = {(row.patient_id, row.eye): n for n, row in enumerate(test.itertuples())}
+    swap = {"left": "right", "right": "left"}
+    other = [place.get((row.patient_id, swap[row.eye]), n) for n, row in enumerate(test.itertuples())]
+    joined = np.concatenate([features, features[other], np.ones((len(test), 1))], axis=1)
+    expected = np.clip(
+        joined @ np.array(json.loads((tmp_path / "blend/model/model.json").read_text())["facts"]["weights"]),
+        0,
+        4,
+    )
+    np.testing.assert_allclose(table.query("split == 'test'")["score"], expected, atol=1e-6)
+    with pytest.raises(UserError, match="--member member: not given"):
+        run(data, blend, tmp_path / "none")

@@ -34,7 +34,7 @@ TINY = {
         "lesion_contrastive": {"start": "lesion_contrastive"},
     },
     "evaluate": {"bootstrap": 100},
-    "explain": {"images": 2},
+    "explanations": {"cam": {"images": 2}},
     "report": {"sheet": 4},
 }
 

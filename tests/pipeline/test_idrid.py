@@ -25,7 +25,7 @@ REAL = {
         "lesion_contrastive": {"start": "lesion_contrastive"},
     },
     "evaluate": {"bootstrap": 100},
-    "explain": {"images": 1},
+    "explanations": {"cam": {"images": 1}},
     "report": {"sheet": 4},
 }
 

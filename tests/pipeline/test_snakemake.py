@@ -17,7 +17,7 @@ def test_every_stage_leaves_what_the_contract_says(snakemade):
     assert sorted(index["image_id"]) == sorted(crops["image_id"])
     graded = index[(index["subset"] == "grading") & (index["status"] == "ok")]
     for experiment in ("majority", "lesion_contrastive"):
-        predictions = read_table(snakemade.file(f"grade/{experiment}/predictions.parquet"), PREDICTIONS)
+        predictions = read_table(snakemade.file(f"grade/{experiment}/seed0/predictions.parquet"), PREDICTIONS)
         expected = graded[graded["split"].isin(["val", "test"])]
         own, site = (predictions[predictions["dataset"] == name] for name in ("demo", "demo_site"))
         assert sorted(own["image_id"]) == sorted(expected["image_id"])
@@ -96,13 +96,13 @@ def test_a_photograph_that_is_trained_on_and_tested_elsewhere_stops_the_run(fini
 
 
 def test_an_impossible_edit_leaves_the_results_alone(finished):
-    before = finished.file("grade/lesion_contrastive/predictions.parquet").read_bytes()
+    before = finished.file("grade/lesion_contrastive/seed0/predictions.parquet").read_bytes()
     finished.edit({"evaluate.bootstrap": 150, "experiments": {"majority": {"grader": "majority"}},
-                   "explain.experiment": "lesion_contrastive"})  # fmt: skip
+                   "explanations.cam.experiment": "lesion_contrastive"})  # fmt: skip
     refused = finished.snakemake(ok=False)
-    assert "explain.experiment: 'lesion_contrastive' is not one of experiments (majority)" in refused
+    assert "explanations.cam.experiment: 'lesion_contrastive' is not one of experiments (majority)" in refused
     assert "Traceback" not in refused
-    assert finished.file("grade/lesion_contrastive/predictions.parquet").read_bytes() == before
+    assert finished.file("grade/lesion_contrastive/seed0/predictions.parquet").read_bytes() == before
 
 
 def test_a_deleted_experiment_leaves_the_leaderboard(finished):
@@ -185,6 +185,6 @@ def test_mlflow_has_one_parent_and_a_child_for_each_training(snakemade, monkeypa
 
 def test_reruns_are_bit_identical(snakemade, finished):
     """Everything from the painted photographs on, made again from nothing."""
-    models = json.loads(finished.file("grade/lesion_contrastive/models.json").read_text())
+    models = json.loads(finished.file("grade/lesion_contrastive/seed0/training.json").read_text())
     finished.snakemake("--forcerun", "pretrain", "--until", "grade")
-    assert json.loads(finished.file("grade/lesion_contrastive/models.json").read_text()) == models
+    assert json.loads(finished.file("grade/lesion_contrastive/seed0/training.json").read_text()) == models

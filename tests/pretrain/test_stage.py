@@ -3,6 +3,7 @@
 import json
 import logging
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 from drgrade.errors import UserError
+from drgrade.images.dataset import CroppedDataset
 from drgrade.images.shards import write_store
 from drgrade.pretrain.base import METHODS, Method
 from drgrade.pretrain.stage import pretrain
@@ -48,7 +50,7 @@ def files(tmp_path, monkeypatch):
     paths = {
         name: tmp_path / file
         for name, file in {
-            "index": "index.parquet", "crops": "crops.parquet", "store": "store.json",
+            "index": "index/index.parquet", "crops": "crop/crops.parquet", "store": "crop/store.json",
             "patches": "patches.pkl", "manifest": "encoder.json", "weights": "weights",
         }.items()
     }  # fmt: skip
@@ -77,7 +79,9 @@ def run(files, monkeypatch, *, by_fold=False, kinds=None, params=None, folds=Non
     spy = type("Spy", (Spy,), {"given": [], **attributes})
     monkeypatch.setitem(METHODS._parts, "spy", spy)
     params = {"encoder": "test_vit"} | (params or {})
-    pretrain("spy", params, patch=4, by_fold=by_fold, kinds=kinds, **files)
+    given = {name: files[name] for name in ("patches", "manifest", "weights")}
+    data = CroppedDataset("own", files["index"].parents[1])
+    pretrain("spy", params, patch=4, by_fold=by_fold, kinds=kinds, data=data, **given)
     return [({NAMES[::-1][row] for row in given.rows}, given) for given in spy.given]
 
 
@@ -218,7 +222,7 @@ def test_nothing_to_watch_by_is_one_line_in_the_log(files, monkeypatch, caplog, 
 @pytest.mark.parametrize("start", ["random", "own.pth"])
 def test_the_manifest_says_what_the_encoder_started_from(files, monkeypatch, start):
     files["patches"] = None
-    files["index"].with_name("own.pth").write_bytes(b"abc")
+    Path("own.pth").write_bytes(b"abc")
     run(files, monkeypatch, needs_boxes=False, params={"start": start, "seed": 3})
     known = {
         "random": {"weights": "random", "seed": 3},

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from drgrade.encoders import create_encoder
-from drgrade.grading.base import GRADERS, Photographs, Training
-from drgrade.params import Grade, LesionContrastive, LocalToGlobal, SimCLR
+from drgrade.grading.base import GRADERS, Job, Photographs, Start
+from drgrade.params import Crop, LesionContrastive, LocalToGlobal, SimCLR
 from drgrade.pretrain import watch
 from drgrade.pretrain.base import METHODS, Graded, Material
 from drgrade.pretrain.watch import Watch, unwatched
@@ -63,9 +63,10 @@ def test_it_is_what_the_grader_says_of_the_encoder(encoder, tmp_path):
     found = Watch(given, CONV, SIZE, 1).values(encoder, 0)
     save_tensors(encoder, tmp_path / "w.safetensors")
     run = Recorded()
-    settings = Grade(input_size=SIZE, knn={"k": [15], "temperature": 0.07}).model_dump()
-    grader = GRADERS.get("knn")(CONV, settings)
-    grader.fit(Training(given.train, given.val, str(tmp_path / "w.safetensors"), 0, "t", "", run))
+    knn = GRADERS.get("knn")
+    grader = knn(knn.Params(encoder=CONV, input_size=SIZE, k=[15], temperature=0.07), Crop())
+    start = Start("file", tmp_path / "w.safetensors")
+    grader.fit(Job(given.train, given.val, start, 0, "t", "", run))
     assert found == {"val_knn_qwk": run.epochs[0]["val_qwk_k15"]}
     assert 0 < found["val_knn_qwk"] < 1
 

@@ -156,6 +156,8 @@ def run(tmp_path_factory):
     seeds = {name: [qwk] for name, qwk in EXPERIMENTS.items()}
     leaderboard_chart(table, seeds, root / "figures/leaderboard.png")
     confusion_chart({"good": np.eye(5, dtype=int)}, root / "figures/confusion.png")
+    (root / "cam").mkdir()
+    (root / "cam/heat_maps.png").write_bytes((root / "figures/confusion.png").read_bytes())
     (root / "verdicts.png").write_bytes((root / "figures/confusion.png").read_bytes())
     values = params.check(
         {
@@ -163,7 +165,7 @@ def run(tmp_path_factory):
                 "good": {"start": "lesion_contrastive", "seeds": [3]},
                 "majority": {"grader": "majority"},
             },
-            "explain": {"experiment": "good"},
+            "explanations": {"cam": {"experiment": "good"}},
             "report": {"sheet": 6},
         },
         "test",
@@ -178,6 +180,6 @@ def run(tmp_path_factory):
         "lesion_metrics": root / "lesion_metrics.json",
         "leaderboard": root / "leaderboard.csv",
         "metrics": root / "metrics.json",
-        "heat_maps": root / "figures/confusion.png",
+        "heat_maps": [root / "cam/heat_maps.png"],
         "params": values.model_dump(),
     }

@@ -10,7 +10,8 @@ from snakemake.exceptions import WorkflowError
 
 from drgrade.errors import UserError
 from drgrade.estimate import estimate
-from drgrade.params import check
+from drgrade.params import GRADERS, check
+from drgrade.params.trainings import trainings
 
 # files in params/ are complete: with --configfile, params.yaml must not shine through
 if not workflow.overwrite_configfiles:
@@ -90,21 +91,30 @@ def boxes_of(encoder):
     return None
 
 
-def start_weights(wildcards):
-    """The pretrained encoder an experiment starts from, or its weights file, or nothing."""
-    start = PARAMS.experiments[wildcards.experiment].start
-    if start in ENCODERS:
-        return [at(PRETRAIN, f"pretrain/{start}/encoder.json")]
-    return [] if start in ("random", "imagenet") else [start]
+def experiment_block(name):
+    """An experiment with the values of the block grade filled in, without the seeds of other trainings."""
+    values = PARAMS.experiment(name).model_dump(exclude={"seeds"})
+    return json.dumps(values, sort_keys=True)
 
 
-def weights_option(wildcards):
-    """The same as an option of the verb."""
-    start = PARAMS.experiments[wildcards.experiment].start
-    if start not in ENCODERS:
-        return ""
-    weights = at(PRETRAIN, f"pretrain/{start}/weights")
-    return f"--weights {weights}"
+def needs_of(experiment):
+    """What the grader of an experiment is given beside crops and grades."""
+    return GRADERS.get(PARAMS.experiments[experiment].grader).needs
+
+
+def of_trainings(path, experiments=EXPERIMENTS):
+    """A file of every training of these experiments."""
+    return [
+        at(GRADE, f"grade/{name}/{training.label}/{path}")
+        for name in experiments
+        for training in trainings(PARAMS, name)
+    ]
+
+
+def explained_model(explanation):
+    """The folder of the training whose model is explained: the first seed and fold."""
+    experiment = PARAMS.explanations[explanation].experiment
+    return at(GRADE, f"grade/{experiment}/{trainings(PARAMS, experiment)[0].label}")
 
 
 SOURCES_OF_BOXES = sorted({boxes_of(encoder) for encoder in ENCODERS} - {None})
@@ -115,6 +125,8 @@ wildcard_constraints:
     dataset="|".join(PARAMS.datasets),
     experiment="|".join(EXPERIMENTS),
     encoder="|".join(ENCODERS),
+    training=r"seed\d+(_fold\d+)?",
+    explanation="|".join(PARAMS.explanations),
 
 
 onstart:

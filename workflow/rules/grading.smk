@@ -31,6 +31,7 @@ rule pretrain:
             "--patches {} --kinds {}".format(*input.boxes) if input.boxes else ""
         ),
         patch=PARAMS.patches.size,
+        dataset=PRETRAIN,
         # a test photograph must not have been seen, not even without its grade
         by_fold=(
             "--by-fold"
@@ -41,15 +42,80 @@ rule pretrain:
         "Pretrain an encoder: {wildcards.encoder}"
     shell:
         "drgrade pretrain --name {wildcards.encoder} --params {params.block:q} --patch {params.patch}"
-        " {params.by_fold} --index {input.index} --crops {input.crops} --store {input.store}"
+        " {params.by_fold} --dataset {params.dataset} --data results/{params.dataset}"
         " {params.boxes} --manifest {output.manifest} --weights {output.weights} > {log} 2>&1"
+
+
+def training_folder(experiment, training):
+    """Where a training of an experiment writes."""
+    return at(GRADE, f"grade/{experiment}/{training}")
+
+
+def start_folder(wildcards):
+    """Where the start weights of an experiment are: a folder, a file, or nothing."""
+    start = PARAMS.start(wildcards.experiment)
+    if start is None or start.kind in ("random", "imagenet"):
+        return None
+    return {
+        "pretrain": at(PRETRAIN, f"pretrain/{start.name}/weights"),
+        "experiment": training_folder(start.name, wildcards.training),
+        "file": start.name,
+    }[start.kind]
+
+
+def grade_needs(wildcards):
+    """What a training reads beside the dataset, by option of the verb: files to wait for."""
+    start, needs = PARAMS.start(wildcards.experiment), needs_of(wildcards.experiment)
+    files = {}
+    if start is not None and start.kind == "pretrain":
+        files["start"] = at(PRETRAIN, f"pretrain/{start.name}/encoder.json")
+    if start is not None and start.kind == "file":
+        files["start"] = start.name
+    built_on = PARAMS.built_on(wildcards.experiment)
+    files["built_on"] = [
+        f"{training_folder(name, wildcards.training)}/training.json"
+        for name in built_on
+    ]
+    if "masks" in needs:
+        files["masks"] = at(GRADE, "lesion_masks/masks.parquet")
+    if "boxes" in needs:
+        files["lesions"] = at(PRETRAIN, "lesions/lesions.parquet")
+    return files
+
+
+def grade_options(wildcards):
+    """The same as options."""
+    needs = needs_of(wildcards.experiment)
+    members = PARAMS.experiments[wildcards.experiment].members
+    options = [
+        f"--member {name} {training_folder(name, wildcards.training)}"
+        for name in members
+    ]
+    if start := start_folder(wildcards):
+        options.append(f"--start {shlex.quote(start)}")
+    if "masks" in needs:
+        options.append(f"--masks {at(GRADE, 'lesion_masks')}")
+    if "boxes" in needs:
+        options.append(f"--lesions {at(PRETRAIN, 'lesions/lesions.parquet')}")
+    return " ".join(options)
+
+
+def training_options(wildcards):
+    """Seed and fold of a training as options."""
+    (training,) = [
+        one
+        for one in trainings(PARAMS, wildcards.experiment)
+        if one.label == wildcards.training
+    ]
+    fold = "" if training.fold is None else f" --fold {training.fold}"
+    return f"--seed {training.seed}{fold}"
 
 
 rule grade:
     input:
         sources("grade"),
         rules.overlaps.output.summary,
-        start_weights,
+        unpack(grade_needs),
         index=at(GRADE, "index/index.parquet"),
         crops=at(GRADE, "crop/crops.parquet"),
         store=at(GRADE, "crop/store.json"),
@@ -57,29 +123,25 @@ rule grade:
         external=[at(name, path) for name in EXTERNAL for path in TABLES_OF_CROPS],
         external_shards=[ancient(at(name, "crop/store")) for name in EXTERNAL],
     output:
-        predictions=at(GRADE, "grade/{experiment}/predictions.parquet"),
-        manifest=at(GRADE, "grade/{experiment}/models.json"),
-        models=directory(at(GRADE, "grade/{experiment}/models")),
+        predictions=at(GRADE, "grade/{experiment}/{training}/predictions.parquet"),
+        manifest=at(GRADE, "grade/{experiment}/{training}/training.json"),
+        model=directory(at(GRADE, "grade/{experiment}/{training}/model")),
     log:
-        f"logs/{GRADE}/grade_{{experiment}}.log",
+        f"logs/{GRADE}/grade_{{experiment}}_{{training}}.log",
     threads: workflow.cores
     resources:
         gpu=1,
     params:
-        block=block("grade"),
-        experiment=lambda wildcards: block("experiments", wildcards.experiment),
+        block=lambda wildcards: experiment_block(wildcards.experiment),
         crop=block("crop"),
-        weights=weights_option,
+        training=training_options,
+        options=grade_options,
+        external=[f"--external {name} {at(name, '')}" for name in EXTERNAL],
         dataset=GRADE,
-        external=[
-            f"--external {name} {' '.join(at(name, path) for path in TABLES_OF_CROPS)}"
-            for name in EXTERNAL
-        ],
+        folder=subpath(output.manifest, parent=True),
     message:
-        "Train and test the experiment {wildcards.experiment}"
+        "Train and test {wildcards.experiment}, {wildcards.training}"
     shell:
-        "drgrade grade --experiment {wildcards.experiment} --experiment-params {params.experiment:q}"
-        " --params {params.block:q} --crop-params {params.crop:q} {params.weights} --dataset {params.dataset}"
-        " --index {input.index} --crops {input.crops} --store {input.store} {params.external}"
-        " --predictions {output.predictions} --manifest {output.manifest} --models {output.models}"
-        " > {log} 2>&1"
+        "drgrade grade --experiment {wildcards.experiment} {params.training} --params {params.block:q}"
+        " --crop-params {params.crop:q} --dataset {params.dataset} --data results/{params.dataset}"
+        " {params.options} {params.external} --out {params.folder} > {log} 2>&1"

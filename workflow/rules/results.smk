@@ -4,8 +4,8 @@
 rule evaluate:
     input:
         sources("evaluate"),
-        predictions=expand(rules.grade.output.predictions, experiment=EXPERIMENTS),
-        models=expand(rules.grade.output.manifest, experiment=EXPERIMENTS),
+        predictions=of_trainings("predictions.parquet"),
+        models=of_trainings("training.json"),
     output:
         metrics=at(GRADE, "evaluate/metrics.json"),
         confusion=at(GRADE, "evaluate/confusion.csv"),
@@ -52,34 +52,35 @@ rule explain:
         crops=at(GRADE, "crop/crops.parquet"),
         store=at(GRADE, "crop/store.json"),
         shards=ancient(at(GRADE, "crop/store")),
-        manifest=at(GRADE, f"grade/{PARAMS.explain.experiment}/models.json"),
-        models=ancient(at(GRADE, f"grade/{PARAMS.explain.experiment}/models")),
+        manifest=lambda wildcards: explained_model(wildcards.explanation)
+        + "/training.json",
+        model=lambda wildcards: ancient(
+            explained_model(wildcards.explanation) + "/model"
+        ),
     output:
-        scores=at(GRADE, "explain/scores.json"),
-        maps=directory(at(GRADE, "explain/maps")),
+        scores=at(GRADE, "explain/{explanation}/scores.json"),
+        maps=directory(at(GRADE, "explain/{explanation}/maps")),
         sheet=report(
-            at(GRADE, "explain/heat_maps.png"),
+            at(GRADE, "explain/{explanation}/heat_maps.png"),
             caption="../report/heat_maps.rst",
             category="3 What the model looks at",
         ),
     log:
-        f"logs/{GRADE}/explain.log",
+        f"logs/{GRADE}/explain_{{explanation}}.log",
     threads: workflow.cores
     resources:
         gpu=1,
     params:
-        block=block("explain"),
+        block=lambda wildcards: block("explanations", wildcards.explanation),
         folder=subpath(output.scores, parent=True),
         dataset=GRADE,
         lesions_dataset=LESIONS,
     message:
-        "Draw heat maps"
+        "Draw heat maps: {wildcards.explanation}"
     shell:
-        "drgrade explain --params {params.block:q} --dataset {params.dataset}"
-        " --lesions-dataset {params.lesions_dataset} --lesions-index {input.lesions_index}"
-        " --lesions-crops {input.lesions_crops} --lesions-store {input.lesions_store} --index {input.index}"
-        " --crops {input.crops} --store {input.store} --models {input.models}"
-        " --out {params.folder} > {log} 2>&1"
+        "drgrade explain --params {params.block:q} --dataset {params.dataset} --data results/{params.dataset}"
+        " --lesions-dataset {params.lesions_dataset} --lesions-data results/{params.lesions_dataset}"
+        " --model {input.model} --out {params.folder} > {log} 2>&1"
 
 
 # lesion stages run where a pretraining looks at boxes: whole photographs need no dataset with masks
@@ -108,7 +109,7 @@ rule report:
         charts=[rules.evaluate.output.chart, rules.evaluate.output.matrices],
         external=rules.evaluate.output.external,
         metrics=rules.evaluate.output.metrics,
-        heat_maps=rules.explain.output.sheet,
+        heat_maps=expand(rules.explain.output.sheet, explanation=PARAMS.explanations),
     output:
         **{
             name: report(

@@ -14,11 +14,11 @@ import pandas as pd
 
 from drgrade.evaluate.intervals import bootstrap, interval
 from drgrade.evaluate.metrics import confusion, qwk, recall, summary
-from drgrade.evaluate.predictions import Measured, read_experiment, read_external, same_photographs
+from drgrade.evaluate.predictions import Measured, gather, same_photographs, tested, tested_externally
 from drgrade.files import whole, write_json
 from drgrade.params import Evaluate
 from drgrade.report.plots import confusion_chart, leaderboard_chart
-from drgrade.schema import GRADES, PREDICTIONS, read_table
+from drgrade.schema import GRADES
 
 log = logging.getLogger(__name__)
 
@@ -45,21 +45,22 @@ def evaluate(predictions: Sequence[Path], params: Evaluate, out: Path) -> None:
     predicted), ``figures/leaderboard.png`` and ``figures/confusion.png``.
 
     Args:
-        predictions: one ``predictions.parquet`` an experiment, all its seeds in it.
+        predictions: one ``predictions.parquet`` for each training of each experiment.
         params: resamples of the bootstrap and their seed.
         out: folder to write to.
 
     Raises:
         UserError: a table is damaged, or the experiments were not tested on the same photographs.
     """
-    experiments = [read_experiment(path) for path in predictions]
+    tables = gather(predictions)
+    experiments = [tested(name, table) for name, table in tables.items()]
     same_photographs(experiments)
     draws = {experiment.name: resampled(experiment, params) for experiment in experiments}
     metrics = {experiment.name: measure(experiment, draws[experiment.name]) for experiment in experiments}
     table = leaderboard(metrics, draws)
     write_json(rounded(metrics), out / "metrics.json")
     write_csv(table, out / "leaderboard.csv")
-    elsewhere = [one for path in predictions for one in read_external(path)]
+    elsewhere = [one for name, table in tables.items() for one in tested_externally(name, table)]
     write_csv(external(elsewhere, table, params), out / "external.csv")
     ranked = sorted(experiments, key=lambda experiment: list(table["experiment"]).index(experiment.name))
     write_csv(pd.concat([first_seed(experiment) for experiment in ranked]), out / "confusion.csv")
@@ -78,15 +79,12 @@ def final_results(predictions: Sequence[Path]) -> tuple[dict[str, float], str | 
         (the test must not choose), the first listed on a tie, or None when nothing was held out.
     """
     results, held_out = {}, {}
-    for path in predictions:
-        experiment = read_experiment(path)
-        results[experiment.name] = float(np.mean(seed_values(experiment)))
-        table = read_table(path, PREDICTIONS)
+    for name, table in gather(predictions).items():
+        results[name] = float(np.mean(seed_values(tested(name, table))))
         val = table[(table["split"] == "val") & table["grade"].notna() & table["predicted"].notna()]
         if len(val):
-            held_out[experiment.name] = np.mean(
-                [qwk(rows["grade"], rows["predicted"]) for _, rows in val.groupby("seed")]
-            )
+            by_seed = [qwk(rows["grade"], rows["predicted"]) for _, rows in val.groupby("seed")]
+            held_out[name] = np.mean(by_seed)
     return results, max(held_out, key=lambda name: held_out[name]) if held_out else None
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from drgrade.errors import UserError
-from drgrade.schema import GRADES, PREDICTIONS, read_table
+from drgrade.evaluate.metrics import to_grades
+from drgrade.schema import GRADES, PREDICTIONS, conform, read_table
 
 
 @dataclass(frozen=True)
@@ -43,61 +44,95 @@ class Measured:
         return self.photographs["patient_id"].to_numpy(str)
 
 
-def read_experiment(path: Path) -> Measured:
-    """Read the test rows of one experiment and check them.
+def gather(paths: Sequence[Path]) -> dict[str, pd.DataFrame]:
+    """The predictions of each experiment, from one table a training; experiments in order of their tables.
+
+    With cross-validation an external photograph is graded by the model of every fold: its probabilities are
+    their mean.
+
+    Raises:
+        UserError: a table is damaged or empty, or two of one experiment are of the same seed and fold.
+    """
+    found: dict[str, list[pd.DataFrame]] = {}
+    seen: dict[tuple[str, int, int | None], Path] = {}
+    for path in paths:
+        table = read_table(path, PREDICTIONS)
+        trainings = table[["experiment", "seed", "fold"]].drop_duplicates()
+        if len(trainings) != 1:
+            raise UserError(f"{path}: holds {len(trainings)} trainings; one a table is expected")
+        name, seed, fold = trainings.iloc[0]
+        key = str(name), int(seed), None if pd.isna(fold) else int(fold)
+        if key in seen:
+            raise UserError(f"{path}: the same experiment, seed and fold as {seen[key]}")
+        seen[key] = path
+        found.setdefault(str(name), []).append(table)
+    return {name: _mean_of_folds(pd.concat(tables, ignore_index=True)) for name, tables in found.items()}
+
+
+def _mean_of_folds(table: pd.DataFrame) -> pd.DataFrame:
+    """``table`` with one row for each seed and external photograph."""
+    outside = table["split"] == "external"
+    keys = ["dataset", "seed", "image_id"]
+    columns = [f"p{grade}" for grade in GRADES]
+    external = table[outside]
+    if not external.duplicated(keys).any():
+        return table
+    means = external.groupby(keys, sort=False)[columns].mean().reset_index()
+    facts = external.drop_duplicates(keys).drop(columns=columns).assign(fold=None)
+    merged = facts.merge(means, on=keys, validate="one_to_one")
+    score = merged[columns].to_numpy(float) @ np.array(GRADES)
+    merged = merged.assign(score=score, predicted=to_grades(score))
+    return conform(pd.concat([table[~outside], merged]), PREDICTIONS)
+
+
+def tested(name: str, table: pd.DataFrame) -> Measured:
+    """The test rows of one experiment, checked.
 
     Raises:
         UserError: no test rows, or they are not sound; see :func:`checked`.
     """
-    table = read_table(path, PREDICTIONS)
     table = table[table["split"] == "test"]
     if table.empty:
-        raise UserError(f"{path}: no rows of the split test; is index.test_fraction 0?")
-    return checked(table, path)
+        raise UserError(f"{name}: no predictions of the split test; is index.test_fraction 0?")
+    return checked(table, name)
 
 
-def read_external(path: Path) -> list[Measured]:
+def tested_externally(name: str, table: pd.DataFrame) -> list[Measured]:
     """The predictions of one experiment on each external dataset, in order of their names; often none.
 
     Raises:
         UserError: the rows are not sound; see :func:`checked`.
     """
-    table = read_table(path, PREDICTIONS)
     table = table[table["split"] == "external"]
-    return [checked(rows, path) for _, rows in table.groupby("dataset", sort=True)]
+    return [checked(rows, name) for _, rows in table.groupby("dataset", sort=True)]
 
 
-def checked(table: pd.DataFrame, path: Path) -> Measured:
+def checked(table: pd.DataFrame, name: str) -> Measured:
     """Tested rows of one experiment and dataset, of all seeds.
 
     Raises:
-        UserError: several experiments in one table, a missing or impossible grade, a score that is not a
+        UserError: a missing or impossible grade, a score that is not a
             number, a photograph twice, or seeds tested on different photographs.
     """
     table = table.sort_values(["seed", "image_id"])
-    names = table["experiment"].unique()
-    if len(names) != 1:
-        raise UserError(
-            f"{path}: holds the experiments {', '.join(map(str, names))}; one a table is expected"
-        )
     for column in ("grade", "predicted"):
         bad = table[~table[column].isin(GRADES).fillna(False)]
         if len(bad):
-            raise UserError(f"{path}: {bad['image_id'].iloc[0]}: {column} is {bad[column].iloc[0]}, not 0-4")
+            raise UserError(f"{name}: {bad['image_id'].iloc[0]}: {column} is {bad[column].iloc[0]}, not 0-4")
     if table["patient_id"].isna().any():
-        raise UserError(f"{path}: {table.loc[table['patient_id'].isna(), 'image_id'].iloc[0]}: no patient_id")
+        raise UserError(f"{name}: {table.loc[table['patient_id'].isna(), 'image_id'].iloc[0]}: no patient_id")
     bad = table[~np.isfinite(table["score"].to_numpy(float, na_value=np.nan))]
     if len(bad):
-        raise UserError(f"{path}: {bad['image_id'].iloc[0]}: score is not a number; train {names[0]} again")
+        raise UserError(f"{name}: {bad['image_id'].iloc[0]}: score is not a number; train it again")
     twice = table[table.duplicated(["seed", "image_id"])]
     if len(twice):
-        raise UserError(f"{path}: {twice['image_id'].iloc[0]}: tested twice with one seed")
+        raise UserError(f"{name}: {twice['image_id'].iloc[0]}: tested twice with one seed")
     parts = [part.reset_index(drop=True) for _, part in table.groupby("seed")]
     facts = ["image_id", "patient_id", "grade"]
     for one, other in pairwise(parts):
-        same_rows(one[facts], other[facts], f"{path}: seed {one['seed'][0]}", f"seed {other['seed'][0]}")
+        same_rows(one[facts], other[facts], f"{name}: seed {one['seed'][0]}", f"seed {other['seed'][0]}")
     return Measured(
-        name=str(names[0]),
+        name=name,
         dataset=str(table["dataset"].iloc[0]),
         seeds=[int(part["seed"][0]) for part in parts],
         photographs=parts[0][facts],
@@ -128,13 +163,11 @@ def same_rows(one: pd.DataFrame, other: pd.DataFrame, name: str, other_name: str
 
 
 def same_photographs(experiments: Sequence[Measured]) -> None:
-    """Check that all experiments have different names and the same test photographs.
+    """Check that all experiments were tested on the same photographs.
 
     Raises:
         UserError: they do not.
     """
-    for place, one in enumerate(experiments):
-        if one.name in {other.name for other in experiments[:place]}:
-            raise UserError(f"{one.name}: two prediction tables hold this experiment")
+    for one in experiments[1:]:
         first = experiments[0]
         same_rows(first.photographs, one.photographs, first.name, one.name)

@@ -1,83 +1,80 @@
 """Fine-tune a whole encoder with a mean-squared-error head.
 
-The recipe of Huang et al. (arXiv 2110.14160); the network and its training are in
-:mod:`drgrade.grading.regression`.
+The recipe of Huang et al. (arXiv 2110.14160). The network, its loss and what it says of a photograph are in
+:mod:`drgrade.grading.regression`; a grader with another head derives from :class:`Finetune` and brings a
+network of its own.
 """
 
-import json
-from pathlib import Path
-from typing import Any, Self
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
-from torch import nn
+from drgrade.grading.base import GRADERS, Explainable, Grader, Job, Output, Photographs
+from drgrade.params import Encoded, Grade
 
-from drgrade.encoders import normalisation, read_tensors
-from drgrade.files import write_json
-from drgrade.grading.base import GRADERS, Grader, Training, interpolated
-from drgrade.grading.regression import FineTune, Regressor, infer
-from drgrade.images.scaled import at_size
-from drgrade.images.store import Pictures
-from drgrade.seeding import seed_everything
-from drgrade.training import compile_network, fit, save_tensors
+if TYPE_CHECKING:
+    from drgrade.grading.regression import GradedNetwork
+
+
+class Params(Encoded, Grade):
+    """Fine-tune all layers."""
+
+    grader: Literal["finetune"] = "finetune"
+    """The module of ``drgrade.grading``."""
 
 
 @GRADERS.register("finetune")
 class Finetune(Grader):
-    """The grader: trains a :class:`Regressor`, predicts probabilities around its score."""
+    """Trains a network, keeps the epoch with the best validation QWK."""
 
-    network: Regressor
+    Params = Params
+    network: "GradedNetwork"
 
-    def fit(self, training: Training) -> None:
+    def new_network(self, start: str) -> "GradedNetwork":
+        """The untrained network: encoder from ``start`` (a word or a weights file) and a new head."""
+        from drgrade.grading.regression import Regressor
+
+        return Regressor(self.params.encoder, start)
+
+    def fit(self, job: Job) -> None:
         """Train all layers from the start weights."""
-        seed_everything(training.seed, "head")
-        self.network = Regressor(self.encoder, training.start)
-        module = FineTune(self.network, self.encoder, self.settings, training)
-        if self.settings["compile"]:
+        from drgrade.grading.regression import FineTune, begin
+        from drgrade.seeding import seed_everything
+        from drgrade.training import compile_network, fit
+
+        seed_everything(job.seed, "head")
+        self.network = begin(self.new_network, job.start)
+        module = FineTune(self.network, self.params.model_dump(), self.preprocess, job)
+        if self.params.compile:
             compile_network(self.network)
         fit(
             module,
-            name=training.name,
-            epochs=self.settings["epochs"],
-            seed=training.seed,
-            key=(training.key, self.encoder, training.start, self.settings),
-            run=training.run,
-            accumulate=self.settings["accumulate"],
-            weights_ema=self.settings["weights_ema"],
+            name=job.name,
+            epochs=self.params.epochs,
+            seed=job.seed,
+            key=(job.key,),
+            run=job.run,
+            accumulate=self.params.accumulate,
+            weights_ema=self.params.weights_ema,
         )
         if module.best_weights:
             self.network.load_state_dict(module.best_weights)
 
-    def predict(self, images: Pictures, rows: np.ndarray) -> np.ndarray:
-        """Probabilities (n, 5); the score is their expectation."""
-        sized = at_size(images, self.settings["input_size"])
-        return interpolated(infer(self.network, sized, rows, *normalisation(self.encoder)))
+    def predict(self, photographs: Photographs) -> Output:
+        """Probabilities (n, 5) and the encoder's pooled features (n, D)."""
+        from drgrade.grading.regression import predict
 
-    def save(self, folder: Path) -> None:
-        """``model.safetensors`` and ``model.json``."""
-        write_model(self, "finetune", self.network, folder)
+        return predict(self.network, self.preprocess, photographs)
 
-    @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Read both files; every tensor must fit."""
-        about = json.loads((folder / "model.json").read_text())
-        grader = cls(about["encoder"], about["settings"])
-        grader.network = Regressor(about["encoder"], "random")
-        grader.network.load_state_dict(read_tensors(folder / "model.safetensors"))
-        return grader
+    def explainable(self) -> Explainable:
+        """The network, giving expected grades."""
+        from drgrade.grading.regression import Scores
 
+        return Explainable(Scores(self.network), self.preprocess)
 
-def write_model(grader: Grader, name: str, network: nn.Module, folder: Path, **more: Any) -> None:
-    """Write a network's ``model.safetensors`` and the ``model.json`` that says how to use it.
+    def tensors(self) -> "GradedNetwork":
+        """The network."""
+        return self.network
 
-    Args:
-        grader: whose encoder and settings are written.
-        name: it is registered under.
-        network: its tensors.
-        folder: to write to.
-        **more: further entries of ``model.json``.
-    """
-    save_tensors(network, folder / "model.safetensors")
-    mean, std = normalisation(grader.encoder)
-    about = {"grader": name, "encoder": grader.encoder, "mean": mean, "std": std, "settings": grader.settings}
-    use = {"output": "expected grade, 0-4", "use": "research only, not a diagnosis"}
-    write_json(about | use | more, folder / "model.json")
+    def rebuild(self, facts: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """A network with random weights."""
+        self.network = self.new_network("random")

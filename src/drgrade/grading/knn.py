@@ -6,72 +6,99 @@ probability and so an expected grade, and any number of photographs will do. Spl
 no neighbour is the other eye.
 """
 
-import json
-from pathlib import Path
-from typing import Self
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-import torch
-from torch import nn
+from pydantic import Field
 
-from drgrade.encoders import read_tensors
-from drgrade.grading.base import GRADERS, Grader, Training
-from drgrade.grading.features import Frozen, best, features
-from drgrade.grading.finetune import write_model
-from drgrade.grading.neighbours import Bank, votes
-from drgrade.images.store import Pictures
+from drgrade.grading.base import GRADERS, Grader, Job, Output, Photographs
+from drgrade.params import Encoded
 from drgrade.schema import GRADES
-from drgrade.seeding import seed_everything
-from drgrade.training import device
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from drgrade.grading.features import Frozen
+    from drgrade.grading.neighbours import Bank
+
+
+class Params(Encoded):
+    """Weighted votes of the nearest training photographs in the space of a frozen encoder."""
+
+    grader: Literal["knn"] = "knn"
+    """The module of ``drgrade.grading``."""
+    k: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] = [5, 10, 15, 20]
+    """Neighbours that vote; the best of several by validation QWK, the first where nothing validates."""
+    temperature: Annotated[float, Field(gt=0)] = 0.07
+    """A neighbour's vote weighs exp(cosine / temperature)."""
 
 
 @GRADERS.register("knn")
 class Knn(Grader):
-    """The grader: its score is the expected grade among the neighbours' votes."""
+    """Its score is the expected grade among the neighbours' votes."""
 
-    frozen: Frozen
-    bank: Bank
+    Params = Params
+    frozen: "Frozen"
+    bank: "Bank"
     k: int
 
-    def fit(self, training: Training) -> None:
+    def fit(self, job: Job) -> None:
         """Remember the training photographs; choose k on validation, the first where nothing validates."""
-        seed_everything(training.seed, "head")  # as in finetune: the same seed, the same random encoder
-        self.frozen = Frozen(self.encoder, training.start, self.settings["input_size"])
-        found = features(self.frozen, training.train.images, training.train.rows)
-        self.bank = Bank(torch.from_numpy(found), torch.tensor(training.train.grades)).to(device())
-        candidates = self.settings["knn"]["k"]
-        self.k = candidates[0]
-        if not len(training.val):
+        import torch
+
+        from drgrade.grading.features import Frozen, best, features
+        from drgrade.grading.neighbours import Bank
+        from drgrade.seeding import seed_everything
+        from drgrade.training import device
+
+        seed_everything(job.seed, "head")  # as in finetune: the same seed, the same random encoder
+        self.frozen = Frozen(self.params.encoder, job.start.weights, self.params.input_size)
+        found = features(self.frozen, job.train.images, job.train.rows)
+        self.bank = Bank(torch.from_numpy(found), torch.tensor(job.train.grades)).to(device())
+        self.k = self.params.k[0]
+        if not len(job.val):
             return
-        found = features(self.frozen, training.val.images, training.val.rows)
-        cosines, grades = self.bank.nearest(found, max(candidates))
-        scores = {k: self._votes(cosines[:, :k], grades[:, :k]) @ np.array(GRADES) for k in candidates}
-        chosen, agreement = best(scores, training.val.grades)
+        found = features(self.frozen, job.val.images, job.val.rows)
+        cosines, grades = self.bank.nearest(found, max(self.params.k))
+        scores = {k: self._votes(cosines[:, :k], grades[:, :k]) @ np.array(GRADES) for k in self.params.k}
+        chosen, agreement = best(scores, job.val.grades)
         self.k = int(chosen)
         measured = {f"val_qwk_k{k}": value for k, value in agreement.items()}
-        training.run.metrics({**measured, "k": self.k, "val_qwk": agreement[chosen]})
+        job.run.metrics({**measured, "k": self.k, "val_qwk": agreement[chosen]})
 
-    def predict(self, images: Pictures, rows: np.ndarray) -> np.ndarray:
-        """Shares of the votes (n, 5)."""
-        return self._votes(*self.bank.nearest(features(self.frozen, images, rows), self.k))
+    def predict(self, photographs: Photographs) -> Output:
+        """Shares of the votes (n, 5), and the features that were compared (n, D)."""
+        from drgrade.grading.features import features
 
-    def save(self, folder: Path) -> None:
-        """``model.safetensors`` (encoder; the training features and grades) and ``model.json``."""
-        tensors = nn.ModuleDict({"encoder": self.frozen, "bank": self.bank})
-        write_model(self, "knn", tensors, folder, k=self.k)
+        found = features(self.frozen, photographs.images, photographs.rows)
+        return Output(self._votes(*self.bank.nearest(found, self.k)), features=found)
 
-    @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Read both files; every tensor must fit."""
-        about = json.loads((folder / "model.json").read_text())
-        tensors = read_tensors(folder / "model.safetensors")
-        grader = cls(about["encoder"], about["settings"])
-        grader.k = about["k"]
-        grader.frozen = Frozen(about["encoder"], "random", about["settings"]["input_size"])
-        grader.bank = Bank(tensors["bank.features"], tensors["bank.grades"])
-        nn.ModuleDict({"encoder": grader.frozen, "bank": grader.bank}).load_state_dict(tensors)
-        grader.bank.to(device())
-        return grader
+    def tensors(self) -> "nn.Module":
+        """Encoder; training features and grades."""
+        from torch import nn
 
-    def _votes(self, cosines: torch.Tensor, grades: torch.Tensor) -> np.ndarray:
-        return votes(cosines, grades, self.settings["knn"]["temperature"])
+        return nn.ModuleDict({"encoder": self.frozen, "bank": self.bank})
+
+    def facts(self) -> dict[str, Any]:
+        """How many neighbours vote."""
+        return {"k": self.k}
+
+    def rebuild(self, facts: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """An encoder with random weights and an empty bank of the saved size."""
+        import torch
+
+        from drgrade.grading.features import Frozen
+        from drgrade.grading.neighbours import Bank
+        from drgrade.training import device
+
+        self.k = facts["k"]
+        self.frozen = Frozen(self.params.encoder, "random", self.params.input_size)
+        blank = torch.zeros(shapes["bank.features"]), torch.zeros(shapes["bank.grades"], dtype=torch.int64)
+        self.bank = Bank(*blank).to(device())
+
+    def _votes(self, cosines: "torch.Tensor", grades: "torch.Tensor") -> np.ndarray:
+        from drgrade.grading.neighbours import votes
+
+        return votes(cosines, grades, self.params.temperature)

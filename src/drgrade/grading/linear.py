@@ -10,144 +10,107 @@ number for all features, because at one percent of the labels a feature's own de
 photographs: dividing by it would blow up whichever features happen not to vary among them.
 """
 
-import copy
-import json
 import logging
-from pathlib import Path
-from typing import Any, Self
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
-import torch
-from torch import nn
+from pydantic import Field
 
-from drgrade.encoders import read_tensors
-from drgrade.grading.base import GRADERS, Grader, Training, interpolated
-from drgrade.grading.features import Frozen, best, features
-from drgrade.grading.finetune import write_model
-from drgrade.grading.regression import infer, regression_head
-from drgrade.images.scaled import at_size
-from drgrade.images.store import Pictures
-from drgrade.seeding import seed_everything
-from drgrade.training import Batches, device
+from drgrade.grading.base import GRADERS, Explainable, Grader, Job, Output, Photographs, interpolated
+from drgrade.params import Encoded
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from drgrade.grading.probe import Probe
 
 log = logging.getLogger(__name__)
 
 
-class Probe(nn.Module):
-    """Frozen encoder, features to a common scale, and one linear unit.
+class Params(Encoded):
+    """A linear regression of the grade on the features of a frozen encoder."""
 
-    Input: normalised pictures (B, 3, size, size). Output: scores (B,), unbounded, about 0-4.
-    """
-
-    centre: torch.Tensor
-    scale: torch.Tensor
-
-    def __init__(self, encoder: Frozen) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.register_buffer("centre", torch.zeros(encoder.width))
-        self.register_buffer("scale", torch.ones(()))
-        self.head = regression_head(encoder.width)
-
-    def adapt(self, found: np.ndarray) -> None:
-        """Take centre and scale from the training photographs' features (n, D)."""
-        deviation = float(np.sqrt(found.var(axis=0, dtype=np.float64).mean()))
-        self.centre.copy_(torch.from_numpy(found.mean(axis=0, dtype=np.float64)))
-        self.scale.fill_(deviation or 1.0)  # of a single photograph there is none
-
-    def scaled(self, found: torch.Tensor) -> torch.Tensor:
-        """Features (B, D) as the linear unit takes them."""
-        return (found - self.centre) / self.scale
-
-    def forward(self, batch: torch.Tensor) -> torch.Tensor:
-        """Scores (B,)."""
-        return self.head(self.scaled(self.encoder(batch))).squeeze(1)
-
-
-def regress(
-    inputs: torch.Tensor, grades: torch.Tensor, head: nn.Linear, settings: dict[str, Any], seed: int
-) -> dict[float, nn.Linear]:
-    """Train one copy of ``head`` for each learning rate, side by side.
-
-    The copies share batches but no parameter, so the gradient of the summed loss is each one's own and none
-    learns otherwise than it would alone.
-
-    Args:
-        inputs: features (n, D).
-        grades: targets, float (n,).
-        head: where all start.
-        settings: the block ``grade.linear``.
-        seed: of the order.
-
-    Returns:
-        The trained heads, by learning rate.
-    """
-    heads = {lr: copy.deepcopy(head) for lr in settings["lr"]}
-    groups = [{"params": one.parameters(), "lr": lr} for lr, one in heads.items()]
-    optimizer = torch.optim.Adam(groups, weight_decay=settings["weight_decay"])
-    size, epochs = settings["batch_size"], settings["epochs"]
-    steps = len(Batches(len(inputs), size, seed, 0))
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps * epochs)
-    for epoch in range(epochs):
-        for items in Batches(len(inputs), size, seed, epoch).batches:
-            chosen = torch.from_numpy(items).to(inputs.device)
-            batch, target = inputs[chosen], grades[chosen]
-            losses = [nn.functional.mse_loss(one(batch).squeeze(1), target) for one in heads.values()]
-            optimizer.zero_grad()
-            torch.stack(losses).sum().backward()
-            optimizer.step()
-            schedule.step()
-    return heads
+    grader: Literal["linear"] = "linear"
+    """The module of ``drgrade.grading``."""
+    lr: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] = [0.0003, 0.001, 0.003, 0.01]
+    """Learning rates of Adam; the best of several by validation QWK, the first where nothing validates."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Of all weights."""
+    epochs: Annotated[int, Field(ge=1)] = 100
+    """Passes over the features."""
+    batch_size: Annotated[int, Field(ge=1)] = 256
+    """Features a step."""
 
 
 @GRADERS.register("linear")
 class Linear(Grader):
-    """The grader: trains the head of a :class:`Probe`, predicts probabilities around its score."""
+    """Trains the head of a :class:`~drgrade.grading.probe.Probe`, predicts probabilities around its score."""
 
-    network: Probe
+    Params = Params
+    network: "Probe"
 
-    def fit(self, training: Training) -> None:
+    def fit(self, job: Job) -> None:
         """Train on features; choose the learning rate on validation, the first where nothing validates."""
-        seed_everything(training.seed, "head")  # as in finetune: the same seed, the same random encoder
-        frozen = Frozen(self.encoder, training.start, self.settings["input_size"], blocks=True)
-        self.network = Probe(frozen).to(device())
-        found = features(frozen, training.train.images, training.train.rows)
+        import torch
+
+        from drgrade.grading.features import features
+        from drgrade.grading.probe import regress
+        from drgrade.seeding import seed_everything
+        from drgrade.training import device
+
+        seed_everything(job.seed, "head")  # as in finetune: the same seed, the same random encoder
+        self.network = self._probe(job.start.weights).to(device())
+        found = features(self.network.encoder, job.train.images, job.train.rows)
         self.network.adapt(found)
         inputs = self.network.scaled(torch.from_numpy(found).to(device()))
-        grades = torch.tensor(training.train.grades, dtype=torch.float32).to(device())
-        heads = regress(inputs, grades, self.network.head, self.settings["linear"], training.seed)
-        lr = self._chosen(heads, training)
-        self.network.head.load_state_dict(heads[lr].state_dict())
+        grades = torch.tensor(job.train.grades, dtype=torch.float32).to(device())
+        heads = regress(inputs, grades, self.network.head, self.params, job.seed)
+        self.network.head.load_state_dict(heads[self._chosen(heads, job)].state_dict())
 
-    def _chosen(self, heads: dict[float, nn.Linear], training: Training) -> float:
+    def _chosen(self, heads: "dict[float, nn.Linear]", job: Job) -> float:
         """The best learning rate on validation."""
-        if not len(training.val):
-            return self.settings["linear"]["lr"][0]
-        found = features(self.network.encoder, training.val.images, training.val.rows)
+        import torch
+
+        from drgrade.grading.features import best, features
+        from drgrade.training import device
+
+        if not len(job.val):
+            return float(self.params.lr[0])
+        found = features(self.network.encoder, job.val.images, job.val.rows)
         with torch.inference_mode():
             inputs = self.network.scaled(torch.from_numpy(found).to(device()))
             scores = {lr: one(inputs).squeeze(1).double().cpu().numpy() for lr, one in heads.items()}
-        lr, agreement = best(scores, training.val.grades)
-        log.info("%s  lr %g of %s  val_qwk %.4g", training.name, lr, list(heads), agreement[lr])
+        lr, agreement = best(scores, job.val.grades)
+        log.info("%s  lr %g of %s  val_qwk %.4g", job.name, lr, list(heads), agreement[lr])
         measured = {f"val_qwk_lr{one:g}": value for one, value in agreement.items()}
-        training.run.metrics({**measured, "lr": lr, "val_qwk": agreement[lr]})
+        job.run.metrics({**measured, "lr": lr, "val_qwk": agreement[lr]})
         return lr
 
-    def predict(self, images: Pictures, rows: np.ndarray) -> np.ndarray:
-        """Probabilities (n, 5); the score is their expectation."""
-        frozen = self.network.encoder
-        return interpolated(infer(self.network, at_size(images, frozen.size), rows, frozen.mean, frozen.std))
+    def predict(self, photographs: Photographs) -> Output:
+        """Probabilities (n, 5) and the frozen encoder's features (n, D)."""
+        import torch
 
-    def save(self, folder: Path) -> None:
-        """``model.safetensors`` and ``model.json``."""
-        write_model(self, "linear", self.network, folder)
+        from drgrade.grading.features import features
 
-    @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Read both files; every tensor must fit."""
-        about = json.loads((folder / "model.json").read_text())
-        grader = cls(about["encoder"], about["settings"])
-        frozen = Frozen(about["encoder"], "random", about["settings"]["input_size"], blocks=True)
-        grader.network = Probe(frozen)
-        grader.network.load_state_dict(read_tensors(folder / "model.safetensors"))
-        return grader
+        found = features(self.network.encoder, photographs.images, photographs.rows)
+        with torch.inference_mode():
+            read = self.network.head.cpu()(self.network.cpu().scaled(torch.from_numpy(found))).squeeze(1)
+        return Output(interpolated(read.double().numpy()), features=found)
+
+    def explainable(self) -> Explainable:
+        """The whole network."""
+        return Explainable(self.network, self.preprocess)
+
+    def tensors(self) -> "nn.Module":
+        """The network."""
+        return self.network
+
+    def rebuild(self, facts: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """A network with random weights."""
+        self.network = self._probe("random")
+
+    def _probe(self, start: str) -> "Probe":
+        from drgrade.grading.features import Frozen
+        from drgrade.grading.probe import Probe
+
+        return Probe(Frozen(self.params.encoder, start, self.params.input_size, blocks=True))

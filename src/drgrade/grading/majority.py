@@ -1,38 +1,41 @@
 """The baseline that every grader must beat: the most common training grade, whatever the photograph."""
 
-import json
-from pathlib import Path
-from typing import Self
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import numpy as np
 
-from drgrade.files import write_json
-from drgrade.grading.base import GRADERS, Grader, Training
-from drgrade.images.store import Pictures
+from drgrade.grading.base import GRADERS, Grader, Job, Output, Photographs
+from drgrade.params import Experiment
 from drgrade.schema import GRADES
+
+
+class Params(Experiment):
+    """The most common training grade."""
+
+    grader: Literal["majority"] = "majority"
+    """The module of ``drgrade.grading``."""
 
 
 @GRADERS.register("majority")
 class Majority(Grader):
     """Predicts one grade with certainty."""
 
+    Params = Params
     grade: int = 0
 
-    def fit(self, training: Training) -> None:
+    def fit(self, job: Job) -> None:
         """Count the training grades; the lower one wins a tie."""
-        self.grade = int(np.bincount(training.train.grades, minlength=len(GRADES)).argmax())
+        self.grade = int(np.bincount(job.train.grades, minlength=len(GRADES)).argmax())
 
-    def predict(self, images: Pictures, rows: np.ndarray) -> np.ndarray:
-        """One-hot (n, 5)."""
-        return np.tile(np.eye(len(GRADES))[self.grade], (len(rows), 1))
+    def predict(self, photographs: Photographs) -> Output:
+        """One-hot probabilities (n, 5)."""
+        return Output(np.tile(np.eye(len(GRADES))[self.grade], (len(photographs), 1)))
 
-    def save(self, folder: Path) -> None:
-        """Write the grade."""
-        write_json({"grader": "majority", "grade": self.grade}, folder / "model.json")
+    def facts(self) -> dict[str, Any]:
+        """The grade."""
+        return {"grade": self.grade}
 
-    @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Read the grade."""
-        grader = cls("", {})
-        grader.grade = json.loads((folder / "model.json").read_text())["grade"]
-        return grader
+    def rebuild(self, facts: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Take up the grade."""
+        self.grade = facts["grade"]

@@ -5,16 +5,18 @@ validation QWK. Deviations: AdamW with a one-cycle schedule for SGD, any timm en
 """
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from drgrade.encoders import create_encoder, normalisation, width
+from drgrade.encoders import create_encoder, read_tensors, width
 from drgrade.evaluate.metrics import qwk, to_grades
-from drgrade.grading.base import Training
+from drgrade.grading.base import Job, Output, Photographs, Start, interpolated
 from drgrade.images.augment import augment, normalise
+from drgrade.images.preprocess import Preprocess
 from drgrade.images.scaled import at_size
 from drgrade.images.store import Pictures
 from drgrade.memory import keep_memory
@@ -22,10 +24,43 @@ from drgrade.seeding import derive
 from drgrade.training import Batches, Module, device, loader, pictures
 
 
-class Regressor(nn.Module):
-    """Encoder, pooled features and one linear unit.
+class GradedNetwork(nn.Module):
+    """An encoder and a head, with the loss that trains them: what a head must say to be trained and used.
 
-    Input: normalised pictures (B, 3, H, W). Output: scores (B,), unbounded, about 0-4.
+    Input: normalised pictures (B, 3, H, W). Output: whatever the head gives, (B, *shape).
+    """
+
+    encoder: nn.Module
+    head: nn.Module
+    shape: tuple[int, ...] = ()
+    """Of the head's output for one picture: (), or (K,)."""
+
+    def forward(self, batch: Tensor) -> Tensor:
+        """The head's outputs."""
+        return self.read(self.encoder(batch))
+
+    def read(self, features: Tensor) -> Tensor:
+        """Outputs of pooled features (B, D)."""
+        outputs: Tensor = self.head(features)
+        return outputs
+
+    def loss(self, outputs: Tensor, grades: Tensor) -> Tensor:
+        """What training lowers: a scalar from float32 outputs and grades 0-4, int64 (B,)."""
+        raise NotImplementedError
+
+    def score(self, outputs: Tensor) -> Tensor:
+        """Expected grades (B,), which are rounded to grades."""
+        raise NotImplementedError
+
+    def probabilities(self, outputs: Tensor) -> Tensor:
+        """Of each grade, (B, 5); rows sum to 1."""
+        raise NotImplementedError
+
+
+class Regressor(GradedNetwork):
+    """One linear unit on pooled features, trained by squared error.
+
+    Output: scores (B,), unbounded, about 0-4.
     """
 
     def __init__(self, encoder: str, start: str) -> None:
@@ -33,9 +68,66 @@ class Regressor(nn.Module):
         self.encoder = create_encoder(encoder, start)
         self.head = regression_head(width(self.encoder))
 
-    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+    def read(self, features: Tensor) -> Tensor:
         """Scores (B,)."""
-        return self.head(self.encoder(batch)).squeeze(1)
+        return super().read(features).squeeze(1)
+
+    def loss(self, outputs: Tensor, grades: Tensor) -> Tensor:
+        """Mean squared error."""
+        return nn.functional.mse_loss(outputs, grades.to(outputs.dtype))
+
+    def score(self, outputs: Tensor) -> Tensor:
+        """The outputs as they are."""
+        return outputs
+
+    def probabilities(self, outputs: Tensor) -> Tensor:
+        """Of the two grades around a score, so that it is their expectation."""
+        return torch.from_numpy(interpolated(outputs.double().cpu().numpy()))
+
+
+class Scores(nn.Module):
+    """A network that gives the expected grade (B,), for explainers."""
+
+    def __init__(self, network: GradedNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, batch: Tensor) -> Tensor:
+        """Expected grades (B,)."""
+        return self.network.score(self.network(batch))
+
+
+class WithFeatures(nn.Module):
+    """A network that gives its outputs beside the features they are read from, (B, K + D)."""
+
+    def __init__(self, network: GradedNetwork) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, batch: Tensor) -> Tensor:
+        """Outputs, then features."""
+        features = self.network.encoder(batch)
+        outputs = self.network.read(features)
+        return torch.cat([outputs.reshape(len(batch), -1), features], dim=1)
+
+
+def begin(new_network: Callable[[str], GradedNetwork], start: Start) -> GradedNetwork:
+    """A network with its start weights: from another experiment's model of the same kind the head too.
+
+    Args:
+        new_network: makes one from a word or a weights file for the encoder.
+        start: of the encoder.
+
+    Raises:
+        UserError: the weights are missing or do not fit the encoder.
+    """
+    if start.kind == "experiment" and start.path is not None:
+        network, tensors = new_network("random"), read_tensors(start.path)
+        own = network.state_dict()
+        if own.keys() == tensors.keys() and all(own[key].shape == tensors[key].shape for key in own):
+            network.load_state_dict(tensors)
+            return network
+    return new_network(start.weights)
 
 
 def regression_head(features: int) -> nn.Linear:
@@ -49,16 +141,18 @@ def regression_head(features: int) -> nn.Linear:
 class FineTune(Module):
     """One training: batches from the store, augmented on the device, validated every epoch."""
 
-    def __init__(self, network: Regressor, encoder: str, params: dict[str, Any], training: Training) -> None:
+    def __init__(
+        self, network: GradedNetwork, params: dict[str, Any], preprocess: Preprocess, training: Job
+    ) -> None:
         super().__init__()
         self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.mean, self.std = normalisation(encoder)
+        self.mean, self.std = preprocess.mean, preprocess.std
         self.settings = params
         self.seed = training.seed
         self.select_best = params["select"] == "best" and len(training.val) > 0
         self.images = at_size(training.train.images, params["input_size"])
         self.rows = training.train.rows
-        self.grades = torch.tensor(training.train.grades, dtype=torch.float32)
+        self.grades = torch.tensor(training.train.grades)
         self.val_images = at_size(training.val.images, params["input_size"])
         self.val_rows = training.val.rows
         self.val_grades = training.val.grades
@@ -70,13 +164,13 @@ class FineTune(Module):
         return loader(Batches(len(self.rows), self.settings["batch_size"], self.seed, self.current_epoch))
 
     def training_step(self, items: np.ndarray, _: int) -> torch.Tensor:
-        """Mean squared error between scores and grades."""
+        """The network's loss of a batch."""
         seeds = [derive(self.seed, "augment", self.current_epoch, int(item)) for item in items]
         batch = pictures(self.images, self.rows[items])
         batch = augment(batch, self.settings["augment"], seeds, self.settings["input_size"])
         batch = normalise(batch, self.mean, self.std).contiguous(memory_format=torch.channels_last)
-        scores = self.network(batch)
-        loss = nn.functional.mse_loss(scores.float(), self.grades[items].to(scores.device))
+        outputs = self.network(batch).float()
+        loss = self.network.loss(outputs, self.grades[items].to(outputs.device))
         self.losses.append(loss.detach())
         return loss
 
@@ -84,7 +178,8 @@ class FineTune(Module):
         """Validation QWK; keeps the weights that gave the best, averaged ones where they are averaged."""
         if not len(self.val_rows):
             return {}
-        scores = infer(self.network, self.val_images, self.val_rows, self.mean, self.std)
+        found = infer(self.network, self.val_images, self.val_rows, self.mean, self.std, self.network.shape)
+        scores = self.network.score(torch.from_numpy(found)).numpy()
         value = qwk(self.val_grades, to_grades(scores))
         if self.select_best and value > self.best_qwk:
             self.best_qwk = value
@@ -114,15 +209,31 @@ class FineTune(Module):
         self.best_weights = checkpoint["best"]["weights"]
 
 
+def predict(network: GradedNetwork, preprocess: Preprocess, photographs: Photographs) -> Output:
+    """Grades of photographs by a network, with the features they are read from."""
+    images, features = preprocess.scaled(photographs.images), width(network.encoder)
+    shape = (math.prod(network.shape) + features,)
+    found = infer(WithFeatures(network), images, photographs.rows, preprocess.mean, preprocess.std, shape)
+    outputs = torch.from_numpy(found[:, :-features]).reshape(-1, *network.shape)
+    return Output(
+        network.probabilities(outputs).double().numpy(), features=found[:, -features:].astype(np.float32)
+    )
+
+
 @torch.inference_mode()
 def infer(
-    network: nn.Module, images: Pictures, rows: np.ndarray, mean: list[float], std: list[float]
+    network: nn.Module,
+    images: Pictures,
+    rows: np.ndarray,
+    mean: Sequence[float],
+    std: Sequence[float],
+    shape: tuple[int, ...] = (),
 ) -> np.ndarray:
-    """Scores (n,) of ``images[rows]`` (uint8, at input size), in evaluation mode."""
+    """Outputs, float64 (n, *shape), of ``images[rows]`` (uint8, at input size), in evaluation mode."""
     network.to(device()).eval()
     keep_memory()
-    scores = [np.empty(0)]
+    parts = [np.empty((0, *shape))]
     for start in range(0, len(rows), 32):
         batch = normalise(pictures(images, rows[start : start + 32]).float() / 255, mean, std)
-        scores.append(network(batch.contiguous(memory_format=torch.channels_last)).double().cpu().numpy())
-    return np.concatenate(scores)
+        parts.append(network(batch.contiguous(memory_format=torch.channels_last)).double().cpu().numpy())
+    return np.concatenate(parts)

@@ -1,165 +1,240 @@
-"""The stage ``grade``: every seed and fold of one experiment, in one process."""
+"""The stage ``grade``: one training of one experiment, by seed and fold, in a folder of its own."""
 
-import json
 import logging
 import shutil
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
+from drgrade.distributed import rank
 from drgrade.encoders import start_record
 from drgrade.errors import UserError
 from drgrade.evaluate.metrics import to_grades
 from drgrade.files import sha256, write_json
-from drgrade.grading.base import GRADERS, Grader, Photographs, Training, graded, splits
-from drgrade.images.store import CropStore
-from drgrade.params import Crop, Experiment, Grade
-from drgrade.schema import GRADES, PREDICTIONS, write_table
-from drgrade.splits.assign import label_subset
+from drgrade.grading.base import GRADERS, Grader, Job, Output, Photographs, Start
+from drgrade.grading.models import MODEL, TENSORS, load_model
+from drgrade.grading.photographs import Parts, parts_of
+from drgrade.images.dataset import CroppedDataset
+from drgrade.params import Crop, Encoded, Experiment, parse_start
+from drgrade.resume import training_key
+from drgrade.schema import GRADES, LESION_BOXES, PREDICTIONS, read_table, write_table
 from drgrade.tracking import models_digest, track
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class External:
-    """A dataset that only tests: all of its graded photographs, by models that nothing of it has shaped."""
+class Inputs:
+    """What a training reads.
 
-    name: str
-    index: Path
-    crops: Path
-    store: Path
+    Attributes:
+        data: the dataset it learns from.
+        external: datasets that only test: all of their graded photographs.
+        start: file or folder of the start weights; None for ``random`` and ``imagenet``.
+        members: trainings of other experiments (the same seed and fold) that the grader builds on, a folder
+            each, by experiment.
+        masks: folder of the stage ``lesion_masks``, for graders that need masks.
+        lesions: ``lesions.parquet``, for graders that need boxes.
+    """
+
+    data: CroppedDataset
+    external: Sequence[CroppedDataset] = ()
+    start: Path | None = None
+    members: Mapping[str, Path] = field(default_factory=dict)
+    masks: Path | None = None
+    lesions: Path | None = None
+
+    def files(self, start: Start) -> list[Path]:
+        """All files that decide what is learnt."""
+        data = [self.data.index_file, self.data.crops_file, self.data.store_file]
+        models = [folder / "model" / name for folder in self.members.values() for name in (MODEL, TENSORS)]
+        masks = [] if self.masks is None else [self.masks / "masks.parquet", self.masks / "masks.npy"]
+        return [*data, *models, *masks, *(path for path in (self.lesions, start.path) if path is not None)]
 
 
 def grade(
-    name: str,
-    experiment: Experiment,
-    params: Grade,
-    crop: Crop,
-    *,
-    dataset: str,
-    index: Path,
-    crops: Path,
-    store: Path,
-    weights: Path | None,
-    predictions: Path,
-    manifest: Path,
-    models: Path,
-    external: Sequence[External] = (),
+    name: str, experiment: Experiment, crop: Crop, inputs: Inputs, *, seed: int, fold: int | None, out: Path
 ) -> None:
-    """Train and test one experiment.
+    """Train and test one model.
+
+    Writes ``out/model/`` (``model.json``, ``model.safetensors``), ``out/predictions.parquet`` (validation,
+    test and external rows) and ``out/training.json`` (seed, fold, start weights, digests of the model).
 
     Args:
         name: of the experiment.
-        experiment: its row of ``params.yaml``.
-        params: the ``grade`` block, in which the experiment may set keys apart.
-        crop: the ``crop`` block, kept with each model so that it can grade new photographs.
-        dataset: it learns from.
-        index: ``index.parquet``.
-        crops: ``crops.parquet``.
-        store: ``store.json``, its shards beside it.
-        weights: folder with ``encoder.safetensors`` (or ``encoder_fold<k>.safetensors``) when
-            ``experiment.start`` names a pretraining method.
-        predictions: table to write: validation, test and external rows of every seed.
-        manifest: ``models.json`` to write: every model's seed, fold, start weights and digests.
-        models: folder to write: a sub-folder for each model.
-        external: datasets to test on once more; with cross-validation the mean over the folds' models.
+        experiment: its row of ``params.yaml`` with the shared keys of the block ``grade`` filled in.
+        crop: the ``crop`` block, kept with the model so that it can grade new photographs.
+        inputs: what it reads.
+        seed: of everything random.
+        fold: the test fold, None with a hold-out split.
+        out: folder to write.
 
     Raises:
-        UserError: there is nothing to train on, the start weights are missing, or an external dataset has
-            nothing to test on.
+        UserError: there is nothing to train on, an input is missing, or an external dataset has nothing to
+            test on.
     """
-    params = experiment.graded_by(params)
-    table = graded(index, crops)
-    images = CropStore(store)
-    outside = [(one.name, CropStore(one.store), graded_external(one)) for one in external]
-    shutil.rmtree(models, ignore_errors=True)
-    rows, listed = [], []
-    votes: dict[tuple[int, str], list[np.ndarray]] = defaultdict(list)
-    with track("grade", name, {"experiment": experiment.model_dump(), "grade": params.model_dump()}) as run:
-        run.dataset("crops", crops)
-        for seed, fold, parts in trainings(table, experiment, params.select):
-            label = f"seed{seed}" + ("" if fold is None else f"_fold{fold}")
-            start = start_weights(experiment.start, weights, fold)
-            inputs = index, crops, store, Path(start)
-            about = {"seed": seed, "fold": fold, "train": len(parts["train"])}
-            with run.child(f"{name} {label}", about) as child:
-                training = Training(
-                    train=Photographs(images, parts["train"]),
-                    val=Photographs(images, parts["val"]),
-                    start=start,
-                    seed=seed,
-                    name=f"{name} {label}",
-                    key="/".join(sha256(path) for path in inputs if path.is_file()),
-                    run=child,
-                )
-                grader, began = trained(experiment, params, training, crop, models / label)
-            for part in ("val", "test"):
-                probabilities = grader.predict(images, parts[part]["row"].to_numpy(np.int64))
-                rows.append(
-                    predicted(parts[part], probabilities, dataset, split=part, experiment=name, seed=seed)
-                )
-            for other, pictures, photographs in outside:
-                votes[seed, other].append(grader.predict(pictures, photographs["row"].to_numpy(np.int64)))
-            files = digests(models / label, models)
-            listed.append({"seed": seed, "fold": fold, "start": began, "files": files})
-        for other, _, photographs in outside:
-            for seed in experiment.seeds:
-                mean = np.mean(votes[seed, other], axis=0)
-                rows.append(predicted(photographs, mean, other, split="external", experiment=name, seed=seed))
-        write_table(pd.concat(rows), predictions, PREDICTIONS)
-        write_json({"experiment": name, "grader": experiment.grader, "models": listed}, manifest)
-        run.artifact(models, "models")
-        run.artifact(predictions)
-        run.tags({"models": models_digest(manifest)})
+    table = inputs.data.graded()
+    outside = {one.name: graded_external(one) for one in inputs.external}
+    parts = parts_of(
+        table, seed=seed, fold=fold, select=getattr(experiment, "select", "last"),
+        label_fraction=experiment.label_fraction,
+    )  # fmt: skip
+    grader: Grader = GRADERS.get(experiment.grader)(experiment, crop)
+    start = start_of(experiment, inputs.start, fold)
+    known = known_of(grader, inputs)
+    label = f"{name} seed{seed}" + ("" if fold is None else f" fold{fold}")
+    about = {"experiment": experiment.model_dump(), "seed": seed, "fold": fold, "train": len(parts["train"])}
+    with track("grade", label, about) as run:
+        run.dataset("crops", inputs.data.crops_file)
+        job = Job(
+            train=Photographs(inputs.data.images, parts["train"], **known),
+            val=Photographs(inputs.data.images, parts["val"], **known),
+            start=start,
+            seed=seed,
+            name=label,
+            key=key_of(experiment, crop, inputs, start, parts, seed=seed, fold=fold),
+            run=run,
+        )
+        grader.fit(job)
+        columns = {"experiment": name, "seed": seed, "fold": fold}
+        rows = []
+        for split in ("val", "test"):
+            output = grader.predict(Photographs(inputs.data.images, parts[split], **known))
+            rows.append(predicted(parts[split], output, dataset=inputs.data.name, split=split, **columns))
+        for other in inputs.external:
+            shown = outside[other.name]
+            output = grader.predict(Photographs(other.images, shown, members=known["members"]))
+            rows.append(predicted(shown, output, dataset=other.name, split="external", **columns))
+        if rank() == 0:  # others have trained and predicted with it, and have nothing of their own to say
+            began = save(grader, out / "model", start, seed)
+            run.params({"start_weights": began})
+            write_table(pd.concat(rows), out / "predictions.parquet", PREDICTIONS)
+            listed = {"grader": experiment.grader, "start": began, "files": digests(out / "model")}
+            write_json(columns | listed, out / "training.json")
+            run.artifact(out / "model", "model")
+            run.artifact(out / "predictions.parquet")
+            run.tags({"models": models_digest(out / "training.json")})
 
 
-def trained(
-    experiment: Experiment, params: Grade, training: Training, crop: Crop, folder: Path
-) -> tuple[Grader, dict[str, Any]]:
-    """One model, fitted and saved with all it takes to use it, and what its weights began as."""
-    grader: Grader = GRADERS.get(experiment.grader)(experiment.encoder, params.model_dump())
-    grader.fit(training)
+def save(grader: Grader, folder: Path, start: Start, seed: int) -> dict[str, Any]:
+    """Save a trained model in place of what is in its folder; returns what its weights began as."""
+    shutil.rmtree(folder, ignore_errors=True)
     grader.save(folder)
-    remember(folder / "model.json", crop)
-    began = started_from(folder, experiment.encoder, training.start, training.seed)
-    training.run.params({"start_weights": began})
-    return grader, began
+    if not isinstance(grader.params, Encoded) or not (folder / TENSORS).exists():
+        return {}
+    return start_record(grader.params.encoder, start.weights, seed)
 
 
-def trainings(
-    table: pd.DataFrame, experiment: Experiment, select: str
-) -> Iterator[tuple[int, int | None, dict[str, pd.DataFrame]]]:
-    """Every training of an experiment: seed, fold (or None) and the rows of its splits.
+def digests(model: Path) -> dict[str, str]:
+    """SHA-256 of a model's files, by name."""
+    return {name: sha256(model / name) for name in (MODEL, TENSORS) if (model / name).exists()}
+
+
+def key_of(
+    experiment: Experiment,
+    crop: Crop,
+    inputs: Inputs,
+    start: Start,
+    parts: Parts,
+    *,
+    seed: int,
+    fold: int | None,
+) -> str:
+    """The key of one training: see :func:`drgrade.resume.training_key`."""
+    # seeds of other trainings and names are not this training's
+    used = experiment.model_dump(exclude={"seeds"})
+    return training_key(
+        "grade",
+        f"drgrade.grading.{experiment.grader}",
+        {"experiment": used, "crop": crop.model_dump()},
+        photographs={split: parts[split] for split in ("train", "val")},
+        files=inputs.files(start),
+        facts={"seed": seed, "fold": fold, "start": [start.kind, start.sha256]},
+    )
+
+
+def known_of(grader: Grader, inputs: Inputs) -> dict[str, Any]:
+    """What photographs come with beside grades: masks, boxes and members, as far as the grader needs them.
 
     Raises:
-        UserError: there is nothing to train on.
+        UserError: something it needs is not given.
     """
-    for seed in experiment.seeds:
-        for fold, parts in splits(table, select):
-            train = labelled(parts["train"], experiment.label_fraction, seed)
-            if train.empty:
-                raise UserError("no graded training photographs; look at status and reason in index.parquet")
-            yield seed, fold, parts | {"train": train}
+    known: dict[str, Any] = {
+        "members": {name: load_model(folder / "model") for name, folder in inputs.members.items()}
+    }
+    lacking = set(grader.params.members) - set(inputs.members)
+    if lacking:
+        raise UserError(f"--member {min(lacking)}: not given, and the experiment builds on it")
+    if "masks" in grader.needs:
+        if inputs.masks is None:
+            raise UserError(f"--masks: the grader {grader.params.grader} needs the stage lesion_masks")
+        from drgrade.lesions.mask_store import Masks
+
+        known["masks"] = Masks(inputs.masks)
+    if "boxes" in grader.needs:
+        if inputs.lesions is None:
+            raise UserError(f"--lesions: the grader {grader.params.grader} needs the stage lesions")
+        known["boxes"] = boxes_in_crops(inputs.data, inputs.lesions)
+    return known
 
 
-def remember(path: Path, crop: Crop) -> None:
-    """Add the crop to a model's description."""
-    write_json(json.loads(path.read_text()) | {"crop": crop.model_dump()}, path)
+def boxes_in_crops(data: CroppedDataset, lesions: Path) -> pd.DataFrame:
+    """Lesions that the detector found, in crop pixels: columns of ``drgrade.schema.LESION_BOXES``.
+
+    Lesions of photographs without a crop are left out.
+    """
+    found = read_table(lesions, LESION_BOXES)
+    found = found[found["image_id"].isin(list(data.crops.rows))].reset_index(drop=True)
+    sides = ["x1", "y1", "x2", "y2"]
+    for image_id, rows in found.groupby("image_id").groups.items():
+        boxes = found.loc[rows, sides].to_numpy(float)
+        found.loc[rows, sides] = data.crops.geometry(str(image_id)).boxes_to_crop(boxes).astype("float32")
+    return found
 
 
-def graded_external(external: External) -> pd.DataFrame:
-    """The same of an external dataset, which is not left out of the results in silence.
+def start_of(experiment: Experiment, given: Path | None, fold: int | None) -> Start:
+    """The start weights of one training, with the digest of their file.
+
+    Args:
+        experiment: with or without an encoder.
+        given: a weights file; or of a pretraining the folder with ``encoder.safetensors`` (or
+            ``encoder_fold<k>.safetensors``); or of an experiment the folder of the matching training. None
+            for ``random`` and ``imagenet``.
+        fold: of this training.
+
+    Raises:
+        UserError: the weights are not there.
+    """
+    if not isinstance(experiment, Encoded):
+        return Start("random")
+    if given is None:
+        word = parse_start(experiment.start).kind if experiment.start in ("random", "imagenet") else ""
+        if not word:
+            raise UserError(f"--start: not given, and the experiment starts from {experiment.start}")
+        return Start(word)
+    if experiment.start.startswith("experiment:"):
+        kind, path = "experiment", given / "model" / TENSORS
+    elif given.is_dir():
+        own = given / f"encoder_fold{fold}.safetensors"
+        path = own if fold is not None and own.exists() else given / "encoder.safetensors"
+        kind = "pretrain"
+    else:
+        kind, path = "file", given
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; run the stage that makes {experiment.start!r} first")
+    return Start(kind, path, sha256(path))
+
+
+def graded_external(external: CroppedDataset) -> pd.DataFrame:
+    """Graded photographs of an external dataset.
 
     Raises:
         UserError: none of its photographs has a grade and a crop.
     """
-    table = graded(external.index, external.crops)
+    table = external.graded()
     if table.empty:
         raise UserError(
             f"roles.external: {external.name!r} has no graded photograph with a crop to test on; "
@@ -168,49 +243,8 @@ def graded_external(external: External) -> pd.DataFrame:
     return table
 
 
-def labelled(train: pd.DataFrame, fraction: float, seed: int) -> pd.DataFrame:
-    """The share of the training photographs whose grades may be used."""
-    return train if fraction == 1 else train[train["image_id"].isin(label_subset(train, fraction, seed))]
-
-
-def start_weights(start: str, weights: Path | None, fold: int | None) -> str:
-    """What the encoder starts from: a word, the user's file, or this fold's pretrained encoder.
-
-    Raises:
-        UserError: the pretrained encoder is not there.
-    """
-    if weights is None:
-        return start
-    own = weights / f"encoder_fold{fold}.safetensors"
-    path = own if fold is not None and own.exists() else weights / "encoder.safetensors"
-    if not path.exists():
-        raise UserError(f"{path}: no such file; run the stage pretrain for {start!r} first")
-    return str(path)
-
-
-def started_from(model: Path, encoder: str, start: str, seed: int) -> dict[str, Any]:
-    """What the weights in a model's folder began as; empty for a grader that has none."""
-    trained = (model / "model.safetensors").exists()
-    return start_record(encoder, start, seed) if trained else {}
-
-
-def predicted(
-    table: pd.DataFrame, probabilities: np.ndarray, dataset: str, *, split: str, experiment: str, seed: int
-) -> pd.DataFrame:
-    """The rows of ``predictions.parquet`` for photographs (n) and their grade probabilities (n, 5)."""
-    score = probabilities @ np.array(GRADES)
-    filled: dict[str, Any] = {f"p{grade}": probabilities[:, grade] for grade in GRADES}
-    filled |= {
-        "dataset": dataset,
-        "split": split,
-        "score": score,
-        "predicted": to_grades(score),
-        "experiment": experiment,
-        "seed": seed,
-    }
-    return table[["image_id", "patient_id", "eye", "grade"]].assign(**filled)
-
-
-def digests(folder: Path, base: Path) -> dict[str, str]:
-    """SHA-256 of every file of one model, by its path below the models' folder."""
-    return {str(path.relative_to(base)): sha256(path) for path in sorted(folder.iterdir())}
+def predicted(table: pd.DataFrame, output: Output, **columns: Any) -> pd.DataFrame:
+    """The rows of ``predictions.parquet`` for photographs (n); dataset, split, seed and so on are given."""
+    filled: dict[str, Any] = {f"p{grade}": output.probabilities[:, grade] for grade in GRADES}
+    filled |= {"score": output.score, "predicted": to_grades(output.score)}
+    return table[["image_id", "patient_id", "eye", "grade"]].assign(**filled, **columns)

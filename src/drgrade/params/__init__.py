@@ -7,7 +7,7 @@ files of rules that use them.
 """
 
 from drgrade.params.block import Augment
-from drgrade.params.grading import Experiment, Grade, Knn, Linear
+from drgrade.params.grading import BY_GRADER, GRADERS, Encoded, Experiment, Grade, Shared
 from drgrade.params.images import Crop, Dataset, Demo, Download, Index, Overlaps, Roles, Scheme
 from drgrade.params.lesions import Detector, LesionBoxes, LesionMetrics, Lesions, Patches, Source
 from drgrade.params.model import Params
@@ -20,11 +20,13 @@ from drgrade.params.pretraining import (
     SimCLR,
 )
 from drgrade.params.read import check, check_block, json_schema, load
-from drgrade.params.results import Evaluate, Explain, Report
+from drgrade.params.results import Evaluate, Explanation, Report
+from drgrade.params.start import StartFrom, parse_start
 
 __all__ = [
-    "CONTRASTIVE", "Augment", "Contrastive", "Crop", "Dataset", "Demo", "Detector", "Download", "Evaluate",
-    "Experiment", "Explain", "Grade", "Index", "Knn", "LesionBoxes", "LesionContrastive", "LesionMetrics",
-    "Lesions", "Linear", "LocalToGlobal", "Overlaps", "Params", "Patches", "Pretraining", "Report", "Roles",
-    "Scheme", "SimCLR", "Source", "check", "check_block", "json_schema", "load",
+    "BY_GRADER", "CONTRASTIVE", "GRADERS", "Augment", "Contrastive", "Crop", "Dataset", "Demo", "Detector",
+    "Download", "Encoded", "Evaluate", "Experiment", "Explanation", "Grade", "Index", "LesionBoxes",
+    "LesionContrastive", "LesionMetrics", "Lesions", "LocalToGlobal", "Overlaps", "Params", "Patches",
+    "Pretraining", "Report", "Roles", "Scheme", "Shared", "SimCLR", "Source", "StartFrom", "check",
+    "check_block", "json_schema", "load", "parse_start",
 ]  # fmt: skip

@@ -1,15 +1,16 @@
 """The whole of ``params.yaml``."""
 
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import field_validator, model_validator
+from pydantic import Field, field_serializer, field_validator, model_validator
 
 from drgrade.params.block import Block, Name
-from drgrade.params.grading import Experiment, Grade
+from drgrade.params.grading import BY_GRADER, Encoded, Experiment, Grade
 from drgrade.params.images import Crop, Dataset, Download, Index, Overlaps, Roles, Scheme
 from drgrade.params.lesions import Detector, LesionBoxes, LesionMetrics, Lesions, Patches
 from drgrade.params.pretraining import LesionContrastive, Pretraining
-from drgrade.params.results import Evaluate, Explain, Report
+from drgrade.params.results import Evaluate, Explanation, Report
+from drgrade.params.start import StartFrom, parse_start
 
 
 class Params(Block):
@@ -32,24 +33,43 @@ class Params(Block):
     }
     """Encoders pretrained without grades, by name; the name is the method where ``method`` is not given."""
     grade: Grade = Grade()
-    experiments: dict[Name, Experiment] = {
-        "majority": Experiment(grader="majority"),
-        "random": Experiment(start="random", seeds=[0, 1]),
-        "imagenet": Experiment(start="imagenet", seeds=[0, 1]),
-        "lesion_contrastive": Experiment(start="lesion_contrastive", seeds=[0, 1]),
-    }
-    """The rows of the leaderboard, by name."""
+    experiments: dict[Name, Annotated[Experiment, BY_GRADER]] = Field(
+        default={
+            "majority": {"grader": "majority"},
+            "random": {"start": "random", "seeds": [0, 1]},
+            "imagenet": {"start": "imagenet", "seeds": [0, 1]},
+            "lesion_contrastive": {"start": "lesion_contrastive", "seeds": [0, 1]},
+        },
+        validate_default=True,
+    )
+    """The rows of the leaderboard, by name; each grader has its own keys."""
     evaluate: Evaluate = Evaluate()
-    explain: Explain = Explain()
+    explanations: dict[Name, Explanation] = {"cam": Explanation()}
+    """Heat maps, by name."""
     report: Report = Report()
 
     def scheme(self, dataset: str) -> Scheme:
         """How a dataset is split: its own scheme, else that of ``index``."""
         return self.datasets[dataset].scheme or self.index.scheme
 
-    def grading(self, experiment: str) -> Grade:
-        """The block ``grade`` as an experiment has it."""
-        return self.experiments[experiment].graded_by(self.grade)
+    def experiment(self, name: str) -> Experiment:
+        """An experiment with the values of the block ``grade`` for the shared keys it does not set."""
+        return self.experiments[name].over(self.grade)
+
+    def start(self, name: str) -> StartFrom | None:
+        """What the encoder of an experiment starts from; None for a grader without an encoder.
+
+        Raises:
+            ValueError: it is no start.
+        """
+        experiment = self.experiments[name]
+        return parse_start(experiment.start, self.pretrain) if isinstance(experiment, Encoded) else None
+
+    def built_on(self, name: str) -> list[str]:
+        """Experiments whose models an experiment needs: the one it starts from, and its members."""
+        start = self.start(name)
+        first = [start.name] if start and start.kind == "experiment" else []
+        return [*first, *self.experiments[name].members]
 
     @field_validator("pretrain", mode="before")
     @classmethod
@@ -60,6 +80,10 @@ class Params(Block):
             name: {"method": name} | block if isinstance(block, dict) else block
             for name, block in blocks.items()
         }
+
+    @field_serializer("experiments")
+    def _as_written(self, experiments: dict[str, Experiment]) -> dict[str, dict[str, Any]]:
+        return {name: experiment.written() for name, experiment in experiments.items()}
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
@@ -84,13 +108,16 @@ class Params(Block):
                 raise ValueError(
                     f"datasets.{name}.split_file: the scheme 'file' needs a CSV (image_id, split); name it"
                 )
-        if self.explain.experiment not in self.experiments:
-            raise ValueError(
-                f"explain.experiment: {self.explain.experiment!r} is not one of experiments "
-                f"({', '.join(self.experiments)})"
-            )
+        for name, block in self.explanations.items():
+            if block.experiment not in self.experiments:
+                raise ValueError(
+                    f"explanations.{name}.experiment: {block.experiment!r} is not one of experiments "
+                    f"({', '.join(self.experiments)})"
+                )
+        for name in self.experiments:
+            self._buildable(name)
         scheme = self.scheme(self.roles.grade)
-        selects = any(self.grading(name).select == "best" for name in self.experiments)
+        selects = any(getattr(self.experiment(name), "select", "") == "best" for name in self.experiments)
         if scheme == "kfold" and selects and self.index.folds < 3:
             raise ValueError(
                 "grade.select: 'best' needs a validation fold beside the test fold; "
@@ -107,3 +134,30 @@ class Params(Block):
                 "patches.published: its boxes lie in crops of crop.rule o_O and crop.aspect squash; set both"
             )
         return self
+
+    def _buildable(self, name: str) -> None:
+        """Refuse an experiment that builds on one that is missing, lacks its seeds, or builds on this one."""
+        try:
+            self.start(name)
+        except ValueError as error:
+            raise ValueError(f"experiments.{name}.{error}") from None
+        for other in self.built_on(name):
+            if other not in self.experiments:
+                raise ValueError(
+                    f"experiments.{name}: builds on {other!r}, which is not one of experiments "
+                    f"({', '.join(self.experiments)})"
+                )
+            lacking = set(self.experiments[name].seeds) - set(self.experiments[other].seeds)
+            if lacking:
+                raise ValueError(
+                    f"experiments.{name}.seeds: builds on {other!r}, which has no seed {min(lacking)}; "
+                    "models are matched by seed and fold, so add it there"
+                )
+        path, todo = {name}, self.built_on(name)
+        while todo:
+            other = todo.pop()
+            if other == name:
+                raise ValueError(f"experiments.{name}: builds on itself, through {', '.join(sorted(path))}")
+            if other in self.experiments and other not in path:
+                path.add(other)
+                todo += self.built_on(other)

@@ -16,13 +16,13 @@ class Evaluate(Block):
     """Seed of the resamples."""
 
 
-class Explain(Block):
-    """Heat maps over photographs, scored against lesion masks."""
+class Explanation(Block):
+    """Heat maps of one experiment's model over photographs, scored against lesion masks."""
 
     method: str = "cam"
     """A module of ``drgrade.explain``."""
     experiment: Name = "lesion_contrastive"
-    """Whose model is explained (its first seed)."""
+    """Whose model is explained (its first seed and fold)."""
     images: Annotated[int, Field(ge=1)] = 6
     """Photographs with masks, and as many graded test photographs."""
 

@@ -4,7 +4,6 @@ With cross-validation the photographs of fold k are kept out of the encoder that
 they carry no grades here, but a test photograph seen in pretraining is still a test photograph seen.
 """
 
-import json
 import logging
 import shutil
 from dataclasses import replace
@@ -17,11 +16,15 @@ import pandas as pd
 from drgrade.encoders import normalisation, start_record
 from drgrade.errors import UserError
 from drgrade.files import sha256, write_json
-from drgrade.grading.base import Photographs, graded, splits
-from drgrade.images.store import CropStore, Pictures
+from drgrade.grading.base import Photographs
+from drgrade.grading.photographs import splits
+from drgrade.images.dataset import CroppedDataset
+from drgrade.images.store import Pictures
 from drgrade.lesions.patches import COLUMNS, read_patches
 from drgrade.pretrain.base import METHODS, Graded, Material, Method
-from drgrade.schema import CROPS, INDEX, LESION_BOXES, LESIONS, read_table
+from drgrade.pretrain.watch import unwatched
+from drgrade.resume import training_key
+from drgrade.schema import CROPS, LESION_BOXES, LESIONS, read_table
 from drgrade.tracking import track
 from drgrade.training import save_tensors
 
@@ -34,9 +37,7 @@ def pretrain(
     *,
     patch: int,
     by_fold: bool,
-    index: Path,
-    crops: Path,
-    store: Path,
+    data: CroppedDataset,
     patches: Path | None,
     manifest: Path,
     weights: Path,
@@ -50,9 +51,7 @@ def pretrain(
         params: its block.
         patch: side of a patch in crop pixels.
         by_fold: one encoder for each fold of the index, blind to that fold, instead of one in all.
-        index: ``index.parquet``.
-        crops: ``crops.parquet``.
-        store: ``store.json``, its shards beside it.
+        data: whose photographs are learned from.
         patches: ``patches.pkl``; may be None for a method that does without boxes.
         manifest: ``encoder.json`` to write: architecture, normalisation, digests of inputs, of the weights
             it starts from and of those it ends with.
@@ -65,28 +64,37 @@ def pretrain(
     """
     name = name or method
     learner: Method = METHODS.get(method)(params)
-    table = with_boxes(training_rows(index, crops), learner, patches, kinds)
-    images = CropStore(store)
-    rated = graded(index, crops) if params.get("knn_every") else None
+    table = with_boxes(training_rows(data), learner, patches, kinds)
+    rated = data.graded() if params.get("knn_every") else None
     start = start_record(params["encoder"], params.get("start"), params.get("seed"))
     folds = sorted(int(fold) for fold in table["fold"].dropna().unique()) if by_fold else [None]
     shutil.rmtree(weights, ignore_errors=True)
-    inputs = {"crops": crops, "store": store, "patches": patches}
+    inputs = {"crops": data.crops_file, "store": data.store_file, "patches": patches}
     if learner.needs_kinds:
         inputs["kinds"] = kinds
     digests = {name: sha256(path) for name, path in inputs.items() if path is not None}
     with track("pretrain", name, params | {"patch": patch}) as run:
-        run.dataset("crops" if patches is None else "patches", patches or crops)
+        run.dataset("crops" if patches is None else "patches", patches or data.crops_file)
         run.params({"start_weights": start})
         for fold in folds:
             part = table if fold is None else table[~table["fold"].eq(fold).fillna(False)]
             label = "encoder" if fold is None else f"encoder_fold{fold}"
-            material = _material(learner, images, part, patch, patches or crops)
+            material = _material(learner, data.images, part, patch, patches or data.crops_file)
             log.info("%s: %d photographs, %d lesions", label, len(part), sum(map(len, material.boxes)))
             if rated is not None:
-                material = replace(material, graded=watched_by(rated, images, fold, f"{index}: {label}"))
+                material = replace(
+                    material, graded=watched_by(rated, data.images, fold, f"{data.index_file}: {label}")
+                )
             with run.child(f"{name} {label}", {"fold": fold, "photographs": len(part)}) as child:
-                encoder = learner.fit(material, name=f"{name} {label}", key=json.dumps(digests), run=child)
+                key = training_key(
+                    "pretrain",
+                    f"drgrade.pretrain.{method}",
+                    unwatched(params) | {"patch": patch},
+                    photographs={"train": part},
+                    files=inputs.values(),
+                    facts={"fold": fold, "start": start},
+                )
+                encoder = learner.fit(material, name=f"{name} {label}", key=key, run=child)
             save_tensors(encoder, weights / f"{label}.safetensors")
         about = {"method": method, "patch": patch, "start": start, "inputs": digests}
         write_json(described(about, params["encoder"], weights), manifest)
@@ -101,17 +109,17 @@ def described(about: dict[str, Any], encoder: str, weights: Path) -> dict[str, A
     return {**about, "encoder": encoder, "mean": mean, "std": std, "weights": digests}
 
 
-def training_rows(index: Path, crops: Path) -> pd.DataFrame:
+def training_rows(data: CroppedDataset) -> pd.DataFrame:
     """Photographs that may be learned from: image_id, row, fold, in the index's order.
 
     Those of the training split that have a crop; under cross-validation all graded ones, which then have
     a fold. Never one of the validation or test split.
     """
-    table = read_table(index, INDEX)
+    table = data.index
     grading = table["subset"] == "grading"
     trained = (table["split"] == "train") | (grading & table["fold"].notna())
     table = table[(table["status"] == "ok") & trained][["image_id", "fold"]]
-    cut = read_table(crops, CROPS)[["image_id", "row"]]
+    cut = read_table(data.crops_file, CROPS)[["image_id", "row"]]
     table = table.merge(cut, on="image_id", validate="one_to_one")
     return table[table["row"].notna()].reset_index(drop=True)
 
@@ -124,7 +132,7 @@ def watched_by(table: pd.DataFrame, images: Pictures, fold: int | None, label: s
     folds is watched as that of the first.
 
     Args:
-        table: of :func:`drgrade.grading.base.graded`.
+        table: of :meth:`drgrade.images.dataset.CroppedDataset.graded`.
         images: store that its rows are of.
         fold: that the encoder is blind to, or None.
         label: of the encoder, for the log.

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from drgrade.data.registry import DATASETS
-from drgrade.params import Params
+from drgrade.params import Params, parse_start
 from drgrade.schema import GRADE_NAMES
 
 NOTICE = (
@@ -56,7 +56,7 @@ def model_card(name: str, metrics: Mapping[str, Any], params: Mapping[str, Any])
             "decision, nor for photographs of other cameras or populations without a test on them.",
         ],
         "Data": data(params),
-        "Model": model(params["experiments"][name], params),
+        "Model": model(resolved(name, params), params),
         "Results": results(metrics),
         "Limits": limits(metrics),
         "Parameters": ["```yaml", parameters(name, params), "```"],
@@ -87,12 +87,19 @@ def model(experiment: Mapping[str, Any], params: Mapping[str, Any]) -> list[str]
         return [
             "Predicts the most common training grade, whatever the photograph: the floor of the comparison."
         ]
-    crop = params["crop"]
+    lines = [f"- grader: {experiment['grader']}"]
+    if "encoder" in experiment:
+        crop = params["crop"]
+        lines = [
+            f"- grader: {experiment['grader']}, encoder {experiment['encoder']}",
+            f"- start weights: {start(experiment, params)}",
+            f"- input: {experiment['input_size']} px, from crops of {crop['size']} px (rule {crop['rule']})",
+        ]
+    if experiment["members"]:
+        lines.append(f"- builds on the experiments: {', '.join(experiment['members'])}")
     return [
-        f"- grader: {experiment['grader']}, encoder {experiment['encoder']}",
-        f"- start weights: {start(experiment, params)}",
+        *lines,
         f"- labels used: {experiment['label_fraction']:.0%} of the training patients",
-        f"- input: {params['grade']['input_size']} px, from crops of {crop['size']} px (rule {crop['rule']})",
         f"- training seeds: {', '.join(map(str, experiment['seeds']))}",
     ]
 
@@ -100,9 +107,14 @@ def model(experiment: Mapping[str, Any], params: Mapping[str, Any]) -> list[str]
 def start(experiment: Mapping[str, Any], params: Mapping[str, Any]) -> str:
     """Where the encoder's first weights come from, and their licence as far as it is known."""
     method = experiment["start"]
-    if method == "random":
+    kind, name = parse_start(method, params["pretrain"])
+    if kind == "random":
         return "random"
-    if method in params["pretrain"]:
+    if kind == "experiment":
+        other = resolved(name, params)
+        before = f", itself from: {start(other, params)}" if "encoder" in other else ""
+        return f"the model of the experiment {name} of the same seed and fold{before}"
+    if kind == "pretrain":
         block = params["pretrain"][method]
         before = start({"start": block["start"], "encoder": block["encoder"]}, params)
         return f"{method} pretraining on {params['roles']['pretrain']}, itself from: {before}"
@@ -145,15 +157,17 @@ def limits(metrics: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def resolved(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    """An experiment with the values of the block ``grade`` filled in."""
+    return Params.model_validate(params).experiment(name).model_dump()
+
+
 def parameters(name: str, params: Mapping[str, Any]) -> str:
     """The params that made this model, as YAML."""
-    experiment = params["experiments"][name]
+    experiment = resolved(name, params)
     used = {key: params[key] for key in ("datasets", "roles", "index", "crop")}
-    used["experiment"] = {key: value for key, value in experiment.items() if key != "grade"}
-    block = Params.model_validate(params).grading(name).model_dump()
-    probes = {"knn", "linear"} - {experiment["grader"]}
-    used["grade"] = {key: value for key, value in block.items() if key not in probes}
-    if experiment["start"] in params["pretrain"]:
+    used["experiment"] = experiment
+    if experiment.get("start") in params["pretrain"]:
         used["pretrain"] = {experiment["start"]: params["pretrain"][experiment["start"]]}
         used |= {key: params[key] for key in ("lesion_boxes", "detector", "lesions", "patches")}
     return yaml.safe_dump(used, sort_keys=True).rstrip()

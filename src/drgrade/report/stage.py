@@ -35,7 +35,7 @@ def make_report(
     metrics: Path,
     params: dict[str, Any],
     out: Path,
-    heat_maps: Path | None = None,
+    heat_maps: Sequence[Path] = (),
 ) -> None:
     """Write ``report.html``, its pictures, ``input.csv`` and ``model_cards/*.md``.
 
@@ -51,7 +51,7 @@ def make_report(
         metrics: ``metrics.json`` of the stage evaluate.
         params: the whole resolved params.
         out: folder to write to.
-        heat_maps: contact sheet of the stage explain.
+        heat_maps: contact sheets of the stage explain, each in a folder of the explanation's name.
 
     Raises:
         UserError: an input is missing or damaged.
@@ -213,7 +213,7 @@ def add_inputs(page: Page, counts: pd.DataFrame, index: pd.DataFrame, params: di
 
 
 def add_pictures(
-    page: Page, out: Path, params: dict[str, Any], heat_maps: Path | None, *, lesions: bool
+    page: Page, out: Path, params: dict[str, Any], heat_maps: Sequence[Path], *, lesions: bool
 ) -> None:
     """The contact sheets in ``out``, that of ``lesions`` too, and the heat maps where there are any."""
     page.section("Crops and lesions" if lesions else "Crops")
@@ -235,12 +235,14 @@ def add_pictures(
         "The photographs that are hardest to grade by their computed quality, worst first, with the measure "
         "that is to blame. index.min_quality leaves out those below a limit.",
     )
-    if heat_maps is not None:
+    if heat_maps:
         page.section("What the model looks at")
+    for sheet in heat_maps:
+        explanation = params["explanations"][sheet.parent.name]
         page.image(
-            heat_maps,
+            sheet,
             "Fundus photographs with heat maps of the model's attention.",
-            f"Method {params['explain']['method']}, experiment {params['explain']['experiment']}. "
+            f"Method {explanation['method']}, experiment {explanation['experiment']}. "
             "A heat map shows where the score comes from, not whether the grade is right.",
         )
 

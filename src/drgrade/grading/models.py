@@ -1,0 +1,96 @@
+"""Trained graders on disk: ``model.json``, which says how to use the model, and ``model.safetensors``."""
+
+import json
+from pathlib import Path
+from typing import Any, TypeVar
+
+from drgrade.errors import UserError
+from drgrade.files import write_json
+from drgrade.grading.base import GRADERS, Grader
+from drgrade.images.preprocess import Preprocess
+from drgrade.params import Crop, Encoded
+
+AnyGrader = TypeVar("AnyGrader", bound=Grader)
+
+MODEL = "model.json"
+TENSORS = "model.safetensors"
+
+
+def write_model(grader: Grader, folder: Path) -> None:
+    """Write both files; the second only where there are tensors."""
+    network = grader.tensors()
+    if network is not None:
+        from drgrade.training import save_tensors
+
+        save_tensors(network, folder / TENSORS)
+    about: dict[str, Any] = {
+        "grader": grader.params.grader,
+        "params": grader.params.model_dump(),
+        "crop": grader.crop.model_dump(),
+        "facts": grader.facts(),
+        "output": "expected grade, 0-4",
+        "use": "research only, not a diagnosis",
+    }
+    if isinstance(grader.params, Encoded):
+        about["preprocess"] = grader.preprocess.record()
+    write_json(about, folder / MODEL)
+
+
+def read_model(kind: type[AnyGrader], folder: Path) -> AnyGrader:
+    """The trained grader in a folder.
+
+    Raises:
+        UserError: a file is missing or damaged, or a tensor does not fit.
+    """
+    about = read_about(folder)
+    grader = kind(kind.Params.model_validate(about["params"]), Crop.model_validate(about["crop"]))
+    if "preprocess" in about:
+        grader.preprocess = Preprocess.from_record(about["preprocess"])
+    path = folder / TENSORS
+    if not path.exists():
+        grader.rebuild(about["facts"], {})
+        if grader.tensors() is not None:
+            raise UserError(f"{path}: no such file; run the stage grade again")
+        return grader
+    from drgrade.encoders import read_tensors
+
+    found = read_tensors(path)
+    grader.rebuild(about["facts"], {name: tuple(value.shape) for name, value in found.items()})
+    network = grader.tensors()
+    try:
+        if network is not None:
+            network.load_state_dict(found)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: not the tensors of {folder / MODEL} ({reason})") from None
+    return grader
+
+
+def load_model(folder: Path) -> Grader:
+    """The trained grader in a folder, whatever its kind.
+
+    Args:
+        folder: such as ``results/demo/grade/imagenet/seed0/model``.
+
+    Raises:
+        UserError: it holds no model, or a damaged one.
+    """
+    grader: Grader = GRADERS.get(read_about(folder)["grader"]).load(folder)
+    return grader
+
+
+def read_about(folder: Path) -> dict[str, Any]:
+    """``model.json``.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    path = folder / MODEL
+    try:
+        about: dict[str, Any] = json.loads(path.read_text())
+        return {key: about[key] for key in ("grader", "params", "crop", "facts")} | about
+    except FileNotFoundError:
+        example = "results/demo/grade/imagenet/seed0/model"
+        raise UserError(f"{path}: no such file; name a model's folder, like {example}") from None
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        raise UserError(f"{path}: not the description of a model ({error}); train it again") from None

@@ -1,0 +1,57 @@
+"""Which photographs a training learns from, selects on and is tested on."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+
+from drgrade.errors import UserError
+from drgrade.splits.assign import label_subset
+
+Parts = dict[str, pd.DataFrame]
+"""Rows of :meth:`drgrade.images.dataset.CroppedDataset.graded` by split: train, val, test."""
+
+
+def splits(table: pd.DataFrame, select: str) -> Iterator[tuple[int | None, Parts]]:
+    """The trainings of one seed: one with a hold-out split, one a fold with cross-validation.
+
+    In fold k the photographs of fold k are the test. With ``select: best`` those of fold k + 1
+    validate; with ``last`` nothing needs them and they train.
+    """
+    if table["fold"].isna().all():
+        yield None, {part: table[table["split"] == part] for part in ("train", "val", "test")}
+        return
+    folds = sorted(table["fold"].dropna().unique())
+    for place, fold in enumerate(folds):
+        val = folds[(place + 1) % len(folds)] if select == "best" else None
+        held_out = table["fold"].eq(val).fillna(False) if val is not None else np.zeros(len(table), bool)
+        test = table["fold"].eq(fold).fillna(False)
+        yield int(fold), {"train": table[~test & ~held_out], "val": table[held_out], "test": table[test]}
+
+
+def parts_of(
+    table: pd.DataFrame, *, seed: int, fold: int | None, select: str, label_fraction: float
+) -> Parts:
+    """The photographs of one training.
+
+    Args:
+        table: graded photographs.
+        seed: of the draw of labels.
+        fold: that is the test, or None with a hold-out split.
+        select: as in ``grade.select``.
+        label_fraction: share of the training patients whose grades may be used.
+
+    Raises:
+        UserError: the table has no such fold, or there is nothing to train on.
+    """
+    found = dict(splits(table, select))
+    if fold not in found:
+        there = ", ".join("none" if one is None else str(one) for one in found)
+        raise UserError(f"--fold {fold}: the index has the folds {there}; run the stage index again")
+    parts = found[fold]
+    train = parts["train"]
+    if label_fraction < 1:
+        train = train[train["image_id"].isin(label_subset(train, label_fraction, seed))]
+    if train.empty:
+        raise UserError("no graded training photographs; look at status and reason in index.parquet")
+    return parts | {"train": train}

@@ -1,0 +1,44 @@
+"""What a training is, as one key: a killed training is resumed only where its key is still the same."""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from drgrade.files import sha256
+from drgrade.sources import code_digest
+
+
+def training_key(
+    stage: str,
+    part: str,
+    params: Mapping[str, Any],
+    *,
+    photographs: Mapping[str, pd.DataFrame] | None = None,
+    files: Iterable[Path | None] = (),
+    facts: Mapping[str, Any] | None = None,
+) -> str:
+    """A digest that changes with anything that would make resuming a training wrong.
+
+    Args:
+        stage: verb, such as ``grade``.
+        part: module of the chosen grader or method, such as ``drgrade.grading.finetune``; its code, and that
+            of all the stage imports, is part of the key.
+        params: all resolved params that the training uses.
+        photographs: that it trains and validates on, by split: image_id, row and, where it is used, grade.
+        files: it reads: index, crops, store, boxes, masks, start weights; None and folders are passed over.
+        facts: anything else, as JSON.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    listed = {
+        name: table.reindex(columns=["image_id", "row", "grade"]).astype("string").fillna("").values.tolist()
+        for name, table in (photographs or {}).items()
+    }
+    read = {path.name: sha256(path) for path in files if path is not None and path.is_file()}
+    content = [stage, part, dict(params), listed, read, dict(facts or {}), code_digest(stage, part)]
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
