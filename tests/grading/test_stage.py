@@ -17,7 +17,8 @@ from drgrade.grading.photographs import parts_of, splits
 from drgrade.grading.stage import Inputs, grade, graded_external, start_of
 from drgrade.images.dataset import CroppedDataset
 from drgrade.params import Crop, Experiment
-from drgrade.schema import CROPS, PREDICTIONS, read_table, write_table
+from drgrade.schema import CROPS, LESION_BOXES, PREDICTIONS, read_table, write_table
+from drgrade.tracking import Run
 
 SMALL = {"encoder": "test_efficientnet", "start": "random", "input_size": 32, "epochs": 1, "batch_size": 4}
 
@@ -190,6 +191,32 @@ def test_a_key_changes_with_what_is_learned_from_and_with_nothing_else(keys, dat
     assert len({first, *found.values()}) == len(found) + 1, found
 
 
+@pytest.mark.parametrize(
+    ("edit", "resumes"),
+    [({}, True), ({"label_fraction": 0.5}, False), ({"lr": 0.01}, False), ({"seed": 1}, False)],
+    ids=["none", "fraction", "lr", "seed"],
+)
+def test_a_killed_training_resumes_only_as_it_was(dataset, tmp_path, monkeypatch, caplog, edit, resumes):
+    """Killed in its second epoch; what then comes out is what an undisturbed run of the edit gives."""
+    data, experiment = dataset("own", grades=list(range(5)) * 6), Params(**SMALL | {"epochs": 3})
+    seed = edit.get("seed", 0)
+    edited = experiment.model_copy(update={key: value for key, value in edit.items() if key != "seed"})
+
+    def stop(self, values, step=0):
+        if step == 1:
+            raise InterruptedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "metrics", stop)
+        with pytest.raises(InterruptedError):
+            run(data, experiment, tmp_path / "out")
+    caplog.set_level("INFO")
+    found = run(data, edited, tmp_path / "out", seed=seed)
+    assert any("resumes from" in record.getMessage() for record in caplog.records) == resumes
+    monkeypatch.setattr("drgrade.training.CHECKPOINTS", tmp_path / "elsewhere")
+    assert found["files"] == run(data, edited, tmp_path / "undisturbed", seed=seed)["files"]
+
+
 def test_an_experiment_goes_on_from_the_model_of_another(dataset, tmp_path, monkeypatch):
     """As the networks of o_O do, from 128 to 256 px: the head too is where the other ended."""
     from drgrade.grading import regression
@@ -276,3 +303,25 @@ def test_a_blend_of_other_experiments_is_one_class(dataset, tmp_path, monkeypatc
     np.testing.assert_allclose(table.query("split == 'test'")["score"], expected, atol=1e-6)
     with pytest.raises(UserError, match="--member member: not given"):
         run(data, blend, tmp_path / "none")
+
+
+def test_boxes_are_given_in_crop_pixels_to_graders_that_need_them(dataset, tmp_path):
+    """A crop of 40 px of a photograph's square from (10, 20) to (90, 100): half the scale."""
+    data = dataset("own")
+    cut = read_table(data.crops_file, CROPS).assign(x0=10, y0=20, x1=90, y1=100, scale=0.5)
+    write_table(cut, data.crops_file, CROPS)
+    lesion = {
+        "image_id": ["i3", "gone"],
+        "x1": 30,
+        "y1": 40,
+        "x2": 50,
+        "y2": 44,
+        "score": 0.9,
+        "lesion": "MA",
+    }
+    write_table(pd.DataFrame(lesion), tmp_path / "lesions.parquet", LESION_BOXES)
+    grader = type("Needy", (Pair,), {"needs": frozenset({"boxes"})})(PairParams(), Crop())
+    known = stage.known_of(grader, Inputs(data, lesions=tmp_path / "lesions.parquet"))
+    assert known["boxes"].values.tolist() == [["i3", 10, 10, 20, 12, pytest.approx(0.9), "MA"]]
+    with pytest.raises(UserError, match="--lesions: the grader pair needs the stage lesions"):
+        stage.known_of(grader, Inputs(data))

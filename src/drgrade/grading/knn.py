@@ -48,13 +48,13 @@ class Knn(Grader):
         """Remember the training photographs; choose k on validation, the first where nothing validates."""
         import torch
 
-        from drgrade.grading.features import Frozen, best, features
+        from drgrade.grading.features import best, features
         from drgrade.grading.neighbours import Bank
         from drgrade.seeding import seed_everything
         from drgrade.training import device
 
         seed_everything(job.seed, "head")  # as in finetune: the same seed, the same random encoder
-        self.frozen = Frozen(self.params.encoder, job.start.weights, self.params.input_size)
+        self.frozen = self._frozen(job.start.weights)
         found = features(self.frozen, job.train.images, job.train.rows)
         self.bank = Bank(torch.from_numpy(found), torch.tensor(job.train.grades)).to(device())
         self.k = self.params.k[0]
@@ -89,14 +89,20 @@ class Knn(Grader):
         """An encoder with random weights and an empty bank of the saved size."""
         import torch
 
-        from drgrade.grading.features import Frozen
         from drgrade.grading.neighbours import Bank
         from drgrade.training import device
 
         self.k = facts["k"]
-        self.frozen = Frozen(self.params.encoder, "random", self.params.input_size)
+        self.frozen = self._frozen("random")
         blank = torch.zeros(shapes["bank.features"]), torch.zeros(shapes["bank.grades"], dtype=torch.int64)
         self.bank = Bank(*blank).to(device())
+
+    def _frozen(self, start: str) -> "Frozen":
+        from drgrade.grading.features import Frozen
+
+        frozen = Frozen(self.params.encoder, start, self.params.input_size)
+        frozen.mean, frozen.std = list(self.preprocess.mean), list(self.preprocess.std)
+        return frozen
 
     def _votes(self, cosines: "torch.Tensor", grades: "torch.Tensor") -> np.ndarray:
         from drgrade.grading.neighbours import votes

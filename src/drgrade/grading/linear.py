@@ -113,4 +113,6 @@ class Linear(Grader):
         from drgrade.grading.features import Frozen
         from drgrade.grading.probe import Probe
 
-        return Probe(Frozen(self.params.encoder, start, self.params.input_size, blocks=True))
+        frozen = Frozen(self.params.encoder, start, self.params.input_size, blocks=True)
+        frozen.mean, frozen.std = list(self.preprocess.mean), list(self.preprocess.std)
+        return Probe(frozen)
