@@ -39,6 +39,6 @@ def training_key(
         name: table.reindex(columns=["image_id", "row", "grade"]).astype("string").fillna("").values.tolist()
         for name, table in (photographs or {}).items()
     }
-    read = {path.name: sha256(path) for path in files if path is not None and path.is_file()}
+    read = [(path.name, sha256(path)) for path in files if path is not None and path.is_file()]
     content = [stage, part, dict(params), listed, read, dict(facts or {}), code_digest(stage, part)]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()

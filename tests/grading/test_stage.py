@@ -77,7 +77,8 @@ def test_label_fractions_take_whole_patients_inside_one_another():
 
 
 def test_a_start_is_found_and_has_the_digest_of_what_is_read(tmp_path):
-    assert start_of(Params(start="imagenet"), None, 1) == Start("imagenet")
+    start = start_of(Params(start="imagenet"), None, 1)  # the packaged file, as its name has it
+    assert (start.kind, start.weights, start.sha256[:8]) == ("imagenet", "imagenet", "57934424")
     assert start_of(Majority(), None, None) == Start("random")
     encoder, own, model = (
         tmp_path / name for name in ("encoder.safetensors", "encoder_fold1.safetensors", "model")

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from drgrade.distributed import rank
-from drgrade.encoders import start_record
+from drgrade.encoders import imagenet_file, start_record
 from drgrade.errors import UserError
 from drgrade.evaluate.metrics import to_grades
 from drgrade.files import sha256, write_json
@@ -18,7 +18,8 @@ from drgrade.grading.base import GRADERS, Grader, Job, Output, Photographs, Star
 from drgrade.grading.models import MODEL, TENSORS, load_model
 from drgrade.grading.photographs import Parts, parts_of
 from drgrade.images.dataset import CroppedDataset
-from drgrade.params import Crop, Encoded, Experiment, parse_start
+from drgrade.params import Crop, Encoded, Experiment
+from drgrade.params.start import EXPERIMENT
 from drgrade.resume import training_key
 from drgrade.schema import GRADES, LESION_BOXES, PREDICTIONS, read_table, write_table
 from drgrade.tracking import models_digest, track
@@ -206,16 +207,17 @@ def start_of(experiment: Experiment, given: Path | None, fold: int | None) -> St
         fold: of this training.
 
     Raises:
-        UserError: the weights are not there.
+        UserError: the weights are not there, or not ImageNet's of this encoder.
     """
     if not isinstance(experiment, Encoded):
         return Start("random")
     if given is None:
-        word = parse_start(experiment.start).kind if experiment.start in ("random", "imagenet") else ""
-        if not word:
-            raise UserError(f"--start: not given, and the experiment starts from {experiment.start}")
-        return Start(word)
-    if experiment.start.startswith("experiment:"):
+        if experiment.start == "random":
+            return Start("random")
+        if experiment.start == "imagenet":
+            return Start("imagenet", None, sha256(imagenet_file(experiment.encoder)))
+        raise UserError(f"--start: not given, and the experiment starts from {experiment.start}")
+    if experiment.start.startswith(EXPERIMENT):
         kind, path = "experiment", given / "model" / TENSORS
     elif given.is_dir():
         own = given / f"encoder_fold{fold}.safetensors"
