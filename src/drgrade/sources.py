@@ -1,6 +1,125 @@
-"""Placeholder until merged."""
+"""Which source files a stage is made of, found by following its imports, and a digest of their code.
+
+Snakemake does not see imported modules: rules list these files among their inputs. The digest, which comments
+and docstrings do not change, is part of the key by which a killed training is resumed.
+"""
+
+import ast
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+from drgrade.errors import UserError
+
+PACKAGE = Path(__file__).parent
+LEFT_OUT = {
+    "__init__.py", "__main__.py", "cli.py", "verbs.py", "tracking.py", "doctor.py", "estimate.py",
+    "sources.py", "plugins.py",
+}  # fmt: skip
+"""Files directly below ``src/drgrade`` that change no result; nor does ``params/``, whose values travel as
+params of the rules."""
+
+
+class _Source(NamedTuple):
+    """A parsed file: the names it imports, and its code as text."""
+
+    imports: frozenset[str]
+    code: str
+
+
+def stage_sources(stage: str, *parts: str) -> list[Path]:
+    """Files that a stage imports, directly or through others, sorted.
+
+    Imports inside functions count, those for type checkers only do not.
+
+    Args:
+        stage: a verb, a function of :mod:`drgrade.verbs`.
+        parts: modules that the stage finds by name, such as ``drgrade.grading.finetune``
+            (:class:`drgrade.plugins.Registry`).
+
+    Raises:
+        UserError: no such verb or module.
+    """
+    todo = list(_files(_imports(_verb(stage), "drgrade")))
+    for part in parts:
+        module = PACKAGE.joinpath(*part.split(".")[1:])
+        if not (module.with_suffix(".py").is_file() or (module / "__init__.py").is_file()):
+            raise UserError(f"{part}: no such module in src/drgrade; is the name spelled right?")
+        todo += _files([part])
+    seen: set[Path] = set()
+    while todo:
+        path = todo.pop()
+        if path not in seen:
+            seen.add(path)
+            todo += _files(_read(path).imports)
+    return sorted(seen)
 
 
 def code_digest(stage: str, *parts: str) -> str:
-    """See branch flow."""
-    return ""
+    """SHA-256 of a stage's code without comments and docstrings; arguments as for :func:`stage_sources`.
+
+    Python versions may give different digests, as their syntax trees differ.
+    """
+    code = [[str(path.relative_to(PACKAGE)), _read(path).code] for path in stage_sources(stage, *parts)]
+    return hashlib.sha256(json.dumps(code).encode()).hexdigest()
+
+
+def _verb(stage: str) -> ast.FunctionDef:
+    """The function of a verb."""
+    for node in _tree(PACKAGE / "verbs.py").body:
+        if isinstance(node, ast.FunctionDef) and node.name == stage:
+            return node
+    raise UserError(f"{stage}: no such verb in {PACKAGE / 'verbs.py'}")
+
+
+@cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_bytes())
+
+
+@cache
+def _read(path: Path) -> _Source:
+    tree = _tree(path)
+    package = ".".join(["drgrade", *path.relative_to(PACKAGE).parent.parts])
+    imports = frozenset(_imports(tree, package))
+    return _Source(imports, ast.dump(_WithoutDocstrings().visit(tree)))
+
+
+def _imports(node: ast.AST, package: str) -> Iterator[str]:
+    """Names that code below ``node`` imports, as ``drgrade.images.crop`` or ``drgrade.images.crop.Crop``."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        above = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+        module = ".".join([*above, *([node.module] if node.module else [])])
+        yield from (f"{module}.{alias.name}" for alias in node.names)
+    children: Iterable[ast.AST] = ast.iter_child_nodes(node)
+    if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+        children = node.orelse
+    for child in children:
+        yield from _imports(child, package)
+
+
+def _files(names: Iterable[str]) -> Iterator[Path]:
+    """Files that are run when these names are imported; none for names outside the package."""
+    for name in names:
+        first, *parts = name.split(".")
+        if first != "drgrade" or parts[:1] == ["params"]:
+            continue
+        for depth in range(1, len(parts) + 1):
+            module = PACKAGE.joinpath(*parts[:depth])
+            for path in (module.with_suffix(".py"), module / "__init__.py"):
+                if path.is_file() and str(path.relative_to(PACKAGE)) not in LEFT_OUT:
+                    yield path
+
+
+class _WithoutDocstrings(ast.NodeTransformer):
+    """Drops strings that stand alone, which is what docstrings are; comments are not in a syntax tree."""
+
+    def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
+        if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            return None
+        return node

@@ -65,5 +65,6 @@ def test_artefacts_are_listed_and_their_keys_exist(artefact) -> None:
         return
     assert f"`{artefact.key}`" in row
     level = Params().model_dump()
+    level["experiments"] = {"any": Params().experiment("imagenet").model_dump()}
     for key in artefact.key.split("."):
         level = next(iter(level.values())) if key == "*" else level[key]

@@ -275,6 +275,7 @@ class Pair(Grader):
 
 def test_a_blend_of_other_experiments_is_one_class(dataset, tmp_path, monkeypatch):
     monkeypatch.setitem(GRADERS._parts, "pair", Pair)
+    monkeypatch.setattr("drgrade.resume.code_digest", lambda *parts: "")  # it has no module
     data, site = dataset("own"), dataset("site", pixel_seed=2)
     run(data, Params(**SMALL), tmp_path / "member", name="member")
     blend = PairParams(members=["member"])

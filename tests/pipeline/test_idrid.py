@@ -50,7 +50,8 @@ def test_real_photographs_end_to_end(idrid, fresh):
     assert set(read_patches(results / "patches/detector/patches.pkl")["train"]) <= set(index["image_id"])
     # one encoder for each fold, blind to it; every graded photograph tested once
     assert len(list((results / "pretrain/lesion_contrastive/weights").glob("encoder_fold*.safetensors"))) == 2
-    predictions = pd.read_parquet(results / "grade/lesion_contrastive/predictions.parquet")
+    tables = (results / "grade/lesion_contrastive").glob("seed0_fold[01]/predictions.parquet")
+    predictions = pd.concat(map(pd.read_parquet, tables))
     graded = index[index["subset"] == "grading"]
     assert sorted(predictions["image_id"]) == sorted(graded["image_id"])
     assert (results / "report/report.html").exists()

@@ -15,11 +15,11 @@ IMAGES = dict.fromkeys(("download", "index", "crop"), 1)
 
 
 def test_the_protocols_of_the_papers(fresh):
-    """A grade job an experiment, a pretrain job an encoder; patches where an encoder looks at boxes."""
+    """A grade job a training, a pretrain job an encoder; patches where an encoder looks at boxes."""
     planned = jobs(fresh, "eyepacs-local_to_global")
-    assert planned == {**IMAGES, **ONCE, "pretrain": 1, "grade": 8, "total": 17}  # no lesion is looked for
+    assert planned == {**IMAGES, **ONCE, "pretrain": 1, "grade": 24, "total": 33}  # no lesion is looked for
     planned = jobs(fresh, "eyepacs-lesion_contrastive")
     assert planned == {
         **{rule: 2 * count for rule, count in IMAGES.items()}, **DETECTOR, **ONCE, "patches": 1,
-        "pretrain": 3, "grade": 1 + 4 * 2 * 5, "total": 60,
+        "pretrain": 3, "grade": 1 + 4 * 2 * 5 * 3, "total": 140,
     }  # fmt: skip

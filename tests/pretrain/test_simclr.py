@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from drgrade.images.augment import augment
+from drgrade.images.dataset import CroppedDataset
 from drgrade.images.scaled import scale
 from drgrade.images.shards import write_store
 from drgrade.params import SimCLR
@@ -53,11 +54,11 @@ def test_an_epoch_on_photographs_without_boxes(tmp_path, monkeypatch, with_patch
     names = [f"i{number}" for number in range(7)]
     index = pd.DataFrame({"image_id": names, "subset": "grading", "split": "train", "status": "ok"})
     index.loc[6, "split"] = "test"
-    write_table(index.reindex(columns=list(INDEX)), tmp_path / "index.parquet", INDEX)
+    write_table(index.reindex(columns=list(INDEX)), tmp_path / "index/index.parquet", INDEX)
     cut = pd.DataFrame({"image_id": names, "row": range(7)})
-    write_table(cut.reindex(columns=list(CROPS)), tmp_path / "crops.parquet", CROPS)
+    write_table(cut.reindex(columns=list(CROPS)), tmp_path / "crop/crops.parquet", CROPS)
     images = np.random.default_rng(0).integers(0, 256, (7, 40, 40, 3)).astype(np.uint8)
-    write_store(images, tmp_path / "store.json", "raw")
+    write_store(images, tmp_path / "crop/store.json", "raw")
     patches = tmp_path / "patches.pkl"
     patches.write_bytes(pickle.dumps({"train": {"i1": [(1.0, 2.0, 5.0, 6.0)]}, "val": {}}, protocol=4))
     seen = []
@@ -67,7 +68,7 @@ def test_an_epoch_on_photographs_without_boxes(tmp_path, monkeypatch, with_patch
     )
     pretrain(
         "simclr", TINY.model_dump(), patch=16, by_fold=False, patches=patches if with_patches else None,
-        index=tmp_path / "index.parquet", crops=tmp_path / "crops.parquet", store=tmp_path / "store.json",
+        data=CroppedDataset("own", tmp_path),
         manifest=tmp_path / "encoder.json", weights=tmp_path / "weights",
     )  # fmt: skip
     assert sorted(seen) == [0, 1, 2, 3, 4, 5]

@@ -113,7 +113,7 @@ def training_options(wildcards):
 
 rule grade:
     input:
-        sources("grade"),
+        grader_sources,
         rules.overlaps.output.summary,
         unpack(grade_needs),
         index=at(GRADE, "index/index.parquet"),
@@ -145,3 +145,13 @@ rule grade:
         "drgrade grade --experiment {wildcards.experiment} {params.training} --params {params.block:q}"
         " --crop-params {params.crop:q} --dataset {params.dataset} --data results/{params.dataset}"
         " {params.options} {params.external} --out {params.folder} > {log} 2>&1"
+
+
+# a target for each experiment, which DVC asks for
+for experiment in EXPERIMENTS:
+
+    rule:
+        name:
+            f"grade_{experiment}"
+        input:
+            of_trainings("training.json", [experiment]),
