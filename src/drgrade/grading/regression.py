@@ -17,9 +17,9 @@ from drgrade.grading.base import Training
 from drgrade.images.augment import augment, normalise
 from drgrade.images.scaled import at_size
 from drgrade.images.store import Pictures
-from drgrade.memory import keep_memory
+from drgrade.inference import outputs
 from drgrade.seeding import derive
-from drgrade.training import Batches, Module, device, loader, pictures
+from drgrade.training import Batches, Module, loader, pictures
 
 
 class Regressor(nn.Module):
@@ -114,15 +114,8 @@ class FineTune(Module):
         self.best_weights = checkpoint["best"]["weights"]
 
 
-@torch.inference_mode()
 def infer(
     network: nn.Module, images: Pictures, rows: np.ndarray, mean: list[float], std: list[float]
 ) -> np.ndarray:
-    """Scores (n,) of ``images[rows]`` (uint8, at input size), in evaluation mode."""
-    network.to(device()).eval()
-    keep_memory()
-    scores = [np.empty(0)]
-    for start in range(0, len(rows), 32):
-        batch = normalise(pictures(images, rows[start : start + 32]).float() / 255, mean, std)
-        scores.append(network(batch.contiguous(memory_format=torch.channels_last)).double().cpu().numpy())
-    return np.concatenate(scores)
+    """Scores, float64 (n,), of ``images[rows]`` (uint8, at input size), in evaluation mode."""
+    return outputs(network.eval(), images, rows, mean, std).astype(np.float64)
