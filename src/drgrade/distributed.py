@@ -101,15 +101,20 @@ def world() -> int:
     return processes.get_world_size() if processes.is_available() and processes.is_initialized() else 1
 
 
-def mean_over_processes(value: "torch.Tensor") -> "torch.Tensor":
-    """The mean of a tensor over all processes, as it is for one."""
+def sum_over_processes(value: "torch.Tensor") -> "torch.Tensor":
+    """The sum of a tensor over all processes, as it is for one; all must call this."""
     import torch.distributed as processes
 
     if world() == 1:
         return value
     total = value.clone()
     processes.all_reduce(total)
-    return total / world()
+    return total
+
+
+def mean_over_processes(value: "torch.Tensor") -> "torch.Tensor":
+    """The mean of a tensor over all processes, as it is for one; all must call this."""
+    return value if world() == 1 else sum_over_processes(value) / world()
 
 
 def follow_first(network: "torch.nn.Module") -> None:

@@ -28,6 +28,7 @@ from pytorch_lightning.callbacks import Callback, ModelCheckpoint
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Dataset
 
+from drgrade.device import device, half_precision, use_fast_kernels
 from drgrade.distributed import follow_first, launch, mean_over_processes, rank, synchronised, world
 from drgrade.errors import UserError
 from drgrade.files import whole
@@ -83,7 +84,14 @@ def loader(batches: Dataset[Any]) -> DataLoader[Any]:
         batches = share(list(batches), rank(), world())  # type: ignore[assignment,call-overload]
     # to iterate draws a number, and a resumed run iterates once more: not from what dropout draws from
     own = torch.Generator()
-    return DataLoader(batches, batch_size=None, shuffle=False, num_workers=0, generator=own)
+    return DataLoader(
+        batches, batch_size=None, shuffle=False, num_workers=0, generator=own, collate_fn=_as_they_are
+    )
+
+
+def _as_they_are(batch: Any) -> Any:
+    """Row numbers stay NumPy's: tensors, the default, would be moved to the GPU and index no store."""
+    return batch
 
 
 class EpochSeed(Callback):
@@ -286,6 +294,7 @@ def fit(
     module.label, module.run, module.progress = name, run, Progress()
     module.average = None if weights_ema is None else WeightsEMA(weights_ema)
     keep_memory()
+    use_fast_kernels()
     with _quiet():
         trainer = _trainer(module, folder, epochs, seed, accumulate)
         trainer.fit(module, ckpt_path=str(last) if last.exists() else None)
@@ -347,14 +356,7 @@ def compile_network(network: torch.nn.Module, dynamic: bool | None = None) -> No
 
 def precision() -> Any:
     """Lightning's name of the fastest arithmetic here: bfloat16 where the GPU has it and does not emulate."""
-    if not torch.cuda.is_available():
-        return "32-true"
-    return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
-
-
-def device() -> torch.device:
-    """The accelerator, or the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return {None: "32-true", torch.bfloat16: "bf16-mixed", torch.float16: "16-mixed"}[half_precision()]
 
 
 def pictures(images: Pictures, rows: np.ndarray) -> torch.Tensor:

@@ -10,7 +10,7 @@ import pytest
 import timm
 import torch
 
-from drgrade import schema
+from drgrade import inference, schema
 from drgrade.encoders import create_encoder, read_tensors
 from drgrade.errors import UserError
 from drgrade.grading import features as module
@@ -76,7 +76,7 @@ def weights(tmp_path) -> str:
 
 @pytest.mark.parametrize("count", [0, 1, 7])
 def test_pooled_features_are_those_of_one_picture_at_a_time(weights, count, monkeypatch):
-    monkeypatch.setattr(module, "BATCH", 3)
+    monkeypatch.setattr(inference, "CPU_BATCH", 3)
     images, rows = pictures(9), np.array([8, 1, 1, 5, 0, 7, 2])[:count]
     found = features(Frozen(CONV, weights, 32, blocks=True), images, rows)
     model = timm.create_model(CONV, num_classes=0).eval()

@@ -14,14 +14,10 @@ from torch import nn
 from drgrade.encoders import create_encoder, normalisation
 from drgrade.errors import UserError
 from drgrade.evaluate.metrics import qwk, to_grades
-from drgrade.images.augment import normalise
 from drgrade.images.scaled import at_size
 from drgrade.images.store import Pictures
-from drgrade.memory import keep_memory
-from drgrade.training import device, pictures
+from drgrade.inference import outputs
 
-BATCH = 32
-"""Pictures encoded at once: bounds memory."""
 BLOCKS = 4
 """Blocks whose class tokens describe a picture to a linear probe (a small vision transformer)."""
 WIDE = 768
@@ -112,17 +108,8 @@ def features(frozen: Frozen, images: Pictures, rows: np.ndarray) -> np.ndarray:
 
 def encode(frozen: Frozen, images: Pictures, rows: np.ndarray) -> np.ndarray:
     """The same, of an encoder that may have diverged: its features need not be numbers."""
-    frozen.to(device())
-    keep_memory()
     sized = at_size(images, frozen.size)
-    found = np.empty((len(rows), frozen.width), np.float32)
-    with torch.inference_mode():
-        for start in range(0, len(rows), BATCH):
-            part = slice(start, start + BATCH)
-            batch = normalise(pictures(sized, rows[part]).float() / 255, frozen.mean, frozen.std)
-            batch = batch.contiguous(memory_format=torch.channels_last)
-            found[part] = frozen(batch).float().cpu().numpy()
-    return found
+    return outputs(frozen, sized, rows, frozen.mean, frozen.std, (frozen.width,))
 
 
 def best(scores: Mapping[float, np.ndarray], grades: np.ndarray) -> tuple[float, dict[float, float]]:

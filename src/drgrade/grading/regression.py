@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from drgrade import inference
+from drgrade.device import exact
 from drgrade.encoders import create_encoder, read_tensors, width
 from drgrade.evaluate.metrics import qwk, to_grades
 from drgrade.grading.base import Job, Output, Photographs, Start, interpolated
@@ -19,9 +21,8 @@ from drgrade.images.augment import augment, normalise
 from drgrade.images.preprocess import Preprocess
 from drgrade.images.scaled import at_size
 from drgrade.images.store import Pictures
-from drgrade.memory import keep_memory
 from drgrade.seeding import derive
-from drgrade.training import Batches, Module, device, loader, pictures
+from drgrade.training import Batches, Module, loader, pictures
 
 
 class GradedNetwork(nn.Module):
@@ -167,10 +168,11 @@ class FineTune(Module):
         """The network's loss of a batch."""
         seeds = [derive(self.seed, "augment", self.current_epoch, int(item)) for item in items]
         batch = pictures(self.images, self.rows[items])
-        batch = augment(batch, self.settings["augment"], seeds, self.settings["input_size"])
-        batch = normalise(batch, self.mean, self.std).contiguous(memory_format=torch.channels_last)
+        with exact(batch.device):
+            batch = augment(batch, self.settings["augment"], seeds, self.settings["input_size"])
+            batch = normalise(batch, self.mean, self.std).contiguous(memory_format=torch.channels_last)
         outputs = self.network(batch).float()
-        loss = self.network.loss(outputs, self.grades[items].to(outputs.device))
+        loss = self.network.loss(outputs, self.grades[torch.from_numpy(items)].to(outputs.device))
         self.losses.append(loss.detach())
         return loss
 
@@ -220,7 +222,6 @@ def predict(network: GradedNetwork, preprocess: Preprocess, photographs: Photogr
     )
 
 
-@torch.inference_mode()
 def infer(
     network: nn.Module,
     images: Pictures,
@@ -230,10 +231,4 @@ def infer(
     shape: tuple[int, ...] = (),
 ) -> np.ndarray:
     """Outputs, float64 (n, *shape), of ``images[rows]`` (uint8, at input size), in evaluation mode."""
-    network.to(device()).eval()
-    keep_memory()
-    parts = [np.empty((0, *shape))]
-    for start in range(0, len(rows), 32):
-        batch = normalise(pictures(images, rows[start : start + 32]).float() / 255, mean, std)
-        parts.append(network(batch.contiguous(memory_format=torch.channels_last)).double().cpu().numpy())
-    return np.concatenate(parts)
+    return inference.outputs(network.eval(), images, rows, mean, std, shape).astype(np.float64)

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from drgrade.device import exact
 from drgrade.distributed import launch
 from drgrade.encoders import create_encoder, normalisation, width
 from drgrade.errors import UserError
@@ -205,10 +206,11 @@ class Contrast(Module):
     def training_step(self, items: np.ndarray, number: int) -> Tensor:
         """Loss of a batch; items are rows of this epoch's things."""
         things = self.shown[items]
-        views = self.views(things)
+        with exact(self.device):
+            views = self.views(things)
+            batch = normalise(views, self.mean, self.std).contiguous(memory_format=torch.channels_last)
         if self.current_epoch == 0 and number == 0 and self.trainer.is_global_zero:
             self._show(views)
-        batch = normalise(views, self.mean, self.std).contiguous(memory_format=torch.channels_last)
         if self.settings["chunk"] is not None:
             return self._step_in_chunks(batch, things)
         features, projections = self.network(batch)

@@ -1,0 +1,147 @@
+"""Networks in use: batches that fit the device, read ahead in the background, in mixed precision on a GPU.
+
+Grading, the features of frozen encoders and the search for lesions all run through :func:`run_batches`.
+"""
+
+import logging
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import nn
+
+from drgrade.device import autocast, device, use_fast_kernels
+from drgrade.distributed import rank, sum_over_processes, world
+from drgrade.images.augment import normalise
+from drgrade.images.store import Pictures
+from drgrade.memory import keep_memory
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+R = TypeVar("R")
+
+CPU_BATCH = 32
+"""Pictures in a batch on a CPU, of any size. Another number would change last digits."""
+GPU_PIXELS = 256 * 224**2
+"""Pixels of a batch on a GPU: 256 pictures of 224 px. Where they do not fit, the batch is halved."""
+LEAST = 8
+"""Pictures in a batch on a GPU at least."""
+
+
+def batch_size(side: int, cpu: int) -> int:
+    """Square pictures of ``side`` pixels in a batch on this machine's device: ``cpu`` of them on a CPU."""
+    return max(LEAST, GPU_PIXELS // side**2) if torch.cuda.is_available() else cpu
+
+
+def read_ahead(
+    make: Callable[[T], R], items: Iterable[T], *, threads: int = 1, depth: int = 2
+) -> Iterator[R]:
+    """``make(item)`` for each item in order, up to ``depth`` of them ahead of the reader, in the background.
+
+    An error of ``make`` is raised when its item's turn comes. The threads end with the iteration.
+    """
+    source = iter(items)
+    with ThreadPoolExecutor(threads) as pool:
+        waiting = deque(pool.submit(make, item) for item in islice(source, depth))
+        try:
+            while waiting:
+                made = waiting.popleft().result()
+                waiting.extend(pool.submit(make, item) for item in islice(source, 1))
+                yield made
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def run_batches(forward: Callable[[Any], R], batches: Iterable[Any]) -> Iterator[R]:
+    """``forward(batch)`` for each batch, in inference mode and mixed precision (:func:`.device.autocast`).
+
+    A batch that does not fit the GPU's memory is halved until it does, and so are all that follow: it then
+    has a result for each part, in order.
+
+    Args:
+        forward: takes a batch, or a part of one.
+        batches: tensors or lists: whatever has a length and can be sliced.
+
+    Raises:
+        torch.OutOfMemoryError: a single item does not fit.
+    """
+    largest = sys.maxsize
+    for batch in batches:
+        start = 0
+        while start < len(batch):
+            part = batch[start : start + largest]
+            result, fits = _attempt(forward, part)
+            if not fits:
+                largest = len(part) // 2
+                torch.cuda.empty_cache()
+                log.info("a batch of %d does not fit the GPU's memory; now %d", len(part), largest)
+                continue
+            start += len(part)
+            yield result
+
+
+def _attempt(forward: Callable[[Any], R], part: Any) -> tuple[Any, bool]:
+    """The result, and whether the memory sufficed; a function, as an exception holds the tensors it met."""
+    try:
+        with torch.inference_mode(), autocast():
+            return forward(part), True
+    except torch.OutOfMemoryError:
+        if len(part) == 1:
+            raise
+        return None, False
+
+
+def outputs(
+    network: nn.Module,
+    images: Pictures,
+    rows: np.ndarray,
+    mean: Sequence[float],
+    std: Sequence[float],
+    shape: tuple[int, ...] = (),
+) -> np.ndarray:
+    """What a network says of pictures, without augmentation.
+
+    Of several processes that have met each runs its share of the batches, and all get the whole result:
+    then all must call this.
+
+    Args:
+        network: takes normalised pictures (B, 3, S, S); moved to the GPU where there is one. Its mode,
+            training or evaluation, is left as it is.
+        images: uint8 RGB (N, S, S, 3), of the network's size.
+        rows: which of them, integers (n,).
+        mean: of the channels (0-1) that the network expects.
+        std: of the same.
+        shape: of the output for one picture.
+
+    Returns:
+        float32 (n, *shape).
+    """
+    target = device()
+    network.to(target)
+    if target.type == "cuda":
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    keep_memory()
+    use_fast_kernels()
+    size = batch_size(images.shape[1], CPU_BATCH)
+    places = [np.arange(start, min(start + size, len(rows))) for start in range(0, len(rows), size)]
+    places = places[rank() :: world()] if world() > 1 else places
+
+    def read(part: np.ndarray) -> torch.Tensor:
+        batch = torch.from_numpy(np.ascontiguousarray(images[rows[part]]))
+        return batch.pin_memory() if target.type == "cuda" else batch
+
+    def forward(batch: torch.Tensor) -> torch.Tensor:
+        pictures = batch.to(target, non_blocking=True).permute(0, 3, 1, 2)
+        pictures = normalise(pictures.float() / 255, mean, std)
+        return network(pictures.contiguous(memory_format=torch.channels_last)).float()
+
+    found = torch.zeros((len(rows), *shape), device=target)
+    if parts := list(run_batches(forward, read_ahead(read, places))):
+        found[torch.from_numpy(np.concatenate(places)).to(target)] = torch.cat(parts)
+    return sum_over_processes(found).cpu().numpy()
