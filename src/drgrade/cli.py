@@ -139,7 +139,7 @@ def _grading(verb: Verb) -> None:
         help="a training of another experiment that this one builds on",
     )  # fmt: skip
     _paths(sub, "out")
-    _paths(sub, "start", "masks", "lesions", optional=True)
+    _paths(sub, "start", "lesions", optional=True)
 
 
 def _results(verb: Verb) -> None:

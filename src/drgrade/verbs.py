@@ -160,7 +160,6 @@ def grade(args: Arguments) -> None:
         external=[CroppedDataset(name, Path(folder)) for name, folder in args.external],
         start=args.start,
         members={name: Path(folder) for name, folder in args.member},
-        masks=args.masks,
         lesions=args.lesions,
     )
     grade(

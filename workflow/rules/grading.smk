@@ -76,8 +76,6 @@ def grade_needs(wildcards):
         f"{training_folder(name, wildcards.training)}/training.json"
         for name in built_on
     ]
-    if "masks" in needs:
-        files["masks"] = at(GRADE, "lesion_masks/masks.parquet")
     if "boxes" in needs:
         files["lesions"] = at(PRETRAIN, "lesions/lesions.parquet")
     return files
@@ -93,8 +91,6 @@ def grade_options(wildcards):
     ]
     if start := start_folder(wildcards):
         options.append(f"--start {shlex.quote(start)}")
-    if "masks" in needs:
-        options.append(f"--masks {at(GRADE, 'lesion_masks')}")
     if "boxes" in needs:
         options.append(f"--lesions {at(PRETRAIN, 'lesions/lesions.parquet')}")
     return " ".join(options)

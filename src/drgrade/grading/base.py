@@ -28,15 +28,13 @@ if TYPE_CHECKING:
 
     from drgrade.images.preprocess import Preprocess
     from drgrade.images.store import Pictures
-    from drgrade.lesions.mask_store import Masks
 
 __all__ = [
     "GRADERS", "Explainable", "Grader", "Job", "Need", "Output", "Photographs", "Start", "interpolated",
 ]  # fmt: skip
 
-Need = Literal["masks", "boxes"]
-"""What a grader may ask for beside crops and grades: lesion masks in crop space, lesions that the detector
-found."""
+Need = Literal["boxes"]
+"""What a grader may ask for beside crops and grades: lesions that the detector found."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,6 @@ class Photographs:
     Attributes:
         images: store of uint8 RGB crops (N, S, S, 3), shared between splits.
         table: one row for each photograph: image_id, patient_id, eye, grade, row (in ``images``).
-        masks: lesion masks in crop space, read by row of ``images``; None unless the grader needs them.
         boxes: lesions found by the detector, by image_id: x1, y1, x2, y2 in crop pixels, score, lesion; None
             unless the grader needs them.
         members: trained models of the experiments the grader builds on, by name.
@@ -54,7 +51,6 @@ class Photographs:
 
     images: "Pictures"
     table: pd.DataFrame
-    masks: "Masks | None" = None
     boxes: "pd.DataFrame | None" = None
     members: "Mapping[str, Grader]" = field(default_factory=dict)
 

@@ -37,7 +37,6 @@ class Inputs:
         start: file or folder of the start weights; None for ``random`` and ``imagenet``.
         members: trainings of other experiments (the same seed and fold) that the grader builds on, a folder
             each, by experiment.
-        masks: folder of the stage ``lesion_masks``, for graders that need masks.
         lesions: ``lesions.parquet``, for graders that need boxes.
     """
 
@@ -45,15 +44,13 @@ class Inputs:
     external: Sequence[CroppedDataset] = ()
     start: Path | None = None
     members: Mapping[str, Path] = field(default_factory=dict)
-    masks: Path | None = None
     lesions: Path | None = None
 
     def files(self, start: Start) -> list[Path]:
         """All files that decide what is learnt."""
         data = [self.data.index_file, self.data.crops_file, self.data.store_file]
         models = [folder / "model" / name for folder in self.members.values() for name in (MODEL, TENSORS)]
-        masks = [] if self.masks is None else [self.masks / "masks.parquet", self.masks / "masks.npy"]
-        return [*data, *models, *masks, *(path for path in (self.lesions, start.path) if path is not None)]
+        return [*data, *models, *(path for path in (self.lesions, start.path) if path is not None)]
 
 
 def grade(
@@ -158,7 +155,7 @@ def key_of(
 
 
 def known_of(grader: Grader, inputs: Inputs) -> dict[str, Any]:
-    """What photographs come with beside grades: masks, boxes and members, as far as the grader needs them.
+    """What photographs come with beside grades: boxes and members, as far as the grader needs them.
 
     Raises:
         UserError: something it needs is not given.
@@ -169,12 +166,6 @@ def known_of(grader: Grader, inputs: Inputs) -> dict[str, Any]:
     lacking = set(grader.params.members) - set(inputs.members)
     if lacking:
         raise UserError(f"--member {min(lacking)}: not given, and the experiment builds on it")
-    if "masks" in grader.needs:
-        if inputs.masks is None:
-            raise UserError(f"--masks: the grader {grader.params.grader} needs the stage lesion_masks")
-        from drgrade.lesions.mask_store import Masks
-
-        known["masks"] = Masks(inputs.masks)
     if "boxes" in grader.needs:
         if inputs.lesions is None:
             raise UserError(f"--lesions: the grader {grader.params.grader} needs the stage lesions")

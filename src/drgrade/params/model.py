@@ -5,7 +5,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, field_serializer, field_validator, model_validator
 
 from drgrade.params.block import Block, Name
-from drgrade.params.grading import BY_GRADER, Encoded, Experiment, Grade
+from drgrade.params.grading import BY_GRADER, GRADERS, Encoded, Experiment, Grade
 from drgrade.params.images import Crop, Dataset, Download, Index, Overlaps, Roles, Scheme
 from drgrade.params.lesions import Detector, LesionBoxes, LesionMetrics, Lesions, Patches
 from drgrade.params.pretraining import LesionContrastive, Pretraining
@@ -153,6 +153,12 @@ class Params(Block):
                     f"experiments.{name}.seeds: builds on {other!r}, which has no seed {min(lacking)}; "
                     "models are matched by seed and fold, so add it there"
                 )
+        needs = GRADERS.get(self.experiments[name].grader).needs
+        if "boxes" in needs and self.roles.pretrain != self.roles.grade:
+            raise ValueError(
+                f"experiments.{name}: its grader needs lesions of {self.roles.grade}, but the detector searches "
+                f"{self.roles.pretrain}; set roles.pretrain to {self.roles.grade}"
+            )
         path, todo = {name}, self.built_on(name)
         while todo:
             other = todo.pop()
