@@ -156,8 +156,8 @@ class Params(Block):
         needs = GRADERS.get(self.experiments[name].grader).needs
         if "boxes" in needs and self.roles.pretrain != self.roles.grade:
             raise ValueError(
-                f"experiments.{name}: its grader needs lesions of {self.roles.grade}, but the detector searches "
-                f"{self.roles.pretrain}; set roles.pretrain to {self.roles.grade}"
+                f"experiments.{name}: its grader needs lesions of {self.roles.grade}, but the detector "
+                f"searches {self.roles.pretrain}; set roles.pretrain to {self.roles.grade}"
             )
         path, todo = {name}, self.built_on(name)
         while todo:
