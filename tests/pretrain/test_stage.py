@@ -78,6 +78,7 @@ def run(files, monkeypatch, *, by_fold=False, kinds=None, params=None, folds=Non
     index(files["index"], by_fold if folds is None else folds)
     spy = type("Spy", (Spy,), {"given": [], **attributes})
     monkeypatch.setitem(METHODS._parts, "spy", spy)
+    monkeypatch.setattr("drgrade.resume.code_digest", lambda *parts: "")  # it has no module
     params = {"encoder": "test_vit"} | (params or {})
     given = {name: files[name] for name in ("patches", "manifest", "weights")}
     data = CroppedDataset("own", files["index"].parents[1])
