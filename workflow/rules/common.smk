@@ -111,10 +111,75 @@ def of_trainings(path, experiments=EXPERIMENTS):
     ]
 
 
-def explained_model(explanation):
-    """The folder of the training whose model is explained: the first seed and fold."""
-    experiment = PARAMS.explanations[explanation].experiment
-    return at(GRADE, f"grade/{experiment}/{trainings(PARAMS, experiment)[0].label}")
+def explained(file):
+    """A file of the training whose model is explained, the first seed and fold, as an input."""
+
+    def path(wildcards):
+        experiment = PARAMS.explanations[wildcards.explanation].experiment
+        return of_trainings(file, [experiment])[0]
+
+    return path
+
+
+def training_folder(experiment, training):
+    """Where a training of an experiment writes."""
+    return at(GRADE, f"grade/{experiment}/{training}")
+
+
+def start_folder(wildcards):
+    """Where the start weights of an experiment are: a folder, a file, or nothing."""
+    start = PARAMS.start(wildcards.experiment)
+    if start is None or start.kind in ("random", "imagenet"):
+        return None
+    return {
+        "pretrain": at(PRETRAIN, f"pretrain/{start.name}/weights"),
+        "experiment": training_folder(start.name, wildcards.training),
+        "file": start.name,
+    }[start.kind]
+
+
+def grade_needs(wildcards):
+    """What a training reads beside the dataset, by option of the verb: files to wait for."""
+    start, needs = PARAMS.start(wildcards.experiment), needs_of(wildcards.experiment)
+    files = {}
+    if start is not None and start.kind == "pretrain":
+        files["start"] = at(PRETRAIN, f"pretrain/{start.name}/encoder.json")
+    if start is not None and start.kind == "file":
+        files["start"] = start.name
+    built_on = PARAMS.built_on(wildcards.experiment)
+    files["built_on"] = [
+        f"{training_folder(name, wildcards.training)}/training.json"
+        for name in built_on
+    ]
+    if "boxes" in needs:
+        files["lesions"] = at(PRETRAIN, "lesions/lesions.parquet")
+    return files
+
+
+def grade_options(wildcards):
+    """The same as options."""
+    needs = needs_of(wildcards.experiment)
+    members = PARAMS.experiments[wildcards.experiment].members
+    options = [
+        f"--member {name} {training_folder(name, wildcards.training)}"
+        for name in members
+    ]
+    if start := start_folder(wildcards):
+        options.append(f"--start {shlex.quote(start)}")
+    if "boxes" in needs:
+        options.append(f"--lesions {at(PRETRAIN, 'lesions/lesions.parquet')}")
+    return " ".join(options)
+
+
+def training_options(wildcards):
+    """Seed and fold of a training as options."""
+    (training,) = [
+        one
+        for one in trainings(PARAMS, wildcards.experiment)
+        if one.label == wildcards.training
+    ]
+    fold = "" if training.fold is None else f" --fold {training.fold}"
+    return f"--seed {training.seed}{fold}"
 
 
 SOURCES_OF_BOXES = sorted({boxes_of(encoder) for encoder in ENCODERS} - {None})

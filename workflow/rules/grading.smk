@@ -46,67 +46,6 @@ rule pretrain:
         " {params.boxes} --manifest {output.manifest} --weights {output.weights} > {log} 2>&1"
 
 
-def training_folder(experiment, training):
-    """Where a training of an experiment writes."""
-    return at(GRADE, f"grade/{experiment}/{training}")
-
-
-def start_folder(wildcards):
-    """Where the start weights of an experiment are: a folder, a file, or nothing."""
-    start = PARAMS.start(wildcards.experiment)
-    if start is None or start.kind in ("random", "imagenet"):
-        return None
-    return {
-        "pretrain": at(PRETRAIN, f"pretrain/{start.name}/weights"),
-        "experiment": training_folder(start.name, wildcards.training),
-        "file": start.name,
-    }[start.kind]
-
-
-def grade_needs(wildcards):
-    """What a training reads beside the dataset, by option of the verb: files to wait for."""
-    start, needs = PARAMS.start(wildcards.experiment), needs_of(wildcards.experiment)
-    files = {}
-    if start is not None and start.kind == "pretrain":
-        files["start"] = at(PRETRAIN, f"pretrain/{start.name}/encoder.json")
-    if start is not None and start.kind == "file":
-        files["start"] = start.name
-    built_on = PARAMS.built_on(wildcards.experiment)
-    files["built_on"] = [
-        f"{training_folder(name, wildcards.training)}/training.json"
-        for name in built_on
-    ]
-    if "boxes" in needs:
-        files["lesions"] = at(PRETRAIN, "lesions/lesions.parquet")
-    return files
-
-
-def grade_options(wildcards):
-    """The same as options."""
-    needs = needs_of(wildcards.experiment)
-    members = PARAMS.experiments[wildcards.experiment].members
-    options = [
-        f"--member {name} {training_folder(name, wildcards.training)}"
-        for name in members
-    ]
-    if start := start_folder(wildcards):
-        options.append(f"--start {shlex.quote(start)}")
-    if "boxes" in needs:
-        options.append(f"--lesions {at(PRETRAIN, 'lesions/lesions.parquet')}")
-    return " ".join(options)
-
-
-def training_options(wildcards):
-    """Seed and fold of a training as options."""
-    (training,) = [
-        one
-        for one in trainings(PARAMS, wildcards.experiment)
-        if one.label == wildcards.training
-    ]
-    fold = "" if training.fold is None else f" --fold {training.fold}"
-    return f"--seed {training.seed}{fold}"
-
-
 rule grade:
     input:
         grader_sources,

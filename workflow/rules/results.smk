@@ -52,11 +52,8 @@ rule explain:
         crops=at(GRADE, "crop/crops.parquet"),
         store=at(GRADE, "crop/store.json"),
         shards=ancient(at(GRADE, "crop/store")),
-        manifest=lambda wildcards: explained_model(wildcards.explanation)
-        + "/training.json",
-        model=lambda wildcards: ancient(
-            explained_model(wildcards.explanation) + "/model"
-        ),
+        manifest=explained("training.json"),
+        model=ancient(explained("model")),
     output:
         scores=at(GRADE, "explain/{explanation}/scores.json"),
         maps=directory(at(GRADE, "explain/{explanation}/maps")),
