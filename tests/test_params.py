@@ -163,6 +163,16 @@ def test_impossible_experiments_are_refused(experiments, message):
     assert str(error.value).startswith(message)
 
 
+def test_a_grader_that_needs_lesions_needs_them_of_the_dataset_it_grades(monkeypatch):
+    """The detector searches the photographs of roles.pretrain."""
+    values = {"roles": {"pretrain": "demo", "grade": "demo_site", "external": []}}
+    check(values, "x")
+    monkeypatch.setattr(GRADERS.get("finetune"), "needs", frozenset({"boxes"}))
+    with pytest.raises(UserError, match=r"experiments\.random: its grader needs lesions of demo_site"):
+        check(values, "x")
+    check({}, "x")
+
+
 def test_a_start_is_a_word_an_encoder_an_experiment_or_a_file():
     assert parse_start("random") == ("random", "random")
     assert parse_start("simclr", ["simclr"]) == ("pretrain", "simclr")

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from drgrade.params import Encoded, Grade, Params
+from drgrade.params import Grade, Params
+from drgrade.params.trainings import trainings as trainings_of
 
 LARGE = 2000
 """Photographs from which on the estimate is printed."""
@@ -29,10 +30,9 @@ def count(params: Params, dataset: str) -> int:
 
 
 def trainings(params: Params) -> dict[str, int]:
-    """Networks that each experiment fine-tunes: seeds by folds."""
-    folds = params.index.folds if params.scheme(params.roles.grade) == "kfold" else 1
-    tuned = {name: row for name, row in params.experiments.items() if row.grader == "finetune"}
-    return {name: len(row.seeds) * folds for name, row in tuned.items()}
+    """Networks that each experiment trains, of graders that go over photographs: seeds by folds."""
+    tuned = [name for name, row in params.experiments.items() if isinstance(row, Grade)]
+    return {name: len(trainings_of(params, name)) for name in tuned}
 
 
 def estimate(params: Params, cores: int) -> list[str]:
@@ -53,10 +53,9 @@ def estimate(params: Params, cores: int) -> list[str]:
     graded = counts[params.roles.grade]
     passes, hours = 0.0, 0.0
     for name, networks in trainings(params).items():
-        block, share = params.experiment(name), params.experiments[name].label_fraction
-        if not isinstance(block, Grade) or not isinstance(block, Encoded):
-            continue
-        own = graded * share * block.epochs * networks
+        block = params.experiment(name)
+        assert isinstance(block, Grade)
+        own = graded * block.label_fraction * block.epochs * networks
         passes += own
         hours += own * (block.input_size / 288) ** 2 / CPU_RATE / 3600
     if lines or hours > 1:

@@ -29,7 +29,7 @@ def training_key(
             of all the stage imports, is part of the key.
         params: all resolved params that the training uses.
         photographs: that it trains and validates on, by split: image_id, row and, where it is used, grade.
-        files: it reads: index, crops, store, boxes, masks, start weights; None and folders are passed over.
+        files: it reads: index, crops, store, boxes, start weights; None and folders are passed over.
         facts: anything else, as JSON.
 
     Returns:

@@ -5,14 +5,13 @@ validation QWK. Deviations: AdamW with a one-cycle schedule for SGD, any timm en
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from drgrade import inference
 from drgrade.device import exact
 from drgrade.encoders import create_encoder, read_tensors, width
 from drgrade.evaluate.metrics import qwk, to_grades
@@ -20,7 +19,7 @@ from drgrade.grading.base import Job, Output, Photographs, Start, interpolated
 from drgrade.images.augment import augment, normalise
 from drgrade.images.preprocess import Preprocess
 from drgrade.images.scaled import at_size
-from drgrade.images.store import Pictures
+from drgrade.inference import outputs as outputs_of
 from drgrade.seeding import derive
 from drgrade.training import Batches, Module, loader, pictures
 
@@ -180,8 +179,9 @@ class FineTune(Module):
         """Validation QWK; keeps the weights that gave the best, averaged ones where they are averaged."""
         if not len(self.val_rows):
             return {}
-        found = infer(self.network, self.val_images, self.val_rows, self.mean, self.std, self.network.shape)
-        scores = self.network.score(torch.from_numpy(found)).numpy()
+        network = self.network.eval()
+        found = outputs_of(network, self.val_images, self.val_rows, self.mean, self.std, network.shape)
+        scores = network.score(torch.from_numpy(found)).double().numpy()
         value = qwk(self.val_grades, to_grades(scores))
         if self.select_best and value > self.best_qwk:
             self.best_qwk = value
@@ -215,20 +215,7 @@ def predict(network: GradedNetwork, preprocess: Preprocess, photographs: Photogr
     """Grades of photographs by a network, with the features they are read from."""
     images, features = preprocess.scaled(photographs.images), width(network.encoder)
     shape = (math.prod(network.shape) + features,)
-    found = infer(WithFeatures(network), images, photographs.rows, preprocess.mean, preprocess.std, shape)
+    whole = WithFeatures(network).eval()
+    found = outputs_of(whole, images, photographs.rows, preprocess.mean, preprocess.std, shape)
     outputs = torch.from_numpy(found[:, :-features]).reshape(-1, *network.shape)
-    return Output(
-        network.probabilities(outputs).double().numpy(), features=found[:, -features:].astype(np.float32)
-    )
-
-
-def infer(
-    network: nn.Module,
-    images: Pictures,
-    rows: np.ndarray,
-    mean: Sequence[float],
-    std: Sequence[float],
-    shape: tuple[int, ...] = (),
-) -> np.ndarray:
-    """Outputs, float64 (n, *shape), of ``images[rows]`` (uint8, at input size), in evaluation mode."""
-    return inference.outputs(network.eval(), images, rows, mean, std, shape).astype(np.float64)
+    return Output(network.probabilities(outputs).double().numpy(), features=found[:, -features:])

@@ -14,7 +14,7 @@ from drgrade.encoders import imagenet_file, start_record
 from drgrade.errors import UserError
 from drgrade.evaluate.metrics import to_grades
 from drgrade.files import sha256, write_json
-from drgrade.grading.base import GRADERS, Grader, Job, Output, Photographs, Start
+from drgrade.grading.base import GRADERS, Grader, Job, Photographs, Start
 from drgrade.grading.models import MODEL, TENSORS, load_model
 from drgrade.grading.photographs import Parts, parts_of
 from drgrade.images.dataset import CroppedDataset
@@ -100,12 +100,11 @@ def grade(
         columns = {"experiment": name, "seed": seed, "fold": fold}
         rows = []
         for split in ("val", "test"):
-            output = grader.predict(Photographs(inputs.data.images, parts[split], **known))
-            rows.append(predicted(parts[split], output, dataset=inputs.data.name, split=split, **columns))
+            photographs = Photographs(inputs.data.images, parts[split], **known)
+            rows.append(predicted(grader, photographs, dataset=inputs.data.name, split=split, **columns))
         for other in inputs.external:
-            shown = outside[other.name]
-            output = grader.predict(Photographs(other.images, shown, members=known["members"]))
-            rows.append(predicted(shown, output, dataset=other.name, split="external", **columns))
+            photographs = Photographs(other.images, outside[other.name], members=known["members"])
+            rows.append(predicted(grader, photographs, dataset=other.name, split="external", **columns))
         if rank() == 0:  # others have trained and predicted with it, and have nothing of their own to say
             began = save(grader, out / "model", start, seed)
             run.params({"start_weights": began})
@@ -236,8 +235,9 @@ def graded_external(external: CroppedDataset) -> pd.DataFrame:
     return table
 
 
-def predicted(table: pd.DataFrame, output: Output, **columns: Any) -> pd.DataFrame:
+def predicted(grader: Grader, photographs: Photographs, **columns: Any) -> pd.DataFrame:
     """The rows of ``predictions.parquet`` for photographs (n); dataset, split, seed and so on are given."""
+    output = grader.predict(photographs)
     filled: dict[str, Any] = {f"p{grade}": output.probabilities[:, grade] for grade in GRADES}
     filled |= {"score": output.score, "predicted": to_grades(output.score)}
-    return table[["image_id", "patient_id", "eye", "grade"]].assign(**filled, **columns)
+    return photographs.table[["image_id", "patient_id", "eye", "grade"]].assign(**filled, **columns)

@@ -221,7 +221,7 @@ class Contrast(Module):
     def _loss(self, projections: Tensor, things: np.ndarray) -> Tensor:
         """Of projections (2n, 128), first views first."""
         first, second = projections.float().chunk(2)
-        with torch.autocast(first.device.type, enabled=False):  # bfloat16 has 8 bits for a cosine over 0.07
+        with exact(first.device):  # bfloat16 has 8 bits for a cosine over 0.07
             return self.compare(first, second, things)
 
     def _step_in_chunks(self, batch: Tensor, things: np.ndarray) -> Tensor:

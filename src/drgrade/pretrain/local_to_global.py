@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from drgrade.device import exact
 from drgrade.encoders import create_encoder, normalisation, width
 from drgrade.errors import UserError
 from drgrade.params import LocalToGlobal
@@ -179,12 +180,11 @@ class SelfDistillation(Module):
     def training_step(self, items: np.ndarray, _: int) -> Tensor:
         """Cross-entropy between teacher and student over all pairs of different views, 2 V - 2 of them."""
         crops = self._views(items)
-        exact = torch.autocast(crops[0].device.type, enabled=False)
         with torch.no_grad():
             features = self.teacher.features(crops[:2])  # the global views only
             taught = self.teacher.head(features)
         said = self.student(crops)
-        with exact:  # sums of 65536 terms are too long for bfloat16
+        with exact(self.device):  # sums of 65536 terms are too long for bfloat16
             taught, said = taught.float(), said.float()
             self._watch(taught, features.float())
             loss = self._loss(list(taught.split(len(items))), list(said.split(len(items))))
@@ -196,7 +196,7 @@ class SelfDistillation(Module):
         rows = self.material.rows[items]
         photographs = pictures(self.material.images, rows)
         boxes = [self.material.boxes[item] for item in items]
-        with torch.autocast(photographs.device.type, enabled=False):
+        with exact(photographs.device):
             return self.crops(photographs, boxes, rows, self.params.seed, self.current_epoch)
 
     def _loss(self, taught: list[Tensor], said: list[Tensor]) -> Tensor:
