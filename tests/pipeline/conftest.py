@@ -50,6 +50,7 @@ class Project:
         variables = {
             key: value for key, value in os.environ.items() if not key.startswith(("DRGRADE", "MLFLOW"))
         }
+        variables["PYTHONPATH"] = str(self.folder / "src")  # before the installed code of the main checkout
         result = subprocess.run(
             command, cwd=self.folder, env=variables | environment, text=True, timeout=540,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
