@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.splits.tables import add_masked, flipped, hashed, make_table
 
 from drgrade.errors import UserError
 from drgrade.params import Index
@@ -17,41 +18,6 @@ from drgrade.splits.assign import (
     limit_patients,
     split_groups,
 )
-
-
-def make_table(
-    patients: list[tuple[int | None, ...]], official: list[str | None] | None = None
-) -> pd.DataFrame:
-    """Grading rows: for each patient the grades of its photographs."""
-    rows = [
-        (f"{n}_{k}", str(n), grade, (official or [None] * len(patients))[n])
-        for n, grades in enumerate(patients)
-        for k, grade in enumerate(grades)
-    ]
-    table = pd.DataFrame(rows, columns=["image_id", "patient_id", "grade", "official_split"])
-    table["sha256"] = [f"{n:064x}" for n in range(len(table))]
-    table["phash"] = pd.Series(pd.NA, table.index, "string")
-    table = table.assign(subset="grading", status="ok")
-    return table.astype({"grade": "Int8", "official_split": "string", "sha256": "string"})
-
-
-def test_an_official_test_part_without_grades_is_none() -> None:
-    """As of APTOS 2019, whose test grades were never released."""
-    table = make_table([(0,), (1,), (None,)], ["train", "train", "test"])
-    with pytest.raises(UserError, match="no graded test photographs; use holdout or kfold"):
-        assign_splits(table, Index(scheme="official"))
-
-
-def add_masked(table: pd.DataFrame, count: int, tested: int = 0) -> pd.DataFrame:
-    masked = pd.DataFrame({"image_id": [f"A_{n}" for n in range(count)]})
-    masked["patient_id"] = masked["image_id"]
-    masked["sha256"] = [f"a{n:063x}" for n in range(count)]
-    masked["phash"] = pd.Series(pd.NA, masked.index, "string")
-    masked["official_split"] = ["test" if n < tested else "train" for n in range(count)]
-    masked = masked.assign(subset="segmentation", status="ok", grade=pd.NA)
-    both = pd.concat([table, masked], ignore_index=True)
-    return both.astype({"grade": "Int8", "official_split": "string", "sha256": "string"})
-
 
 grade = st.one_of(st.none(), st.integers(0, 4))
 patients = st.lists(st.lists(grade, min_size=1, max_size=3).map(tuple), min_size=3, max_size=60)
@@ -130,47 +96,6 @@ def test_a_segmentation_photograph_follows_its_graded_copy(scheme) -> None:
     table.loc[table["image_id"].str.startswith("A_"), "sha256"] = table["sha256"].iloc[:6].to_numpy()
     split = assign_splits(table, Index(scheme=scheme, test_fraction=0.4)).set_index("image_id")["split"]
     assert [split[f"A_{n}"] for n in range(6)] == [split[f"{n}_0"] for n in range(6)]
-
-
-def test_official_split_is_kept_and_its_training_part_divided() -> None:
-    official = ["test" if n >= 30 else "train" for n in range(40)]
-    table = make_table([(n % 5, n % 5) for n in range(40)], official)
-    split = (
-        assign_splits(table, Index(scheme="official", val_fraction=0.2))
-        .groupby("patient_id")["split"]
-        .first()
-    )
-    assert {int(n) for n in split.index[split == "test"]} == set(range(30, 40))
-    assert (split == "val").sum() == 6
-
-
-def test_official_validation_part_is_used_as_it_is() -> None:
-    official = ["val" if n < 5 else "test" if n < 10 else "train" for n in range(20)]
-    split = assign_splits(make_table([(n % 5,) for n in range(20)], official), Index(scheme="official"))
-    assert split["split"].tolist() == official
-
-
-def test_official_without_validation_tests_what_the_dataset_keeps_for_it(caplog) -> None:
-    official = ["val" if n < 5 else "test" if n < 10 else "train" for n in range(20)]
-    table = make_table([(n % 5,) for n in range(20)], official)
-    table.loc[0, "sha256"] = table.loc[5, "sha256"]  # a copy in either part: both are tested, no news
-    split = assign_splits(table, Index(scheme="official", val_fraction=0.0))
-    assert split["split"].tolist() == ["test"] * 10 + ["train"] * 10
-    assert "several official parts" not in caplog.text
-
-
-def test_official_copies_across_parts_are_tested_never_trained_on(caplog) -> None:
-    table = make_table([(n % 5,) for n in range(20)], ["test" if n < 5 else "train" for n in range(20)])
-    table.loc[19, "sha256"] = table.loc[0, "sha256"]
-    split = assign_splits(table, Index(scheme="official"))
-    assert split["split"][19] == "test"
-    assert "several official parts" in caplog.text
-
-
-def test_official_needs_an_official_test_part() -> None:
-    table = make_table([(n % 5,) for n in range(20)], ["train"] * 20)
-    with pytest.raises(UserError, match="use holdout or kfold"):
-        assign_splits(table, Index(scheme="official"))
 
 
 def folds_file(tmp_path: Path, text: str) -> Index:
@@ -263,16 +188,6 @@ def test_label_fractions_are_the_smallest_subset_of_each_row(count, seed) -> Non
     assert fraction.max() <= 1
 
 
-def flipped(digits: str, bits: int) -> str:
-    return f"{int(digits, 16) ^ ((1 << bits) - 1):064x}"
-
-
-def hashed(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
-    """With perceptual hashes that are far apart."""
-    rng = np.random.default_rng(seed)
-    return table.assign(phash=pd.array([rng.bytes(32).hex() for _ in range(len(table))], dtype="string"))
-
-
 ties = st.lists(st.tuples(st.integers(0, 11), st.integers(0, 11), st.booleans()), max_size=10)
 
 
@@ -315,18 +230,6 @@ def test_broken_downloads_are_no_copies() -> None:
     table["status"] = "unreadable"
     table["sha256"] = "e" * 64  # all empty files
     assert assign_splits(table, Index())["split"].nunique() == 3
-
-
-def test_official_moves_are_listed_pair_by_pair(caplog) -> None:
-    table = hashed(
-        make_table([(n % 5,) for n in range(20)], ["test" if n < 5 else "train" for n in range(20)])
-    )
-    table.loc[19, "sha256"] = table.loc[0, "sha256"]
-    table.loc[18, "phash"] = flipped(table["phash"][1], 3)
-    split = assign_splits(table, Index(scheme="official"))["split"]
-    assert split[[18, 19]].tolist() == ["test", "test"]
-    assert "0_0 (test) and 19_0 (train): same content" in caplog.text
-    assert "18_0 (train) and 1_0 (test): same picture but for 3 bits" in caplog.text
 
 
 def listed(tmp_path: Path, text: str, table: pd.DataFrame) -> pd.DataFrame:

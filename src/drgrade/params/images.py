@@ -71,7 +71,7 @@ class Index(Block):
     """List the photographs, join their labels and split them by patient."""
 
     scheme: Scheme = "holdout"
-    """official: the dataset's own split, its training part divided into train and val;
+    """official: the dataset's own split, its training part divided into train and val, without copies;
     holdout: train, val and test drawn here; kfold: every photograph is tested once, out of fold;
     file: as ``datasets.<name>.split_file`` says."""
     val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.15

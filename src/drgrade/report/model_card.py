@@ -28,7 +28,8 @@ METRICS = {
     "referable_specificity": "Referable DR: specificity",
 }
 SCHEMES = {
-    "official": "the dataset's own split, its training part divided into training and validation",
+    "official": "the dataset's own split, its training part divided into training and validation; training "
+    "photographs that copy a test photograph are left out",
     "holdout": "whole patients drawn into training, validation and test",
     "file": "as a list of the user's says",
     "kfold": "cross-validation by patient; every photograph is graded by a model that never saw its patient",

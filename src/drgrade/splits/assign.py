@@ -20,12 +20,11 @@ from drgrade.params import Index
 from drgrade.seeding import derive
 from drgrade.splits.duplicates import near_duplicates
 from drgrade.splits.lists import read_lines, split_as_listed
+from drgrade.splits.official import STRICTEST, leave_out, strictness, twins
 from drgrade.splits.overlaps import straddling
 
 log = logging.getLogger(__name__)
 
-STRICTEST = ("test", "val", "train")
-"""A group with rows in several parts goes to the first of these: what is tested is never trained on."""
 FRACTIONS = (0.01, 0.05, 0.1, 0.25, 1.0)
 """Shares of the labels that the field trains with; each lies inside the next."""
 SHOWN = 10
@@ -91,35 +90,34 @@ def _holdout(ordered: Sequence[str], params: Index) -> dict[str, str]:
     return {group: "test" if group in test else "val" if group in val else "train" for group in ordered}
 
 
-def _official(table: pd.DataFrame, ordered: Sequence[str], params: Index) -> dict[str, str]:
+def _official(
+    table: pd.DataFrame, ordered: Sequence[str], params: Index
+) -> tuple[dict[str, str], dict[int, str]]:
     """The dataset's own parts; its training part is divided unless it names a validation part itself.
 
     With a ``val_fraction`` of 0 nothing validates, as in publications that know training and test alone: a
     validation part of the dataset's own is tested.
+
+    Returns:
+        The part of each group of graded photographs, the strictest that the dataset puts one of its rows in;
+        and for each row (label in ``table``) that the dataset puts in a laxer one why it is left out.
     """
-    official = table["official_split"]
+    official = table["official_split"].fillna("train")
+    grading = table["subset"] == "grading"
     if params.val_fraction == 0:
-        official = official.replace("val", "test")
-    if not ((official == "test") & table["grade"].notna()).any():
+        official = official.mask(grading & (official == "val"), "test")
+    official = official.mask(~grading & (official == "val"), "train")  # what validates masks is drawn
+    if not (grading & (official == "test") & table["grade"].notna()).any():
         raise UserError(
             "index.scheme: official, but the dataset has no graded test photographs; use holdout or kfold"
         )
-    strictness = official.fillna("train").map({part: n for n, part in enumerate(STRICTEST)}).astype(int)
-    by_group = strictness.groupby(table["group"]).agg(["min", "max"])
-    mixed = by_group.index[by_group["min"] != by_group["max"]]
-    if len(mixed):
-        given = table[table["group"].isin(mixed)].assign(split=official.fillna("train"))
-        pairs = straddling(given.assign(fold=pd.Series(pd.NA, given.index, "Int8")), params.duplicate_bits)
-        log.warning(
-            "%d groups lie in several official parts; moved whole to the stricter: %s",
-            len(mixed),
-            "; ".join(pairs),
-        )
-    parts = {str(group): STRICTEST[n] for group, n in by_group["min"].items()}
+    strictest = strictness(official).groupby(table["group"]).transform("min")
+    groups = strictest[grading].groupby(table["group"]).first()
+    parts = {str(group): STRICTEST[n] for group, n in groups.items()}
     if "val" not in parts.values():
         training = [group for group in ordered if parts[group] == "train"]
         parts.update(dict.fromkeys(_pick(training, params.val_fraction), "val"))
-    return parts
+    return parts, twins(table.assign(part=official), params.duplicate_bits)
 
 
 def _read_folds(path: Path, folds: int) -> dict[str, int]:
@@ -159,10 +157,14 @@ def _folds(table: pd.DataFrame, ordered: Sequence[str], params: Index) -> pd.Ser
 def assign_splits(table: pd.DataFrame, params: Index, split_file: Path | None = None) -> pd.DataFrame:
     """``table`` with the columns split (train, val, test) and fold (0..k-1 under ``kfold``, else missing).
 
-    Needs image_id, patient_id, sha256, phash, grade, subset, official_split and status. Under ``kfold`` every
-    grading row is ``train`` with a fold. Rows of the segmentation subset are never folded: official test rows
-    are ``test``, of the others ``val_fraction`` (at least one, where there are two) is ``val``; copies of
-    graded photographs follow those.
+    Needs image_id, patient_id, sha256, phash, grade, subset, official_split, status and reason. Under
+    ``kfold`` every grading row is ``train`` with a fold. Rows of the segmentation subset are never folded:
+    official test rows are ``test``, of the others ``val_fraction`` (at least one, where there are two) is
+    ``val``; copies of graded photographs follow those.
+
+    Under ``official`` the dataset's test part stays as it is: a photograph of training (or validation) whose
+    copy or patient is in the test (or validation) part has no split, the status ``filtered`` and a reason
+    that names its twin.
 
     Args:
         table: the rows to divide.
@@ -181,6 +183,7 @@ def assign_splits(table: pd.DataFrame, params: Index, split_file: Path | None = 
     ordered = list(_order(grading["group"], grading["grade"], params.seed, "split").index)
     listed = pd.Series(pd.NA, grading.index, "string")
     parts: dict[str, str] = {}
+    left_out: dict[int, str] = {}
     if params.scheme == "file":
         if split_file is None:
             raise UserError(
@@ -191,14 +194,15 @@ def assign_splits(table: pd.DataFrame, params: Index, split_file: Path | None = 
     elif params.scheme == "kfold":
         table.loc[grading.index, "fold"] = _folds(grading, ordered, params).astype("Int8")
         parts = dict.fromkeys(ordered, "train")
+    elif params.scheme == "holdout":
+        parts = _holdout(ordered, params)
     elif len(grading):
-        parts = (
-            _holdout(ordered, params) if params.scheme == "holdout" else _official(grading, ordered, params)
-        )
+        parts, left_out = _official(table.assign(sha256=seen["sha256"]), ordered, params)
     parts |= _divide_masked(masked, params, parts)
     table["split"] = table["group"].map(parts).astype("string")
     if params.scheme == "file":
         table.loc[grading.index, "split"] = listed
+    table = leave_out(table, left_out)
     check_disjoint(table.assign(sha256=seen["sha256"]), params.duplicate_bits)
     return table.drop(columns="group")
 
