@@ -13,6 +13,23 @@ settings.register_profile(
 settings.load_profile("patient")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Say what runs in one process: the tests of a file, and all tests that share the finished pipeline.
+
+    Whole pipelines come first, so that no process is left with one at the end.
+    """
+
+    def place(item: pytest.Item) -> tuple[int, str]:
+        if "snakemade" in getattr(item, "fixturenames", ()):
+            return 0, "pipeline"
+        return (1, item.nodeid) if item.path.parent.name == "pipeline" else (2, str(item.path))
+
+    items.sort(key=lambda item: place(item)[0])
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(place(item)[1]))
+
+
 @pytest.fixture(scope="session")
 def idrid() -> Path:
     """Root of real photographs in IDRiD's official layout, or a skip."""
