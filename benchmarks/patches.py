@@ -29,17 +29,18 @@ from unittest import mock
 import cv2
 import numpy as np
 import torch
+from lightning_fabric.utilities import move_data_to_device
 from loader import crops  # benchmarks/loader.py, which lies beside this file
 from PIL import Image
 from torchvision import transforms
 
+from drgrade.device import device
 from drgrade.images.augment import normalise
 from drgrade.images.shards import write_store
 from drgrade.images.store import CropStore
 from drgrade.params import CONTRASTIVE
 from drgrade.pretrain import views
 from drgrade.seeding import TORCH_THREADS
-from drgrade.training import device
 
 SIZE, PATCH, FASTER, WAITING = 512, 128, 10.0, 0.05
 MEAN, STD = [0.4, 0.28, 0.19], [0.28, 0.2, 0.16]
@@ -87,7 +88,8 @@ class Published:
 
 
 def ours(store: CropStore, batch: Batch) -> torch.Tensor:
-    return normalise(views.pair_views(store, batch[0], batch[1], PATCH, AUGMENT, batch[2]), MEAN, STD)
+    pairs = views.pair_views(store, batch[0], batch[1], PATCH, AUGMENT, batch[2])
+    return normalise(views.made(move_data_to_device(pairs, device())), MEAN, STD)
 
 
 def boxes(rng: np.random.Generator, pairs: int, pictures: int) -> Batch:

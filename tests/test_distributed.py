@@ -22,7 +22,7 @@ from drgrade.training import Batches, share
 SCRIPT = """
 import json, multiprocessing, os, socket, sys
 import numpy as np, pandas as pd, torch
-from lightly.loss import NTXentLoss
+from drgrade.pretrain.contrastive import SupCon
 from torch import nn
 from drgrade.gradient_cache import chunked_backward
 from drgrade.grading.base import Photographs
@@ -32,7 +32,7 @@ from drgrade.pretrain.base import Graded, Material
 from drgrade.pretrain.local_to_global import Network, SelfDistillation, parameter_groups, vision_transformer
 from drgrade.seeding import seed_everything
 from drgrade.tracking import NullRun
-from drgrade.training import Batches, Module, fit, loader
+from drgrade.training import Batches, Loader, Module, fit
 
 class Run(NullRun):
     def metrics(self, values, step=0):
@@ -47,10 +47,10 @@ class Small(Module):
         torch.manual_seed(1)
         middle = nn.BatchNorm1d(16) if kind == "norm" else nn.Tanh()
         self.network = nn.Sequential(nn.Linear(6, 16), middle, nn.Linear(16, 4)).double()
-        self.criterion = NTXentLoss(0.1, gather_distributed="RANK" in os.environ)
+        self.criterion = SupCon(0.1)
         self.seen = []
     def train_dataloader(self):
-        return loader(Batches(24, 12, 3, self.current_epoch))
+        return Loader(Batches(24, 12, 3, self.current_epoch))
     def nt_xent(self, embeddings):
         return self.criterion(*embeddings.chunk(2))
     def training_step(self, items, step):

@@ -3,8 +3,6 @@
 import logging
 import multiprocessing
 import socket
-import threading
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -12,7 +10,7 @@ import torch
 from torch import nn
 
 from drgrade import device, inference
-from drgrade.inference import batch_size, outputs, read_ahead, run_batches
+from drgrade.inference import batch_size, outputs, run_batches
 
 MEAN, STD = [0.1, 0.2, 0.3], [0.5, 0.6, 0.7]
 IMAGES = np.random.default_rng(0).integers(0, 256, (70, 8, 8, 3), np.uint8)
@@ -126,39 +124,6 @@ def test_kernels_are_chosen_on_a_gpu_only(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     device.use_fast_kernels()
     assert (torch.backends.cudnn.benchmark, asked) == (True, ["high"])
-
-
-@pytest.mark.parametrize("threads", [1, 3])
-def test_reading_ahead_keeps_the_order_and_passes_errors_on(threads):
-    makers, received = set(), []
-
-    def make(number: int) -> int:
-        makers.add(threading.get_ident())
-        if number == 7:
-            raise OSError("disk gone")
-        return number * number
-
-    with pytest.raises(OSError, match="disk gone"):
-        received.extend(read_ahead(make, range(9), threads=threads, depth=4))
-    assert received == [number * number for number in range(7)]
-    assert threading.get_ident() not in makers
-
-
-def test_no_more_is_read_ahead_than_asked_for():
-    made: list[int] = []
-    enough = threading.Event()
-
-    def make(number: int) -> int:
-        made.append(number)
-        if len(made) == 4:
-            enough.set()
-        return number
-
-    reading: Iterator[int] = read_ahead(make, range(100), depth=3)
-    assert next(reading) == 0
-    assert enough.wait(30)
-    reading.close()  # type: ignore[attr-defined]
-    assert made == [0, 1, 2, 3]
 
 
 def half(number: int, port: int, results: "multiprocessing.Queue") -> None:

@@ -1,10 +1,12 @@
 """The shared training loop: a killed training ends as the undisturbed one, bit for bit."""
 
+import gc
 import json
 import logging
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,7 +19,7 @@ from torch import nn
 from drgrade import training
 from drgrade.errors import UserError
 from drgrade.tracking import NullRun
-from drgrade.training import CHECKPOINTS, Batches, Module, compile_network, fit, loader
+from drgrade.training import CHECKPOINTS, Batches, Loader, Module, compile_network, fit
 
 # each training is a child of one process that has imported everything, and kills itself where it is told to
 SCRIPT = """
@@ -133,7 +135,7 @@ class Line(Module):
         self.validated: list[list[torch.Tensor]] = []
 
     def train_dataloader(self):
-        return loader(Batches(self.rows, 4, 5, self.current_epoch))
+        return Loader(Batches(self.rows, 4, 5, self.current_epoch))
 
     def training_step(self, items, step):
         if (self.current_epoch, step) == self.stop_at:
@@ -148,6 +150,26 @@ class Line(Module):
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.network.parameters(), lr=0.1, momentum=0.9)
+
+
+class Prepared(Line):
+    """Its points are looked up in the background."""
+
+    ahead, prepared = True, 0
+
+    def train_dataloader(self):
+        return Loader(Batches(self.rows, 4, 5, self.current_epoch), self.prepare, ahead=self.ahead)
+
+    def prepare(self, items):
+        self.prepared += 1
+        if self.prepared == 5:
+            raise OSError("disk gone")
+        return self.points[torch.from_numpy(items)]
+
+    def training_step(self, points, step):
+        loss = (self.network(points[:, :3]) - points[:, 3]).square().mean()
+        self.losses.append(loss.detach())
+        return loss
 
 
 class Remember(NullRun):
@@ -181,6 +203,44 @@ def stepped(epochs: int, batches: int = 1, rows: int = 12) -> tuple[Line, list[d
             optimizer.step()
             states.append({key: value.clone() for key, value in module.network.state_dict().items()})
     return module, states
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_what_is_prepared_in_the_background_changes_nothing(tmp_path, monkeypatch, ahead):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Prepared, "ahead", ahead)
+    plain, prepared = Line(), Prepared()
+    prepared.prepared = 99
+    trained(plain)
+    trained(prepared)
+    for key, value in plain.network.state_dict().items():
+        assert torch.equal(value, prepared.network.state_dict()[key])
+
+
+def test_an_error_in_the_background_ends_the_training_and_its_thread(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = threading.active_count()
+    with pytest.raises(OSError, match="disk gone"):
+        trained(Prepared())
+    gc.collect()
+    assert threading.active_count() == before
+
+
+def test_batches_are_prepared_while_a_step_runs():
+    """The second batch is ready, by another thread, before it is asked for; no more than three are."""
+    made, second = [], threading.Event()
+
+    def prepare(items):
+        made.append(threading.get_ident())
+        if len(made) == 3:
+            second.set()
+        return items
+
+    batches = iter(Loader(Batches(12, 2, 5, 0), prepare))
+    next(batches)
+    assert second.wait(30)
+    assert len(made) == 3
+    assert threading.get_ident() not in made
 
 
 @pytest.mark.parametrize(("accumulate", "rows", "steps"), [

@@ -5,16 +5,14 @@ Grading, the features of frozen encoders and the search for lesions all run thro
 
 import logging
 import sys
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
+from drgrade.background import read_ahead
 from drgrade.device import autocast, device, use_fast_kernels
 from drgrade.distributed import rank, sum_over_processes, world
 from drgrade.images.augment import normalise
@@ -22,7 +20,6 @@ from drgrade.images.store import Pictures
 from drgrade.memory import keep_memory
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 R = TypeVar("R")
 
 CPU_BATCH = 32
@@ -36,26 +33,6 @@ LEAST = 8
 def batch_size(side: int, cpu: int) -> int:
     """Square pictures of ``side`` pixels in a batch on this machine's device: ``cpu`` of them on a CPU."""
     return max(LEAST, GPU_PIXELS // side**2) if torch.cuda.is_available() else cpu
-
-
-def read_ahead(
-    make: Callable[[T], R], items: Iterable[T], *, threads: int = 1, depth: int = 2
-) -> Iterator[R]:
-    """``make(item)`` for each item in order, up to ``depth`` of them ahead of the reader, in the background.
-
-    An error of ``make`` is raised when its item's turn comes. The threads end with the iteration.
-    """
-    source = iter(items)
-    with ThreadPoolExecutor(threads) as pool:
-        waiting = deque(pool.submit(make, item) for item in islice(source, depth))
-        try:
-            while waiting:
-                made = waiting.popleft().result()
-                waiting.extend(pool.submit(make, item) for item in islice(source, 1))
-                yield made
-        finally:
-            for future in waiting:
-                future.cancel()
 
 
 def run_batches(forward: Callable[[Any], R], batches: Iterable[Any]) -> Iterator[R]:

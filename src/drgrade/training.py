@@ -14,7 +14,7 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -24,11 +24,13 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins import TorchCheckpointIO
+from lightning_utilities.core.apply_func import apply_to_collection
 from pytorch_lightning.callbacks import Callback, ModelCheckpoint
+from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
-from torch.utils.data import DataLoader, Dataset
 
-from drgrade.device import device, half_precision, use_fast_kernels
+from drgrade.background import read_ahead
+from drgrade.device import half_precision, use_fast_kernels
 from drgrade.distributed import follow_first, launch, mean_over_processes, rank, synchronised, world
 from drgrade.errors import UserError
 from drgrade.files import whole
@@ -41,7 +43,7 @@ log = logging.getLogger(__name__)
 CHECKPOINTS = Path(".cache/drgrade/training")
 
 
-class Batches(Dataset[Any]):
+class Batches(Sequence[np.ndarray]):
     """The batches of one epoch: arrays of row numbers in an order drawn from (seed, epoch)."""
 
     def __init__(self, rows: int, size: int, seed: int, epoch: int, drop_last: bool = False) -> None:
@@ -58,7 +60,7 @@ class Batches(Dataset[Any]):
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __getitem__(self, item: int) -> np.ndarray:
+    def __getitem__(self, item: Any) -> Any:
         return self.batches[item]
 
 
@@ -78,20 +80,41 @@ def share(batches: Sequence[np.ndarray], place: int, processes: int) -> list[np.
     return [np.split(batch, processes)[place] for batch in even if len(batch)]
 
 
-def loader(batches: Dataset[Any]) -> DataLoader[Any]:
-    """Hand batches out one by one, as they are; to one of several processes its share of each."""
-    if world() > 1:
-        batches = share(list(batches), rank(), world())  # type: ignore[assignment,call-overload]
-    # to iterate draws a number, and a resumed run iterates once more: not from what dropout draws from
-    own = torch.Generator()
-    return DataLoader(
-        batches, batch_size=None, shuffle=False, num_workers=0, generator=own, collate_fn=_as_they_are
-    )
+class Loader:
+    """What an epoch's steps learn from, one batch after the other.
 
+    The next batches are read, decoded and drawn by a thread while a step runs, so that the device need not
+    wait. One of several processes gets its share of each batch.
 
-def _as_they_are(batch: Any) -> Any:
-    """Row numbers stay NumPy's: tensors, the default, would be moved to the GPU and index no store."""
-    return batch
+    Args:
+        batches: row numbers of each batch.
+        prepare: from these to what a step is given; its tensors are moved to the device by Lightning.
+        ahead: whether to prepare in the background.
+
+    Attributes:
+        batches: row numbers of each batch of this process.
+    """
+
+    def __init__(
+        self,
+        batches: Sequence[np.ndarray],
+        prepare: Callable[[np.ndarray], Any] = lambda items: items,
+        *,
+        ahead: bool = True,
+    ) -> None:
+        self.batches = share(batches, rank(), world()) if world() > 1 else batches
+        self.prepare, self.ahead = prepare, ahead
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        return read_ahead(self._batch, self.batches) if self.ahead else map(self._batch, self.batches)
+
+    def _batch(self, items: np.ndarray) -> Any:
+        """A batch in memory that a GPU can fetch by itself, while the host goes on."""
+        batch = self.prepare(items)
+        return apply_to_collection(batch, Tensor, Tensor.pin_memory) if torch.cuda.is_available() else batch
 
 
 class EpochSeed(Callback):
@@ -123,7 +146,8 @@ class Progress(Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count what all processes have seen."""
-        self.images += len(batch) * trainer.world_size
+        loader: Any = trainer.train_dataloader
+        self.images += len(loader.batches[batch_idx]) * trainer.world_size
 
     def rate(self) -> float:
         """Pictures a second of this epoch so far."""
@@ -216,10 +240,10 @@ class Module(pl.LightningModule):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Weigh the batch by its share of the pictures that make this step."""
         together = self.trainer.accumulate_grad_batches
-        source: Any = self.trainer.train_dataloader
-        batches, first = source.dataset, batch_idx - batch_idx % together
+        loader: Any = self.trainer.train_dataloader
+        batches, first = loader.batches, batch_idx - batch_idx % together
         sizes = [len(batches[place]) for place in range(first, min(first + together, len(batches)))]
-        self.weight = len(batch) * together / sum(sizes)
+        self.weight = sizes[batch_idx - first] * together / sum(sizes)
 
     def backward(self, loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
         """Lightning divides by the number of batches as if all were of one size and the last step had all."""
@@ -360,9 +384,8 @@ def precision() -> Any:
 
 
 def pictures(images: Pictures, rows: np.ndarray) -> torch.Tensor:
-    """Rows of a store (N, H, W, 3) as a uint8 tensor (B, 3, H, W) on the device."""
-    batch = torch.from_numpy(np.ascontiguousarray(images[rows]))
-    return batch.to(device(), non_blocking=True).permute(0, 3, 1, 2)
+    """Rows of a store (N, H, W, 3) as a uint8 tensor (B, 3, H, W) on the host."""
+    return torch.from_numpy(np.ascontiguousarray(images[rows])).permute(0, 3, 1, 2)
 
 
 def save_tensors(module: torch.nn.Module, path: Path) -> None:

@@ -5,7 +5,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from lightning_fabric.utilities import move_data_to_device
 from safetensors.torch import load_file
 from torch import nn
 
@@ -18,7 +17,6 @@ from drgrade.images.store import CropStore
 from drgrade.params import Crop
 from drgrade.seeding import seed_everything
 from drgrade.tracking import NullRun
-from drgrade.training import Module
 
 SIZE, ROWS = 48, 14
 PARAMS = Params(encoder="tf_efficientnet_lite0", input_size=32, epochs=2, batch_size=4, select="best")
@@ -199,22 +197,6 @@ def test_a_compiled_network_is_saved_under_plain_names(crops, tmp_path, monkeypa
         torch.testing.assert_close(value, networks[False][key])
 
 
-def test_batches_are_row_numbers_wherever_lightning_moves_them(crops, tmp_path, monkeypatch):
-    """As on a GPU: what Lightning moves to the device is no index of a store any more."""
-    monkeypatch.chdir(tmp_path)
-    moved = []
-
-    def transfer(self, batch, device, index):
-        moved.append(move_data_to_device(batch, torch.device("meta")))
-        return moved[-1]
-
-    monkeypatch.setattr(Module, "transfer_batch_to_device", transfer)
-    _, pictures = crops
-    trained(pictures, table([9, 2, 13, 4]), table([12, 0]), [5])
-    assert moved
-    assert all(isinstance(batch, np.ndarray) for batch in moved)
-
-
 def test_augmentation_is_exact_under_mixed_precision(crops, tmp_path, monkeypatch):
     """The network sees the same pictures, bit for bit, whether the trainer casts to bfloat16 or not."""
     monkeypatch.chdir(tmp_path)
@@ -233,9 +215,8 @@ def test_augmentation_is_exact_under_mixed_precision(crops, tmp_path, monkeypatc
     network = regression.Regressor("tf_efficientnet_lite0", "random")
     job = Job(part, part, Start("random"), 3, "", "", None)
     module = regression.FineTune(network, params, grader.preprocess, job)
-    monkeypatch.setattr(regression.FineTune, "current_epoch", 0)
     for mixed in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-            module.training_step(np.arange(4), 0)
+            module.training_step(module.prepare(np.arange(4), 0), 0)
     assert seen[1].dtype == torch.float32
     assert torch.equal(*seen)

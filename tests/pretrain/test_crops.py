@@ -15,6 +15,8 @@ from drgrade.pretrain.crops import (
     MultiCrop,
     View,
     blur,
+    draw,
+    gaussians,
     middles,
     plan,
     pulled_in,
@@ -35,7 +37,7 @@ def seen(move):
 
 
 def drawn(preset, view, count=400, lesions=NONE):
-    return plan(PRESETS[preset], view, range(count), [lesions] * count)
+    return draw(PRESETS[preset], view, range(count), [lesions] * count)
 
 
 @given(st.floats(-1, 1), st.floats(-1, 1), st.floats(0.02, 1), st.floats(0.02, 1))
@@ -48,7 +50,7 @@ def test_share_in_view_is_that_counted(x, y, width, height):
 def test_a_local_crop_shows_the_retina(preset, seed, x, y):
     """With a lesion anywhere on the photograph, even in a black corner."""
     for view in views(LocalToGlobal(local_crops=2))[2:]:
-        move = plan(PRESETS[preset], view, [seed], [np.array([[x, y]])]).moves[0]
+        move = draw(PRESETS[preset], view, [seed], [np.array([[x, y]])]).moves[0]
         assert seen(move) >= SEEN - 0.01
 
 
@@ -154,10 +156,10 @@ def test_a_view_shows_the_place_that_its_plan_names(size):
     view = View(size, (0.05, 0.3), 0.0, keeps_retina=True)
     plain = {"brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.0, "grayscale": False}
     plans = replace(
-        plan(PRESETS["fundus"], view, range(12), [NONE] * 12),
+        draw(PRESETS["fundus"], view, range(12), [NONE] * 12),
         colours={key: np.full(12, value) for key, value in plain.items()},
     )
-    found = render([photograph], plans, size).numpy()
+    found = render([photograph], plan(plans, side, size), size).numpy()
     centres = (np.arange(size) + 0.5) * 2 / size - 1
     grid = np.stack(np.meshgrid(centres, centres))
     expected = np.einsum("bij,jhw->bihw", plans.moves[:, :, :2], grid) + plans.moves[:, :, 2, None, None]
@@ -177,17 +179,16 @@ def test_solarisation_inverts_what_is_bright():
         colours={key: np.zeros(6) if key in ("hue", "grayscale") else np.ones(6) for key in plain.colours},
         solarised=np.array([True] * 6),
     )
-    found = render([photograph], plans, 8)
+    found = render([photograph], plan(plans, 8, 8), 8)
     expected = torch.tensor([0.0, 0.3, 127 / 255, 127 / 255, 0.2, 0.0])
     assert torch.allclose(found.mean(dim=(1, 2, 3)), expected, atol=1e-5)
-    assert torch.allclose(
-        render([photograph], replace(plans, solarised=np.array([False] * 6)), 8), photograph, atol=1e-5
-    )
+    kept = plan(replace(plans, solarised=np.array([False] * 6)), 8, 8)
+    assert torch.allclose(render([photograph], kept, 8), photograph, atol=1e-5)
 
 
 def test_blur_is_gaussian():
     batch = torch.rand(3, 3, 40, 40, generator=torch.Generator().manual_seed(0))
-    found = blur(batch, np.array([0.7, 0.0, 2.0]))
+    found = blur(batch, torch.tensor([0, 2]), torch.from_numpy(gaussians(np.array([0.7, 2.0]), 40)))
     assert torch.equal(found[1], batch[1])
     for row, sigma in ((0, 0.7), (2, 2.0)):
         expected = cv2.GaussianBlur(
@@ -209,7 +210,11 @@ BOXES = [np.array(boxes) for boxes in ([[10.0, 10, 20, 20]], [], [], [[40.0, 30,
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
 def test_views_depend_on_seed_epoch_and_row_not_on_the_batch(preset):
-    crops = multi_crop(preset)
+    multi = multi_crop(preset)
+
+    def crops(photographs, boxes, rows, seed, epoch):
+        return multi(photographs, multi.plan(64, boxes, np.array(rows), seed, epoch))
+
     batch = crops(PHOTOGRAPHS, BOXES, [7, 3, 9, 4, 1], seed=1, epoch=0)
     assert [tuple(crop.shape) for crop in batch] == [(5, 3, 48, 48)] * 2 + [(5, 3, 24, 24)] * 3
     assert all(crop.dtype == torch.float32 and abs(crop).max() <= 1 + 1e-5 for crop in batch)

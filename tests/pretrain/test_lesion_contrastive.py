@@ -14,7 +14,7 @@ from drgrade.pretrain import contrastive
 from drgrade.pretrain.base import METHODS, Material
 from drgrade.pretrain.contrastive import Projector, SupCon, projector
 from drgrade.pretrain.lesion_contrastive import LesionPairs
-from drgrade.pretrain.views import pair_views
+from drgrade.pretrain.views import made, pair_views
 from drgrade.tracking import NullRun
 from drgrade.training import fit
 
@@ -101,9 +101,9 @@ def test_views_are_windows_around_the_chosen_boxes(window):
     things = np.array([[0, 2], [2, 1]])
     expected = pair_views(
         given.images, np.array([2, 1]), np.stack([given.boxes[0][2], given.boxes[2][1]]), 32,
-        module.settings["augment"], module.seeds(np.array([[2, 2], [1, 1]])), window=window,
+        module.settings["augment"], module.seeds(np.array([[2, 2], [1, 1]]), 4), window=window,
     )  # fmt: skip
-    assert torch.equal(module.views(things), expected)
+    assert torch.equal(module.views(module.prepare(things, 4).pairs), made(expected))
 
 
 def test_positives_are_pairs_or_lesions_of_a_kind():
@@ -111,8 +111,13 @@ def test_positives_are_pairs_or_lesions_of_a_kind():
     generator = torch.Generator().manual_seed(0)
     first, second = torch.randn(2, 3, 128, generator=generator)
     things = np.array([[0, 1], [1, 3], [2, 1]])
-    assert pairs(given).compare(first, second, things) == NTXentLoss(0.07)(first, second)
-    found = pairs(given, positives="lesion").compare(first, second, things)
+    plain, alike = pairs(given), pairs(given, positives="lesion")
+    assert plain.kinds(things) is None
+    assert alike.kinds(things).tolist() == [1, 3, 1]
+    assert float(plain.criterion(first, second, None)) == pytest.approx(
+        float(NTXentLoss(0.07)(first, second)), abs=1e-5
+    )
+    found = alike.criterion(first, second, alike.kinds(things))
     assert found == SupCon(0.07)(first, second, torch.tensor([1, 3, 1]))
     method = METHODS.get("lesion_contrastive")
     for positives, needed in (("pair", False), ("lesion", True)):

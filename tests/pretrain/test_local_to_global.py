@@ -141,12 +141,12 @@ def test_the_loss_is_a_double_loop_over_views():
         module.criterion.center.copy_(0.1 * torch.randn(1, 1, 32, generator=generator))
     centre = module.criterion.center[0, 0].double().numpy().copy()
     items = np.array([5, 2, 7])
-    boxes = [np.zeros((0, 4))] * 3
-    pictures = torch.from_numpy(module.material.images[items]).permute(0, 3, 1, 2)
-    crops = module.crops(pictures, boxes, items, seed=1, epoch=0)
+    batch = module.prepare(items, 0)
+    assert torch.equal(batch.photographs.permute(0, 2, 3, 1), torch.from_numpy(module.material.images[items]))
+    crops = module.crops(*batch)
     shapes = []
     module.teacher.encoder.register_forward_pre_hook(lambda _, batch: shapes.append(tuple(batch[0].shape)))
-    loss = module.training_step(items, 0).item()
+    loss = module.training_step(batch, 0).item()
     assert shapes == [(2 * 3, 3, 32, 32)]  # the teacher is shown the two global views and nothing else
     with torch.no_grad():
         taught = [module.teacher([crop]).double().numpy() for crop in crops[:2]]
@@ -173,9 +173,9 @@ def test_half_precision_is_for_the_networks_alone():
     shown = []
     mixed.student.register_forward_pre_hook(lambda _, crops: shown.extend(crops[0]))
     exact.student.register_forward_pre_hook(lambda _, crops: shown.extend(crops[0]))
-    loss = exact.training_step(np.arange(4), 0)
+    loss = exact.training_step(exact.prepare(np.arange(4), 0), 0)
     with torch.autocast("cpu", torch.bfloat16):
-        other = mixed.training_step(np.arange(4), 0)
+        other = mixed.training_step(mixed.prepare(np.arange(4), 0), 0)
     assert all(torch.equal(one, two) for one, two in zip(shown[:4], shown[4:], strict=True))
     assert other.dtype == mixed.criterion.center.dtype == torch.float32
     assert other.item() == pytest.approx(loss.item(), rel=0.05)
@@ -186,7 +186,8 @@ def test_teacher_and_student_that_say_nothing_differ_by_log_k():
     with torch.no_grad():
         for network in (module.student, module.teacher):
             network.head.last_layer.weight_g.zero_()
-    assert module.training_step(np.arange(4), 0).item() == pytest.approx(math.log(32), rel=1e-6)
+    batch = module.prepare(np.arange(4), 0)
+    assert module.training_step(batch, 0).item() == pytest.approx(math.log(32), rel=1e-6)
 
 
 def test_schedules_of_the_paper():
@@ -380,7 +381,7 @@ def test_the_first_crops_are_kept_as_a_picture_once(tmp_path, monkeypatch):
     rows = np.concatenate(Batches(8, 5, params.seed, 0).batches)[:4]
     plain = MultiCrop(params, [0.0] * 3, [1.0] * 3)
     photographs = torch.from_numpy(given.images[rows]).permute(0, 3, 1, 2)
-    expected = plain(photographs, [np.zeros((0, 4))] * 4, rows, params.seed, 0)
+    expected = plain(photographs, plain.plan(40, [np.zeros((0, 4))] * 4, rows, params.seed, 0))
     for crops, whole in zip(shown[0], expected, strict=True):
         assert torch.allclose(crops, whole, atol=1e-5)
 

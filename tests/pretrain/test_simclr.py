@@ -35,9 +35,9 @@ def test_views_are_two_changes_of_the_whole_photograph():
     images = np.random.default_rng(0).integers(0, 256, (3, 48, 48, 3)).astype(np.uint8)
     pairs = module(np.arange(3), images)
     things = np.array([2, 0])
-    views = pairs.views(things).cpu()
+    views = pairs.views(pairs.prepare(things, 3).pairs)
     assert views.shape == (4, 3, 32, 32)
-    seeds = pairs.seeds(things[:, None])
+    seeds = pairs.seeds(things, 3)
     for place, row in enumerate(things):
         whole = torch.from_numpy(scale(images[[row]], 32)).permute(0, 3, 1, 2)
         for view in (0, 1):
@@ -62,9 +62,11 @@ def test_an_epoch_on_photographs_without_boxes(tmp_path, monkeypatch, with_patch
     patches = tmp_path / "patches.pkl"
     patches.write_bytes(pickle.dumps({"train": {"i1": [(1.0, 2.0, 5.0, 6.0)]}, "val": {}}, protocol=4))
     seen = []
-    views = PhotographPairs.views
+    pairs = PhotographPairs.pairs
     monkeypatch.setattr(
-        PhotographPairs, "views", lambda self, things: seen.extend(things.tolist()) or views(self, things)
+        PhotographPairs,
+        "pairs",
+        lambda self, rows, epoch: seen.extend(rows) or pairs(self, rows, epoch),
     )
     pretrain(
         "simclr", TINY.model_dump(), patch=16, by_fold=False, patches=patches if with_patches else None,

@@ -8,14 +8,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from lightning_fabric.utilities import move_data_to_device
 
+from drgrade.device import device
 from drgrade.errors import UserError
 from drgrade.images.augment import augment, normalise
 from drgrade.images.shards import write_store
 from drgrade.images.store import CropStore
 from drgrade.params import CONTRASTIVE
 from drgrade.pretrain import views
-from drgrade.pretrain.views import WINDOWS, pair_views
+from drgrade.pretrain.views import WINDOWS, made
 
 OFF = {
     "flip": 0, "rotation": 0, "scale": [1, 1], "ratio": [1, 1], "translate": 0,
@@ -45,6 +47,11 @@ def task(pairs, seed=0, rows=3, side=10.0):
     return rng.integers(0, rows, pairs), boxes, rng.integers(0, 2**63, (pairs, 2))
 
 
+def both(*task, **options):
+    """The views of pairs, made on the training device."""
+    return made(move_data_to_device(views.pair_views(*task, **options), device()))
+
+
 def in_bytes(batch):
     """Views as (2n, P, P, 3) whole numbers."""
     return (batch.permute(0, 2, 3, 1) * 255).round().to(torch.uint8).cpu().numpy()
@@ -54,7 +61,7 @@ def in_bytes(batch):
 def test_without_changes_views_are_exact_windows_that_hold_their_boxes(order):
     images = coordinates()
     rows, boxes, seeds = task(40)
-    batch = pair_views(images, rows, boxes, PATCH, OFF, seeds, order=order)
+    batch = both(images, rows, boxes, PATCH, OFF, seeds, order=order)
     assert (batch.shape, batch.dtype) == ((80, 3, PATCH, PATCH), torch.float32)
     assert batch.is_contiguous(memory_format=torch.channels_last)
     lefts, tops = in_bytes(batch)[:, 0, 0, :2].astype(int).T
@@ -75,9 +82,9 @@ def test_views_are_those_of_the_batched_augmentation(change, flips):
     """Equal draws and equal meaning: bytes instead of floats in between cost less than a grey level."""
     images, (rows, boxes, seeds) = smooth(), task(40)
     change = OFF | change | flips
-    windows = pair_views(images, rows, boxes, PATCH, OFF, seeds)
+    windows = both(images, rows, boxes, PATCH, OFF, seeds)
     expected = augment(windows, change, [int(seed) for seed in seeds.T.ravel()], PATCH)
-    difference = 255 * (pair_views(images, rows, boxes, PATCH, change, seeds) - expected).abs()
+    difference = 255 * (both(images, rows, boxes, PATCH, change, seeds) - expected).abs()
     assert (expected - windows).abs().mean() > 0.01
     assert difference.mean() < 0.5
     assert difference.max() < 4
@@ -85,8 +92,8 @@ def test_views_are_those_of_the_batched_augmentation(change, flips):
 
 def test_flips_are_exact():
     images, (rows, boxes, seeds) = coordinates(), task(20)
-    plain = pair_views(images, rows, boxes, PATCH, OFF, seeds)
-    flipped = pair_views(images, rows, boxes, PATCH, OFF | {"flip": 1.0}, seeds)
+    plain = both(images, rows, boxes, PATCH, OFF, seeds)
+    flipped = both(images, rows, boxes, PATCH, OFF | {"flip": 1.0}, seeds)
     assert torch.equal(flipped, plain.flip(2, 3))
 
 
@@ -96,7 +103,7 @@ def test_a_view_depends_on_its_own_seed_alone(order, window, monkeypatch):
     images, (rows, boxes, seeds) = smooth(), task(12)
 
     def make(chosen, pairs=seeds):
-        return pair_views(
+        return both(
             images, rows[chosen], boxes[chosen], PATCH, ALL, pairs[chosen], order=order, window=window
         )
 
@@ -114,16 +121,16 @@ def test_a_view_depends_on_its_own_seed_alone(order, window, monkeypatch):
 @pytest.mark.parametrize("window", sorted(WINDOWS))
 def test_a_store_of_any_lossless_format_gives_the_same_views(tmp_path, window):
     images, (rows, boxes, seeds) = smooth(), task(12)
-    expected = pair_views(images, rows, boxes, PATCH, ALL, seeds, window=window)
+    expected = both(images, rows, boxes, PATCH, ALL, seeds, window=window)
     for format in ("raw", "png"):
         write_store(images, tmp_path / f"{format}.json", format, shard_bytes=2 * SIZE * SIZE * 3)
         store = CropStore(tmp_path / f"{format}.json")
-        assert torch.equal(pair_views(store, rows, boxes, PATCH, ALL, seeds, window=window), expected)
+        assert torch.equal(both(store, rows, boxes, PATCH, ALL, seeds, window=window), expected)
 
 
 def test_the_published_order_leaves_torch_as_it_was():
     state = torch.get_rng_state()
-    pair_views(smooth(), *task(2)[:2], PATCH, ALL, task(2)[2], order="published")
+    both(smooth(), *task(2)[:2], PATCH, ALL, task(2)[2], order="published")
     assert torch.equal(torch.get_rng_state(), state)
 
 
@@ -181,7 +188,7 @@ def test_beyond_the_crop_it_is_black():
     images = np.full((1, SIZE, SIZE, 3), 200, np.uint8)
     boxes = np.tile([90.0, 88.0, 94.0, 95.0], (30, 1))
     seeds = np.arange(60).reshape(30, 2)
-    batch = in_bytes(pair_views(images, np.zeros(30, int), boxes, PATCH, OFF, seeds, window="published"))
+    batch = in_bytes(both(images, np.zeros(30, int), boxes, PATCH, OFF, seeds, window="published"))
     sides = set()
     for view in batch:
         width, height = (view[0, :, 0] == 200).sum(), (view[:, 0, 0] == 200).sum()
@@ -199,7 +206,7 @@ def test_crops_published_and_fused():
     seeds = np.random.default_rng(0).integers(0, 2**63, (400, 2))
     areas = {}
     for order in ("fused", "published"):
-        batch = pair_views(images, np.zeros(400, int), boxes, 128, change, seeds, order=order)
+        batch = both(images, np.zeros(400, int), boxes, 128, change, seeds, order=order)
         seen = 255 * batch[:, :2, 32:97, 32:97].cpu().numpy()  # never black: red grows with x, green with y
         width = (seen[:, 0, 32, 64] - seen[:, 0, 32, 0]) / 64
         height = (seen[:, 1, 64, 32] - seen[:, 1, 0, 32]) / 64
@@ -245,7 +252,7 @@ def test_both_orders_have_the_same_distribution(change):
     seeds = np.random.default_rng(0).integers(0, 2**63, (pairs, 2))
     found = {}
     for order in ("fused", "published"):
-        batch = pair_views(images, np.arange(pairs) % 2, boxes, PATCH, OFF | change, seeds, order=order)
+        batch = both(images, np.arange(pairs) % 2, boxes, PATCH, OFF | change, seeds, order=order)
         found[order] = {name: of(batch.permute(0, 2, 3, 1).cpu().numpy()) for name, of in STATISTICS.items()}
     for name, ours in found["fused"].items():
         theirs = found["published"][name]
@@ -263,7 +270,7 @@ def test_hue_published_and_fused():
     seeds = np.random.default_rng(0).integers(0, 2**63, (250, 2))
     turns, grey, largest = {}, {}, {}
     for order in ("fused", "published"):
-        batch = pair_views(images, np.zeros(250, int), boxes, PATCH, OFF | {"hue": 0.1}, seeds, order=order)
+        batch = both(images, np.zeros(250, int), boxes, PATCH, OFF | {"hue": 0.1}, seeds, order=order)
         colours = batch[:, :, 0, 0].cpu().numpy()
         hues = np.array([colorsys.rgb_to_hsv(*colour)[0] for colour in colours])
         turns[order] = (hues - 40 / 110 / 6 + 0.5) % 1 - 0.5
@@ -277,7 +284,7 @@ def test_hue_published_and_fused():
 
 def test_views_are_normalised_as_other_pictures():
     """Channels last in memory, as views are, or first: the same numbers."""
-    batch = pair_views(smooth(), *task(3)[:2], PATCH, ALL, task(3)[2])
+    batch = both(smooth(), *task(3)[:2], PATCH, ALL, task(3)[2])
     normal = normalise(batch, [0.4, 0.3, 0.2], [0.3, 0.25, 0.2])
     assert normal.is_contiguous(memory_format=torch.channels_last)
     assert torch.equal(normal, normalise(batch.contiguous(), [0.4, 0.3, 0.2], [0.3, 0.25, 0.2]))
@@ -285,28 +292,28 @@ def test_views_are_normalised_as_other_pictures():
 
 
 def test_no_boxes():
-    nothing = pair_views(smooth(), np.empty(0, int), np.empty((0, 4)), PATCH, ALL, np.empty((0, 2), int))
+    nothing = both(smooth(), np.empty(0, int), np.empty((0, 4)), PATCH, ALL, np.empty((0, 2), int))
     assert nothing.shape == (0, 3, PATCH, PATCH)
 
 
 def test_what_cannot_be():
     rows, boxes, seeds = task(2)
     with pytest.raises(UserError, match=r"patches.size: 97 px are more than the crops have \(96\)"):
-        pair_views(smooth(), rows, boxes, 97, ALL, seeds)
+        both(smooth(), rows, boxes, 97, ALL, seeds)
     with pytest.raises(ValueError, match="'outside'"):
-        pair_views(smooth(), rows, boxes, PATCH, ALL, seeds, window="outside")
+        both(smooth(), rows, boxes, PATCH, ALL, seeds, window="outside")
     with pytest.raises(ValueError, match="'sorted'"):
-        pair_views(smooth(), rows, boxes, PATCH, ALL, seeds, order="sorted")
+        both(smooth(), rows, boxes, PATCH, ALL, seeds, order="sorted")
     with pytest.raises(ValueError, match="2 rows"):
-        pair_views(smooth(), rows, boxes, PATCH, ALL, seeds[:1])
+        both(smooth(), rows, boxes, PATCH, ALL, seeds[:1])
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
 @pytest.mark.parametrize("window", sorted(WINDOWS))
 def test_on_the_device(window, monkeypatch):
     images, (rows, boxes, seeds) = smooth(), task(40)
-    there = pair_views(images, rows, boxes, PATCH, ALL, seeds, window=window)
+    there = both(images, rows, boxes, PATCH, ALL, seeds, window=window)
     assert there.device.type == "cuda"
     monkeypatch.setattr(views, "device", lambda: torch.device("cpu"))
-    here = pair_views(images, rows, boxes, PATCH, ALL, seeds, window=window)
+    here = both(images, rows, boxes, PATCH, ALL, seeds, window=window)
     assert 255 * (there.cpu() - here).abs().mean() < 0.5

@@ -102,14 +102,15 @@ def maps(method: str, explained: Explainable, source: CroppedDataset, rows: pd.D
     """Heat maps (n, S, S) in 0-1 over the crops, at the network's input size."""
     import torch
 
-    from drgrade.training import device, pictures
+    from drgrade.device import device
+    from drgrade.training import pictures
 
     if rows.empty:
         return np.empty((0, 1, 1), np.float32)
     places = np.array([source.crops.rows[image_id] for image_id in rows["image_id"]])
     batch = pictures(explained.preprocess.scaled(source.images), places)
     network = explained.network.to(device()).eval()
-    heat = EXPLAINERS.get(method)().heat(network, explained.preprocess.normalised(batch))
+    heat = EXPLAINERS.get(method)().heat(network, explained.preprocess.normalised(batch.to(device())))
     return heat.cpu().numpy() if isinstance(heat, torch.Tensor) else heat
 
 

@@ -48,10 +48,10 @@ class Knn(Grader):
         """Remember the training photographs; choose k on validation, the first where nothing validates."""
         import torch
 
+        from drgrade.device import device
         from drgrade.grading.features import best, features
         from drgrade.grading.neighbours import Bank
         from drgrade.seeding import seed_everything
-        from drgrade.training import device
 
         seed_everything(job.seed, "head")  # as in finetune: the same seed, the same random encoder
         self.frozen = self._frozen(job.start.weights)
@@ -89,8 +89,8 @@ class Knn(Grader):
         """An encoder with random weights and an empty bank of the saved size."""
         import torch
 
+        from drgrade.device import device
         from drgrade.grading.neighbours import Bank
-        from drgrade.training import device
 
         self.k = facts["k"]
         self.frozen = self._frozen("random")

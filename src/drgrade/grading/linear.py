@@ -53,10 +53,10 @@ class Linear(Grader):
         """Train on features; choose the learning rate on validation, the first where nothing validates."""
         import torch
 
+        from drgrade.device import device
         from drgrade.grading.features import features
         from drgrade.grading.probe import regress
         from drgrade.seeding import seed_everything
-        from drgrade.training import device
 
         seed_everything(job.seed, "head")  # as in finetune: the same seed, the same random encoder
         self.network = self._probe(job.start.weights).to(device())
@@ -71,8 +71,8 @@ class Linear(Grader):
         """The best learning rate on validation."""
         import torch
 
+        from drgrade.device import device
         from drgrade.grading.features import best, features
-        from drgrade.training import device
 
         if not len(job.val):
             return float(self.params.lr[0])

@@ -6,7 +6,8 @@ validation QWK. Deviations: AdamW with a one-cycle schedule for SGD, any timm en
 
 import math
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,12 +17,12 @@ from drgrade.device import exact
 from drgrade.encoders import create_encoder, read_tensors, width
 from drgrade.evaluate.metrics import qwk, to_grades
 from drgrade.grading.base import Job, Output, Photographs, Start, interpolated
-from drgrade.images.augment import augment, normalise
+from drgrade.images.augment import Plan, apply, draw, normalise, plan
 from drgrade.images.preprocess import Preprocess
 from drgrade.images.scaled import at_size
 from drgrade.inference import outputs as outputs_of
-from drgrade.seeding import derive
-from drgrade.training import Batches, Module, loader, pictures
+from drgrade.seeding import derive_each
+from drgrade.training import Batches, Loader, Module, pictures
 
 
 class GradedNetwork(nn.Module):
@@ -138,6 +139,20 @@ def regression_head(features: int) -> nn.Linear:
     return head
 
 
+class Graded(NamedTuple):
+    """A batch of photographs to learn from.
+
+    Attributes:
+        pictures: uint8 (B, 3, S, S).
+        changes: their augmentation.
+        grades: int64 (B,).
+    """
+
+    pictures: Tensor
+    changes: Plan
+    grades: Tensor
+
+
 class FineTune(Module):
     """One training: batches from the store, augmented on the device, validated every epoch."""
 
@@ -159,19 +174,24 @@ class FineTune(Module):
         self.best_qwk = -2.0
         self.best_weights: dict[str, torch.Tensor] = {}
 
-    def train_dataloader(self) -> Any:
+    def train_dataloader(self) -> Loader:
         """Batches of this epoch."""
-        return loader(Batches(len(self.rows), self.settings["batch_size"], self.seed, self.current_epoch))
+        batches = Batches(len(self.rows), self.settings["batch_size"], self.seed, self.current_epoch)
+        return Loader(batches, partial(self.prepare, epoch=self.current_epoch))
 
-    def training_step(self, items: np.ndarray, _: int) -> torch.Tensor:
+    def prepare(self, items: np.ndarray, epoch: int) -> Graded:
+        """A batch of an epoch, read and its augmentation drawn; items are places in the training part."""
+        draws = draw(self.settings["augment"], derive_each(items, self.seed, "augment", epoch))
+        changes = plan(self.settings["augment"], draws)
+        return Graded(pictures(self.images, self.rows[items]), changes, self.grades[torch.from_numpy(items)])
+
+    def training_step(self, batch: Graded, _: int) -> torch.Tensor:
         """The network's loss of a batch."""
-        seeds = [derive(self.seed, "augment", self.current_epoch, int(item)) for item in items]
-        batch = pictures(self.images, self.rows[items])
-        with exact(batch.device):
-            batch = augment(batch, self.settings["augment"], seeds, self.settings["input_size"])
-            batch = normalise(batch, self.mean, self.std).contiguous(memory_format=torch.channels_last)
-        outputs = self.network(batch).float()
-        loss = self.network.loss(outputs, self.grades[torch.from_numpy(items)].to(outputs.device))
+        with exact(batch.pictures.device):
+            inputs = apply(batch.pictures, batch.changes, self.settings["input_size"])
+            inputs = normalise(inputs, self.mean, self.std).contiguous(memory_format=torch.channels_last)
+        outputs = self.network(inputs).float()
+        loss = self.network.loss(outputs, batch.grades)
         self.losses.append(loss.detach())
         return loss
 

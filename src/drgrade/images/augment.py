@@ -6,13 +6,16 @@ only from its own seed, so what a picture goes through does not depend on the ba
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from drgrade.seeding import uniforms
 
 Floats = npt.NDArray[np.float64]
 
@@ -24,13 +27,19 @@ DRAWS = 14
 """Numbers drawn for a sample, always all of them: switching one change off leaves the others as they were."""
 
 
-def augment(
-    batch: Tensor,
-    params: Mapping[str, Any],
-    seeds: Sequence[int],
-    out_size: int,
-    offsets: Tensor | None = None,
-) -> Tensor:
+class Plan(NamedTuple):
+    """What happens to each picture of a batch, in tensors that are drawn on the host and moved to the device.
+
+    Attributes:
+        colours: (B, 3, 4), of :func:`colour_matrices`; None: no colour changes.
+        moves: (B, 2, 3), of :func:`affine_matrices`; None: no pixel moves.
+    """
+
+    colours: Tensor | None
+    moves: Tensor | None
+
+
+def augment(batch: Tensor, params: Mapping[str, Any], seeds: npt.ArrayLike, out_size: int) -> Tensor:
     """Flip, crop and resize, rotate, shift and recolour each picture by chance.
 
     The order is that of lesion-based contrastive learning: colour, then geometry, black where the picture
@@ -40,9 +49,8 @@ def augment(
     Args:
         batch: (B, 3, S, S) RGB, uint8 or float in 0-1, on any device.
         params: the keys of ``drgrade.params.Augment``.
-        seeds: one for each sample; equal seeds give equal changes.
+        seeds: one for each sample, integers (B,); equal seeds give equal changes.
         out_size: side of the result in pixels.
-        offsets: (B, 2) x and y, in input pixels: where the middle of the view lies from the picture's middle.
 
     Returns:
         (B, 3, out_size, out_size) float32 in 0-1.
@@ -51,45 +59,41 @@ def augment(
         ValueError: pictures are not square, or seeds and pictures differ in number.
 
     """
-    if batch.shape[2] != batch.shape[3] or len(seeds) != len(batch):
-        raise ValueError(f"expected {len(seeds)} square pictures, one a seed, got {tuple(batch.shape)}")
-    return apply(batch, params, draw(params, seeds), out_size, offsets)
+    if batch.shape[2] != batch.shape[3] or len(np.asarray(seeds)) != len(batch):
+        raise ValueError(
+            f"expected {len(np.asarray(seeds))} square pictures, one a seed, got {tuple(batch.shape)}"
+        )
+    return apply(batch, plan(params, draw(params, seeds)), out_size)
 
 
-def apply(
-    batch: Tensor,
-    params: Mapping[str, Any],
-    draws: Mapping[str, Floats],
-    out_size: int,
-    offsets: Tensor | None = None,
-) -> Tensor:
-    """Change pictures as :func:`augment` does, by ``draws`` that :func:`draw` has made."""
-    side = batch.shape[-1]
+def plan(params: Mapping[str, Any], draws: Mapping[str, Floats]) -> Plan:
+    """The tensors, on the CPU, that do what :func:`draw` has drawn."""
+    colours = None if keeps_colour(params) else _single(colour_matrices(draws))
+    moves = None if keeps_geometry(params) else _single(affine_matrices(draws))
+    return Plan(colours, moves)
+
+
+def _single(values: Floats) -> Tensor:
+    return torch.from_numpy(values.astype(np.float32))
+
+
+def apply(batch: Tensor, plan: Plan, out_size: int) -> Tensor:
+    """Change pictures as :func:`augment` does, by a plan on their device; nothing waits for the device."""
     batch = in_unit_range(batch)
-    if side > 1.5 * out_size:  # bilinear sampling would skip pixels: average them first
+    if batch.shape[-1] > 1.5 * out_size:  # bilinear sampling would skip pixels: average them first
         batch = resize(batch, math.ceil(1.25 * out_size))
-    if not keeps_colour(params):
-        batch = recolour(batch, *colour_matrices(draws, mean_grey(batch)))
-    moves = affine_matrices(draws)
-    if offsets is not None:
-        moves[:, :, 2] += 2 * offsets.detach().cpu().numpy() / side
-    elif keeps_geometry(params):
-        return resize(batch, out_size)
-    return warp(batch, moves, out_size)
+    if plan.colours is not None:
+        batch = recolour(batch, plan.colours)
+    return resize(batch, out_size) if plan.moves is None else warp(batch, plan.moves, out_size)
 
 
-def draw(params: Mapping[str, Any], seeds: Sequence[int]) -> dict[str, Floats]:
+def draw(params: Mapping[str, Any], seeds: npt.ArrayLike) -> dict[str, Floats]:
     """What happens to each sample, arrays of length B keyed by the change (angles in radians)."""
     return changes(params, uniforms(seeds, DRAWS))
 
 
-def uniforms(seeds: Sequence[int], count: int) -> Floats:
-    """Numbers from 0 to 1, (count, B), a column for each seed: a larger count only adds rows."""
-    return np.stack([np.random.default_rng(seed).random(count) for seed in seeds]).T
-
-
 def changes(params: Mapping[str, Any], uniform: Floats) -> dict[str, Floats]:
-    """What the first ``DRAWS`` rows of :func:`uniforms` mean, see :func:`draw`."""
+    """What the first ``DRAWS`` rows of :func:`drgrade.seeding.uniforms` mean, see :func:`draw`."""
     both_ways = 2 * uniform - 1
     low, high = params["scale"]
     area = low + (high - low) * uniform[3]
@@ -130,9 +134,9 @@ def affine_matrices(draws: Mapping[str, Floats]) -> Floats:
     return mirror[:, :, None] * np.concatenate([linear, constant[:, :, None]], axis=2)
 
 
-def warp(batch: Tensor, moves: Floats, out_size: int) -> Tensor:
-    """Sample each picture at its affine matrix, bilinear, black outside: (B, 3, out_size, out_size)."""
-    theta = torch.as_tensor(moves, dtype=torch.float32, device=batch.device)[..., None, None]
+def warp(batch: Tensor, moves: Tensor, out_size: int) -> Tensor:
+    """Pictures sampled at affine matrices (B, 2, 3), bilinear, black outside: (B, 3, out_size, out_size)."""
+    theta = moves[..., None, None]
     centres = (torch.arange(out_size, dtype=torch.float32, device=batch.device) + 0.5) * (2 / out_size) - 1
     # plain products, not a matrix product, whose last bits would depend on the size of the batch
     grid = theta[:, :, 0] * centres + theta[:, :, 1] * centres[:, None] + theta[:, :, 2]  # (B, 2, out, out)
@@ -141,20 +145,21 @@ def warp(batch: Tensor, moves: Floats, out_size: int) -> Tensor:
     )
 
 
-def mean_grey(batch: Tensor) -> Floats:
+def mean_grey(batch: Tensor) -> Tensor:
     """Mean grey level of each picture of a batch (B, 3, H, W), the pivot of contrast: (B,)."""
-    return batch.mean(dim=(2, 3)).double().cpu().numpy() @ LUMA
+    red, green, blue = batch.mean(dim=(2, 3)).unbind(1)
+    return red * LUMA[0] + green * LUMA[1] + blue * LUMA[2]
 
 
-def colour_matrices(draws: Mapping[str, Floats], grey: Floats) -> tuple[Floats, Floats]:
+def colour_matrices(draws: Mapping[str, Floats]) -> Floats:
     """Brightness, contrast, saturation, hue and loss of colour, in this order, as one map each.
 
     Args:
         draws: of :func:`draw`.
-        grey: mean grey level of each picture before any change, (B,).
 
     Returns:
-        Matrices (B, 3, 3) and constants (B, 3): new colour = matrix @ colour + constant.
+        (B, 3, 4): a matrix, and in the last column a constant for each unit of the picture's mean grey level
+        g before any change: new colour = matrix @ colour + constant * g.
 
     """
     cosine, sine = np.cos(draws["hue"]), np.sin(draws["hue"])
@@ -167,23 +172,16 @@ def colour_matrices(draws: Mapping[str, Floats], grey: Floats) -> tuple[Floats, 
     colours = keep * np.eye(3) + (1 - keep) * to_grey
     colours = colours @ hue @ (saturation * np.eye(3) + (1 - saturation) * to_grey)
     gain = draws["brightness"] * draws["contrast"]
-    constant = (1 - draws["contrast"]) * draws["brightness"] * grey  # grey, so later steps leave it alone
-    return gain[:, None, None] * colours, np.repeat(constant[:, None], 3, axis=1)
+    constant = (1 - draws["contrast"]) * draws["brightness"]  # times grey, so later steps leave it alone
+    return np.dstack([gain[:, None, None] * colours, np.repeat(constant[:, None], 3, axis=1)])
 
 
-def recolour(batch: Tensor, matrices: Floats, constants: Floats) -> Tensor:
-    """Pictures (B, 3, H, W) with each pixel's colour c as matrix @ c + constant, clamped to 0-1.
-
-    Args:
-        batch: float32 in 0-1.
-        matrices: (B, 3, 3).
-        constants: (B, 3).
-    """
+def recolour(batch: Tensor, colours: Tensor) -> Tensor:
+    """Pictures (B, 3, H, W), float32 in 0-1, changed by :func:`colour_matrices` (B, 3, 4), clamped to 0-1."""
     count, _, height, width = batch.shape
-    matrix = torch.as_tensor(matrices, dtype=torch.float32, device=batch.device)
-    constant = torch.as_tensor(constants, dtype=torch.float32, device=batch.device)[..., None]
-    colours = torch.baddbmm(constant, matrix, batch.reshape(count, 3, height * width))
-    return colours.clamp_(0, 1).view(count, 3, height, width)
+    constant = colours[:, :, 3:] * mean_grey(batch)[:, None, None]
+    changed = torch.baddbmm(constant, colours[:, :, :3], batch.reshape(count, 3, height * width))
+    return changed.clamp_(0, 1).view(count, 3, height, width)
 
 
 def in_unit_range(batch: Tensor) -> Tensor:
@@ -201,13 +199,20 @@ def resize(batch: Tensor, size: int) -> Tensor:
 
 def normalise(batch: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Pictures (B, 3, H, W) in 0-1 to zero mean and unit deviation by the encoder's channel statistics."""
-    centre, spread = batch.new_tensor(mean), batch.new_tensor(std)
+    centre, spread = (_constant(tuple(values), batch.dtype, batch.device) for values in (mean, std))
     if batch.is_contiguous(memory_format=torch.channels_last):
         width = batch.shape[3]  # a line of pixels at once: three numbers at a time are slow on a CPU
         lines = batch.permute(0, 2, 3, 1).flatten(2)  # (B, H, 3 W), the same memory
         lines = (lines - centre.repeat(width)).div_(spread.repeat(width))
         return lines.unflatten(2, (width, 3)).permute(0, 3, 1, 2)
     return (batch - centre.view(3, 1, 1)) / spread.view(3, 1, 1)
+
+
+@cache
+def _constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Kept on its device: a copy from the host in each step would make the host wait."""
+    with torch.inference_mode(False):  # whoever asks first, training may use it as well
+        return torch.tensor(values, dtype=dtype, device=device)
 
 
 def keeps_colour(params: Mapping[str, Any]) -> bool:

@@ -9,7 +9,7 @@ import logging
 import tempfile
 from abc import abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,9 +23,10 @@ from drgrade.gradient_cache import chunked_backward
 from drgrade.images.augment import normalise
 from drgrade.pretrain.base import Graded
 from drgrade.pretrain.monitor import Monitor, save_views
+from drgrade.pretrain.views import Pairs, made
 from drgrade.pretrain.watch import Watch, unwatched
-from drgrade.seeding import derive, seed_everything
-from drgrade.training import Batches, Module, compile_network, fit, loader
+from drgrade.seeding import derive_each, seed_everything
+from drgrade.training import Batches, Loader, Module, compile_network, fit
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,8 @@ class SupCon(nn.Module):
     """Supervised contrastive loss (Khosla et al., NeurIPS 2020, arXiv 2004.11362, equation 2).
 
     Positives of a view are all other views of its kind in the batch, over all devices; where each thing is
-    of a kind of its own this is NT-Xent. lightly has no such loss.
+    of a kind of its own this is NT-Xent (Chen et al., equation 1). lightly has NT-Xent alone, and selects by
+    masks, for whose size a GPU's host must wait in each step.
 
     Args:
         temperature: divides the cosines.
@@ -69,17 +71,19 @@ class SupCon(nn.Module):
         super().__init__()
         self.temperature = temperature
 
-    def forward(self, first: Tensor, second: Tensor, kinds: Tensor) -> Tensor:
+    def forward(self, first: Tensor, second: Tensor, kinds: Tensor | None = None) -> Tensor:
         """Mean over all views of the mean over their positives, a scalar.
 
         Args:
             first: projections of the first view of each thing, (n, d).
             second: of the second, (n, d).
-            kinds: integers (n,).
+            kinds: integers (n,); None: all differ.
         """
         from lightly.utils import dist
 
         views = nn.functional.normalize(torch.cat([first, second]), dim=1)
+        if kinds is None:
+            kinds = torch.arange(len(first), device=first.device) + dist.rank() * len(first)
         labels = kinds.repeat(2)
         everyone, everyones = views, labels
         if dist.world_size() > 1:
@@ -144,6 +148,13 @@ class Remembering(nn.Module):
         return projections  # type: ignore[no-any-return]
 
 
+class Batch(NamedTuple):
+    """Two views of each of n things, and the kinds of the things for losses that look at them."""
+
+    pairs: Pairs
+    kinds: Tensor | None
+
+
 class Contrast(Module):
     """One training. A subclass says which things an epoch shows, and gives two views of each.
 
@@ -152,7 +163,12 @@ class Contrast(Module):
         params: a block of :class:`drgrade.params.Contrastive`.
         graded: to watch the encoder by.
         size: that whole crops are shown at to be graded.
+
+    Attributes:
+        ahead: whether views are made in the background.
     """
+
+    ahead = True
 
     def __init__(
         self, network: Projector, params: dict[str, Any], graded: Graded | None = None, size: int = 0
@@ -162,76 +178,74 @@ class Contrast(Module):
         self.mean, self.std = normalisation(params["encoder"])
         self.settings = params
         self.seed = params["seed"]
-        self.criterion = self.loss_function()
+        self.criterion = SupCon(params["temperature"])
         self.monitor = Monitor(params["temperature"])
         self.watch = Watch(graded, params["encoder"], size, params["knn_every"])
-        self.shown = np.empty(0)
         self.automatic_optimization = params["chunk"] is None
-
-    def loss_function(self) -> nn.Module:
-        """NT-Xent, against the views on all devices."""
-        from lightly.loss import NTXentLoss
-
-        return NTXentLoss(temperature=self.settings["temperature"], gather_distributed=True)
 
     @abstractmethod
     def things(self, epoch: int) -> np.ndarray:
         """What an epoch shows, one row for each thing (n, ...); n is the same for all epochs."""
 
     @abstractmethod
-    def views(self, things: np.ndarray) -> Tensor:
+    def pairs(self, things: np.ndarray, epoch: int) -> Pairs:
+        """Two views of each of n things, or what it takes to make them; in the background, on the host."""
+
+    def views(self, pairs: Pairs) -> Tensor:
         """Two augmented views of each of n things, (2n, 3, P, P) in 0-1 on the device, first views first."""
+        return made(pairs)
 
-    def compare(self, first: Tensor, second: Tensor, things: np.ndarray) -> Tensor:
-        """The loss between projections of first and second views, each (n, 128)."""
-        loss: Tensor = self.criterion(first, second)
-        return loss
+    def kinds(self, things: np.ndarray) -> Tensor | None:
+        """Of n things, int64 (n,), for :class:`SupCon`; None where only a thing's views are alike."""
+        return None
 
-    def seeds(self, keys: np.ndarray) -> np.ndarray:
+    def seeds(self, keys: np.ndarray, epoch: int) -> np.ndarray:
         """Seeds of two views for each row of ``keys`` (n, m), int64 (n, 2), from (seed, epoch, key, view)."""
-        drawn = [
-            [derive(self.seed, "view", self.current_epoch, *key, view) for view in (0, 1)]
-            for key in keys.tolist()
-        ]
-        return np.array(drawn, np.int64)
+        return np.stack([derive_each(keys, self.seed, "view", epoch, view) for view in (0, 1)], axis=1)
 
-    def train_dataloader(self) -> Any:
+    def train_dataloader(self) -> Loader:
         """Batches of this epoch."""
-        self.shown = self.things(self.current_epoch)
-        return loader(self._batches(self.current_epoch))
+        epoch = self.current_epoch
+        things = self.things(epoch)
+        batches = self._batches(len(things), epoch)
+        return Loader(batches, lambda items: self.prepare(things[items], epoch), ahead=self.ahead)
 
-    def _batches(self, epoch: int) -> Batches:
-        return Batches(len(self.shown), self.settings["batch_size"], self.seed, epoch, True)
+    def prepare(self, things: np.ndarray, epoch: int) -> Batch:
+        """A batch of an epoch's things, read and its changes drawn."""
+        return Batch(self.pairs(things, epoch), self.kinds(things))
 
-    def training_step(self, items: np.ndarray, number: int) -> Tensor:
-        """Loss of a batch; items are rows of this epoch's things."""
-        things = self.shown[items]
+    def _batches(self, things: int, epoch: int) -> Batches:
+        return Batches(things, self.settings["batch_size"], self.seed, epoch, True)
+
+    def training_step(self, batch: Batch, number: int) -> Tensor:
+        """Loss of a batch."""
         with exact(self.device):
-            views = self.views(things)
-            batch = normalise(views, self.mean, self.std).contiguous(memory_format=torch.channels_last)
+            views = self.views(batch.pairs)
+            inputs = normalise(views, self.mean, self.std).contiguous(memory_format=torch.channels_last)
         if self.current_epoch == 0 and number == 0 and self.trainer.is_global_zero:
             self._show(views)
         if self.settings["chunk"] is not None:
-            return self._step_in_chunks(batch, things)
-        features, projections = self.network(batch)
-        loss = self._loss(projections, things)
+            return self._step_in_chunks(inputs, batch.kinds)
+        features, projections = self.network(inputs)
+        loss = self._loss(projections, batch.kinds)
         self._saw(loss, features, projections)
         return loss
 
-    def _loss(self, projections: Tensor, things: np.ndarray) -> Tensor:
+    def _loss(self, projections: Tensor, kinds: Tensor | None) -> Tensor:
         """Of projections (2n, 128), first views first."""
         first, second = projections.float().chunk(2)
         with exact(first.device):  # bfloat16 has 8 bits for a cosine over 0.07
-            return self.compare(first, second, things)
+            loss: Tensor = self.criterion(first, second, kinds)
+        return loss
 
-    def _step_in_chunks(self, batch: Tensor, things: np.ndarray) -> Tensor:
+    def _step_in_chunks(self, batch: Tensor, kinds: Tensor | None) -> Tensor:
         """A whole step of the optimiser; a part of the batch is in memory at a time."""
         network = Remembering(self.network)
         chunks = batch.split(self.settings["chunk"])
         loss = chunked_backward(
             network,
             chunks,
-            lambda projections: self._loss(projections, things),
+            lambda projections: self._loss(projections, kinds),
             backward=self.manual_backward,
         )
         optimizer, plan = self.optimizers(), self.lr_schedulers()
@@ -264,8 +278,7 @@ class Contrast(Module):
     def configure_optimizers(self) -> Any:
         """The chosen optimiser; the learning rate follows :func:`schedule`, stepped every batch."""
         optimizer = optimiser(self.network, self.settings)
-        self.shown = self.things(0)
-        steps = len(self._batches(0)) * self.settings["epochs"]
+        steps = len(self._batches(len(self.things(0)), 0)) * self.settings["epochs"]
         plan = schedule(optimizer, steps, self.settings["warmup"])
         return [optimizer], [{"scheduler": plan, "interval": "step"}]
 

@@ -9,8 +9,10 @@ the jitter's steps always in one order; and a small crop must show the retina.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -19,14 +21,13 @@ from drgrade.images.augment import (
     Floats,
     colour_matrices,
     in_unit_range,
-    mean_grey,
     normalise,
     recolour,
     resize,
     warp,
 )
 from drgrade.params import LocalToGlobal
-from drgrade.seeding import derive
+from drgrade.seeding import derive_each, uniforms
 
 SEEN = 0.6
 """Least share of a local crop that lies in the field of view."""
@@ -37,6 +38,8 @@ SIGMAS = (0.1, 2.0)
 BRIGHT = 128 / 255
 """Solarisation inverts channels from here on."""
 TRIES = 20
+CHANCES = 13
+"""Numbers drawn for a view beside those that place it."""
 
 
 @dataclass(frozen=True)
@@ -97,61 +100,77 @@ def views(params: LocalToGlobal) -> list[View]:
     return globals_ + locals_
 
 
-def share_in_view(centre: Floats, half: Floats, strips: int = 64) -> float:
-    """Share of a box that lies in the unit disc, the field of view inscribed in a photograph of side 2.
+def share_in_view(centre: Floats, half: Floats, strips: int = 64) -> Floats:
+    """Share of boxes that lies in the unit disc, the field of view inscribed in a photograph of side 2.
 
     Args:
-        centre: x and y of the box's middle.
-        half: half its width and height.
-        strips: upright slices the box is cut into; 64 are right to about 1e-3.
+        centre: x and y of the boxes' middles, (..., 2).
+        half: half their width and height, (..., 2).
+        strips: upright slices a box is cut into; 64 are right to about 1e-3.
+
+    Returns:
+        (...), 0-1.
     """
-    x = centre[0] + half[0] * ((np.arange(strips) + 0.5) * (2 / strips) - 1)
+    middles = (np.arange(strips) + 0.5) * (2 / strips) - 1
+    x = centre[..., :1] + half[..., :1] * middles
     reach = np.sqrt(np.maximum(0, 1 - x**2))
-    low, high = np.maximum(centre[1] - half[1], -reach), np.minimum(centre[1] + half[1], reach)
-    return float(np.maximum(0, high - low).mean() / (2 * half[1]))
+    y, height = centre[..., 1:], half[..., 1:]
+    covered = np.minimum(y + height, reach) - np.maximum(y - height, -reach)
+    return np.asarray(np.maximum(0, covered).mean(axis=-1) / (2 * half[..., 1]))
 
 
 def pulled_in(centre: Floats, half: Floats) -> Floats:
-    """The centre, moved towards the photograph's middle by as little as :data:`SEEN` asks for.
+    """Middles of boxes (..., 2), moved towards the photograph's by as little as :data:`SEEN` asks for.
 
     Box and disc are convex and symmetric, so the share grows all the way to the middle.
     """
-    if share_in_view(centre, half) >= SEEN:
-        return centre
-    inside, outside = 0.0, 1.0
+    inside, outside = np.zeros_like(centre[..., :1]), np.ones_like(centre[..., :1])
     for _ in range(20):
         middle = (inside + outside) / 2
-        if share_in_view(middle * centre, half) >= SEEN:
-            inside = middle
-        else:
-            outside = middle
-    return inside * centre
+        seen = (share_in_view(middle * centre, half) >= SEEN)[..., None]
+        inside, outside = np.where(seen, middle, inside), np.where(seen, outside, middle)
+    seen = (share_in_view(centre, half) >= SEEN)[..., None]
+    return np.where(seen, centre, inside * centre)
 
 
-def place(view: View, rng: np.random.Generator, lesion: Floats | None) -> tuple[Floats, Floats]:
-    """Middle and half sides of a crop in a photograph that reaches from -1 to 1.
+def place(view: View, uniform: Floats, lesions: Floats) -> tuple[Floats, Floats]:
+    """Middles and half sides (B, 2) of crops in photographs that reach from -1 to 1.
 
-    Without a lesion the crop lies inside the photograph, its area uniform in ``view.area`` and the logarithm
-    of its ratio uniform, as in torchvision's RandomResizedCrop. With one it is centred there and may look
-    over the photograph's edge; at the rim of the retina it is pulled in.
+    Without a lesion a crop lies inside the photograph, its area uniform in ``view.area`` and the logarithm
+    of its ratio uniform, as in torchvision's RandomResizedCrop; of :data:`TRIES` draws the first that fits
+    counts. With one it is centred there and may look over the photograph's edge; at the rim of the retina it
+    is pulled in.
+
+    Args:
+        view: whose crops these are.
+        uniform: chance, from 0 to 1, (4 * TRIES, B).
+        lesions: middles to centre the crops on, (B, 2); NaN for crops without a lesion.
     """
-    for _ in range(TRIES):
-        area = rng.uniform(*view.area)
-        stretch = math.sqrt(RATIO ** rng.uniform(-1, 1))
-        half = math.sqrt(area) * np.array([stretch, 1 / stretch])
-        if half.max() > 1:
-            continue
-        if lesion is not None:
-            return pulled_in(lesion, half), half
-        centre = (1 - half) * rng.uniform(-1, 1, 2)
-        if not view.keeps_retina or share_in_view(centre, half) >= SEEN:
-            return centre, half
+    area, stretch, *across = uniform.reshape(TRIES, 4, -1).transpose(1, 0, 2)  # each (TRIES, B)
+    low, high = view.area
+    side = np.sqrt(low + (high - low) * area)
+    stretch = np.sqrt(RATIO ** (2 * stretch - 1))
+    half = np.stack([side * stretch, side / stretch], axis=-1)  # (TRIES, B, 2)
+    fits = half.max(axis=-1) <= 1
     half = np.minimum(half, 1)
-    return pulled_in((1 - half) * rng.uniform(-1, 1, 2), half), half
+    centre = (1 - half) * (2 * np.stack(across, axis=-1) - 1)
+    lesioned = ~np.isnan(lesions[:, 0])
+    every = left = np.arange(len(lesioned))
+    first = np.full(len(every), TRIES - 1)
+    for number in range(TRIES):
+        good = fits[number, left]
+        if view.keeps_retina:
+            good &= lesioned[left] | (share_in_view(centre[number, left], half[number, left]) >= SEEN)
+        first[left[good]], left = number, left[~good]
+    centre, half = np.where(lesioned[:, None], lesions, centre[first, every]), half[first, every]
+    pulled = lesioned.copy()
+    pulled[left] |= view.keeps_retina
+    centre[pulled] = pulled_in(centre[pulled], half[pulled])
+    return centre, half
 
 
 @dataclass(frozen=True)
-class Plans:
+class Draws:
     """What happens to each photograph of a batch for one view.
 
     Attributes:
@@ -169,34 +188,34 @@ class Plans:
     solarised: np.ndarray
 
 
-def plan(preset: Preset, view: View, seeds: Sequence[int], lesions: Sequence[Floats]) -> Plans:
+def draw(preset: Preset, view: View, seeds: npt.ArrayLike, lesions: Sequence[Floats]) -> Draws:
     """Draw a view of each photograph.
 
     Args:
         preset: of :data:`PRESETS`.
         view: of :func:`views`.
-        seeds: one a photograph; equal seeds give equal views.
+        seeds: one a photograph, integers (B,); equal seeds give equal views.
         lesions: middles of each photograph's lesions, (k, 2) from -1 to 1, k may be 0.
     """
-    moves, spans, chances = np.empty((len(seeds), 2, 3)), np.empty(len(seeds)), []
-    for row, (seed, centres) in enumerate(zip(seeds, lesions, strict=True)):
-        rng = np.random.default_rng(seed)
-        chance = rng.random(13)  # all of them, whatever the preset: the crop that follows is the same in all
-        angle = math.radians(preset.rotation) * (2 * chance[2] - 1)
-        cosine, sine = math.cos(angle), math.sin(angle)
-        mirror = 1 - 2 * np.array([[chance[0] < 0.5], [chance[1] < preset.flip_y]])
-        turn = mirror * np.array([[cosine, -sine], [sine, cosine]])  # about the middle: the disc stays
-        lesion = None
-        if preset.lesions and view.lesion and len(centres):
-            lesion = centres[int(chance[3] * len(centres))] @ turn  # the inverse of a rotation
-        centre, half = place(view, rng, lesion)
-        moves[row] = np.column_stack([turn * half, turn @ centre])
-        spans[row] = math.sqrt(half[0] * half[1])
-        chances.append(chance)
-    drawn = np.array(chances).T
+    # all of them, whatever the preset: the crop that follows is the same in all
+    uniform = uniforms(seeds, CHANCES + 4 * TRIES)
+    chance = uniform[:CHANCES]
+    angle = math.radians(preset.rotation) * (2 * chance[2] - 1)
+    cosine, sine = np.cos(angle), np.sin(angle)
+    mirror = 1 - 2.0 * np.stack([chance[0] < 0.5, chance[1] < preset.flip_y], axis=1)[:, :, None]
+    # about the middle: the disc stays
+    turn = mirror * np.array([[cosine, -sine], [sine, cosine]]).transpose(2, 0, 1)  # (B, 2, 2)
+    chosen = np.full((len(turn), 2), np.nan)
+    if preset.lesions and view.lesion:
+        for row, centres in enumerate(lesions):
+            if len(centres):
+                chosen[row] = centres[int(chance[3, row] * len(centres))]
+    centre, half = place(view, uniform[CHANCES:], np.einsum("bi,bij->bj", chosen, turn))  # turned back
+    moves = np.dstack([turn * half[:, None], np.einsum("bij,bj->bi", turn, centre)])
     low, high = SIGMAS
-    sigmas = np.where(drawn[4] < view.blur, low + (high - low) * drawn[5], 0.0)
-    return Plans(moves, spans, _colours(preset, drawn), sigmas, view.solarise & (drawn[12] < preset.solarise))
+    sigmas = np.where(chance[4] < view.blur, low + (high - low) * chance[5], 0.0)
+    solarised = view.solarise & (chance[12] < preset.solarise)
+    return Draws(moves, np.sqrt(half.prod(axis=1)), _colours(preset, chance), sigmas, solarised)
 
 
 def _colours(preset: Preset, drawn: Floats) -> dict[str, Floats]:
@@ -214,8 +233,49 @@ def _colours(preset: Preset, drawn: Floats) -> dict[str, Floats]:
     }
 
 
+class Plan(NamedTuple):
+    """What happens to a batch for one view, in tensors that are drawn on the host and moved to the device.
+
+    Attributes:
+        levels: of the pyramid, each with the places of the photographs that are taken from it, int64.
+        moves: (B, 2, 3), see ``images.augment.warp``.
+        colours: (B, 3, 4), see ``images.augment.colour_matrices``.
+        blurred: places of the photographs that are blurred, int64 (b,).
+        kernels: their Gaussians, (3 b, taps), one for each channel.
+        solarised: (B, 1, 1, 1) of bool.
+    """
+
+    levels: tuple[tuple[int, Tensor], ...]
+    moves: Tensor
+    colours: Tensor
+    blurred: Tensor
+    kernels: Tensor
+    solarised: Tensor
+
+
+def plan(draws: Draws, side: int, size: int) -> Plan:
+    """The tensors, on the CPU, that show what was drawn.
+
+    Args:
+        draws: of :func:`draw`.
+        side: of the photographs in pixels.
+        size: of the view in pixels.
+    """
+    # bilinear sampling skips pixels where a crop shrinks to less than half: take it from an averaged size
+    level = np.maximum(0, np.floor(np.log2(draws.spans * side / size))).astype(np.int64)
+    blurred = np.flatnonzero(draws.sigmas)
+    return Plan(
+        tuple((int(one), torch.from_numpy(np.flatnonzero(level == one))) for one in np.unique(level)),
+        torch.from_numpy(draws.moves.astype(np.float32)),
+        torch.from_numpy(colour_matrices(draws.colours).astype(np.float32)),
+        torch.from_numpy(blurred),
+        torch.from_numpy(gaussians(draws.sigmas[blurred], size)),
+        torch.from_numpy(np.asarray(draws.solarised, bool))[:, None, None, None],
+    )
+
+
 class MultiCrop:
-    """Views of a batch of photographs, normalised.
+    """Views of a batch of photographs: planned on the host, made on the device.
 
     Args:
         params: sizes, number and preset.
@@ -228,30 +288,35 @@ class MultiCrop:
         self.views = views(params)
         self.mean, self.std = mean, std
 
-    def __call__(
-        self, photographs: Tensor, boxes: Sequence[np.ndarray], rows: Sequence[int], seed: int, epoch: int
-    ) -> list[Tensor]:
+    def plan(
+        self, side: int, boxes: Sequence[np.ndarray], rows: np.ndarray, seed: int, epoch: int
+    ) -> tuple[Plan, ...]:
         """All views of a batch.
 
         Args:
-            photographs: RGB (B, 3, S, S), uint8 or float in 0-1, on any device.
+            side: of the photographs in pixels.
             boxes: lesion boxes (k, 4) of each photograph in its pixels; k may be 0.
             rows: number of each photograph; its views depend on it, ``seed`` and ``epoch`` alone.
             seed: of everything random.
             epoch: pass over the photographs, from 0.
-
-        Returns:
-            Two global crops (B, 3, G, G) and the local crops (B, 3, L, L), float32.
         """
-        side = photographs.shape[-1]
         lesions = [middles(found, side) for found in boxes]
-        pyramid = [in_unit_range(photographs)]
-        crops = []
+        plans = []
         for number, view in enumerate(self.views):
-            seeds = [derive(seed, "view", epoch, int(row), number) for row in rows]
-            plans = plan(self.preset, view, seeds, lesions)
-            crops.append(normalise(render(pyramid, plans, view.size), self.mean, self.std))
-        return crops
+            seeds = derive_each(rows, seed, "view", epoch, number)
+            plans.append(plan(draw(self.preset, view, seeds, lesions), side, view.size))
+        return tuple(plans)
+
+    def __call__(self, photographs: Tensor, plans: Sequence[Plan]) -> list[Tensor]:
+        """The views, normalised: two global crops (B, 3, G, G) and the local crops (B, 3, L, L), float32.
+
+        Args:
+            photographs: RGB (B, 3, S, S), uint8 or float in 0-1, on any device.
+            plans: of :meth:`plan`, on the same.
+        """
+        pyramid = [in_unit_range(photographs)]
+        made = [render(pyramid, one, view.size) for one, view in zip(plans, self.views, strict=True)]
+        return [normalise(crops, self.mean, self.std) for crops in made]
 
 
 def middles(boxes: np.ndarray, side: int) -> Floats:
@@ -260,46 +325,50 @@ def middles(boxes: np.ndarray, side: int) -> Floats:
     return corners.mean(axis=1) * (2 / side) - 1
 
 
-def render(pyramid: list[Tensor], plans: Plans, size: int) -> Tensor:
-    """Carry out the plans: crop, colour, blur, solarise, in the published order.
+def render(pyramid: list[Tensor], plan: Plan, size: int) -> Tensor:
+    """The planned view of each photograph.
 
     Args:
-        pyramid: the photographs (B, 3, S, S) in 0-1, then at S/2, S/4, ...; grown as far as needed.
-        plans: of :func:`plan`.
-        size: side of the views.
+        pyramid: photographs (B, 3, S, S) float32 in 0-1, then each level at half the side of the one before;
+            levels that are needed are added.
+        plan: on the photographs' device.
+        size: side of the view in pixels.
 
     Returns:
         (B, 3, size, size) float32 in 0-1, black outside the photograph.
     """
-    side = pyramid[0].shape[-1]
-    # bilinear sampling skips pixels where a crop shrinks to less than half: take it from an averaged size
-    levels = np.maximum(0, np.floor(np.log2(plans.spans * side / size))).astype(np.int64)
-    while len(pyramid) <= levels.max():
+    while len(pyramid) <= max(level for level, _ in plan.levels):
         pyramid.append(resize(pyramid[-1], math.ceil(pyramid[-1].shape[-1] / 2)))
-    crops = pyramid[0].new_empty(len(levels), 3, size, size)
-    for level in np.unique(levels):
-        chosen = np.flatnonzero(levels == level)
-        crops[chosen] = warp(pyramid[level][chosen], plans.moves[chosen], size)
-    crops = blur(recolour(crops, *colour_matrices(plans.colours, mean_grey(crops))), plans.sigmas)
+    crops = pyramid[0].new_empty(len(plan.moves), 3, size, size)
+    for level, chosen in plan.levels:
+        crops[chosen] = warp(pyramid[level][chosen], plan.moves[chosen], size)
+    crops = blur(recolour(crops, plan.colours), plan.blurred, plan.kernels)
     inverted = torch.where(crops >= BRIGHT, 1 - crops, crops)
-    solarised = torch.from_numpy(plans.solarised).to(crops.device)[:, None, None, None]
-    return torch.where(solarised, inverted, crops)
+    return torch.where(plan.solarised, inverted, crops)
 
 
-def blur(batch: Tensor, sigmas: Floats) -> Tensor:
-    """Blur each picture (B, 3, S, S) with its own Gaussian; a standard deviation of 0 leaves it as it is."""
-    chosen = np.flatnonzero(sigmas)
+def gaussians(sigmas: Floats, side: int) -> npt.NDArray[np.float32]:
+    """A kernel for each channel of pictures that are blurred by ``sigmas`` (b,) pixels: (3 b, taps)."""
+    reach = min(math.ceil(3 * SIGMAS[1]), side - 1)
+    taps = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigmas[:, None]) ** 2)
+    return np.repeat(taps / taps.sum(axis=1, keepdims=True), 3, axis=0).astype(np.float32)
+
+
+def blur(batch: Tensor, chosen: Tensor, kernels: Tensor) -> Tensor:
+    """Blur some pictures of a batch (B, 3, S, S), each with a Gaussian of its own.
+
+    Args:
+        batch: pictures.
+        chosen: which of them, int64 (b,); the others stay as they are.
+        kernels: of :func:`gaussians`, (3 b, taps).
+    """
     if not len(chosen):
         return batch
-    side = batch.shape[-1]
-    reach = min(math.ceil(3 * SIGMAS[1]), side - 1)
-    taps = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigmas[chosen, None]) ** 2)  # (b, taps)
-    taps = np.repeat(taps / taps.sum(axis=1, keepdims=True), 3, axis=0)
-    kernels = torch.as_tensor(taps, dtype=batch.dtype, device=batch.device)[:, None]
+    side, reach = batch.shape[-1], kernels.shape[1] // 2
     channels = batch[chosen].reshape(1, -1, side, side)
     padded = F.pad(channels, (reach, reach, reach, reach), mode="reflect")
-    across = F.conv2d(padded, kernels[:, :, None], groups=len(kernels))
-    blurred = F.conv2d(across, kernels[..., None], groups=len(kernels))
+    across = F.conv2d(padded, kernels[:, None, None, :], groups=len(kernels))
+    blurred = F.conv2d(across, kernels[:, None, :, None], groups=len(kernels))
     result = batch.clone()
     result[chosen] = blurred.view(-1, 3, side, side)
     return result

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from drgrade.pretrain.base import METHODS, Material, Method
-from drgrade.pretrain.contrastive import Contrast, Projector, SupCon, projector, train
-from drgrade.pretrain.views import pair_views
+from drgrade.pretrain.contrastive import Contrast, Projector, projector, train
+from drgrade.pretrain.views import Pairs, pair_views
 from drgrade.seeding import numpy_rng
 
 
@@ -26,6 +26,8 @@ class LesionPairs(Contrast):
         # crops are four patches wide, and a multiple of what the network takes
         super().__init__(network, params, material.graded, 2 * material.patch)
         self.material = material
+        # torchvision draws from torch's one generator, which the training step draws from as well
+        self.ahead = params["order"] != "published"
 
     def things(self, epoch: int) -> np.ndarray:
         """Photograph and box, int64 (n, 2), places in the material.
@@ -47,8 +49,8 @@ class LesionPairs(Contrast):
         photograph, rank = np.nonzero(np.arange(most) < counts[:, None])
         return np.stack([photograph, order[photograph, rank]], axis=1)
 
-    def views(self, things: np.ndarray) -> torch.Tensor:
-        """Two windows around each box, (2n, 3, P, P) in 0-1, first views first."""
+    def pairs(self, things: np.ndarray, epoch: int) -> Pairs:
+        """Two windows around each box."""
         rows = self.material.rows[things[:, 0]]
         return pair_views(
             self.material.images,
@@ -56,25 +58,17 @@ class LesionPairs(Contrast):
             np.stack([self.material.boxes[place][box] for place, box in things]),
             self.material.patch,
             self.settings["augment"],
-            self.seeds(np.stack([rows, things[:, 1]], axis=1)),
+            self.seeds(np.stack([rows, things[:, 1]], axis=1), epoch),
             window=self.settings["window"],
             order=self.settings["order"],
         )
 
-    def loss_function(self) -> nn.Module:
-        """NT-Xent, or with kinds of lesion as positives SupCon."""
+    def kinds(self, things: np.ndarray) -> torch.Tensor | None:
+        """Kinds of lesions, int64 (n,), where those of a kind are alike."""
         if self.settings["positives"] == "pair":
-            return super().loss_function()
-        return SupCon(self.settings["temperature"])
-
-    def compare(self, first: torch.Tensor, second: torch.Tensor, things: np.ndarray) -> torch.Tensor:
-        """The loss between projections of first and second views, each (n, 128)."""
-        if self.settings["positives"] == "pair":
-            return super().compare(first, second, things)
+            return None
         assert self.material.kinds is not None
-        kinds = [self.material.kinds[place][box] for place, box in things]
-        loss: torch.Tensor = self.criterion(first, second, torch.tensor(kinds, device=first.device))
-        return loss
+        return torch.tensor([self.material.kinds[place][box] for place, box in things])
 
 
 @METHODS.register("lesion_contrastive")

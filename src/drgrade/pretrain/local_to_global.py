@@ -11,11 +11,13 @@ import logging
 import math
 import tempfile
 import warnings
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from lightning_fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 
 from drgrade.device import exact
@@ -24,11 +26,11 @@ from drgrade.errors import UserError
 from drgrade.params import LocalToGlobal
 from drgrade.pretrain.base import METHODS, Material, Method
 from drgrade.pretrain.collapse import TeacherMonitor, stop_if_dead
-from drgrade.pretrain.crops import MultiCrop
+from drgrade.pretrain.crops import MultiCrop, Plan
 from drgrade.pretrain.monitor import PHOTOGRAPHS, save_crops
 from drgrade.pretrain.watch import Watch, unwatched
 from drgrade.seeding import seed_everything
-from drgrade.training import Batches, Module, compile_network, fit, loader, pictures
+from drgrade.training import Batches, Loader, Module, compile_network, fit, pictures
 
 log = logging.getLogger(__name__)
 
@@ -130,6 +132,13 @@ def parameter_groups(network: nn.Module) -> list[dict[str, Any]]:
     ]
 
 
+class Batch(NamedTuple):
+    """Photographs, uint8 (B, 3, S, S), and the views of them that are to be made."""
+
+    photographs: Tensor
+    views: tuple[Plan, ...]
+
+
 class SelfDistillation(Module):
     """Student, teacher, centre and schedules; crops come from the store, in batches on the device.
 
@@ -167,19 +176,30 @@ class SelfDistillation(Module):
         if self.current_epoch or not self.trainer.is_global_zero:
             return
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.crops.mean, self.crops.std))
-        crops = self._views(self._batches(0)[0][:PHOTOGRAPHS])
+        batch = self.prepare(self._batches(0)[0][:PHOTOGRAPHS], 0)
+        crops = self._views(move_data_to_device(batch, self.device))
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "crops.png"
             save_crops([views.cpu() * std + mean for views in crops], path)
             self.run.artifact(path)
 
-    def train_dataloader(self) -> Any:
+    def train_dataloader(self) -> Loader:
         """Batches of photographs of this epoch."""
-        return loader(self._batches(self.current_epoch))
+        epoch = self.current_epoch
+        return Loader(self._batches(epoch), partial(self.prepare, epoch=epoch))
 
-    def training_step(self, items: np.ndarray, _: int) -> Tensor:
+    def prepare(self, items: np.ndarray, epoch: int) -> Batch:
+        """Photographs of an epoch, read and their views drawn; items are places in the material."""
+        rows, images = self.material.rows[items], self.material.images
+        boxes = [self.material.boxes[item] for item in items]
+        return Batch(
+            pictures(images, rows),
+            self.crops.plan(images.shape[1], boxes, rows, self.params.seed, epoch),
+        )
+
+    def training_step(self, batch: Batch, _: int) -> Tensor:
         """Cross-entropy between teacher and student over all pairs of different views, 2 V - 2 of them."""
-        crops = self._views(items)
+        crops, count = self._views(batch), len(batch.photographs)
         with torch.no_grad():
             features = self.teacher.features(crops[:2])  # the global views only
             taught = self.teacher.head(features)
@@ -187,17 +207,14 @@ class SelfDistillation(Module):
         with exact(self.device):  # sums of 65536 terms are too long for bfloat16
             taught, said = taught.float(), said.float()
             self._watch(taught, features.float())
-            loss = self._loss(list(taught.split(len(items))), list(said.split(len(items))))
+            loss = self._loss(list(taught.split(count)), list(said.split(count)))
         self.losses.append(loss.detach())
         return loss
 
-    def _views(self, items: np.ndarray) -> list[Tensor]:
-        """Crops of photographs of this epoch, normalised, in full precision."""
-        rows = self.material.rows[items]
-        photographs = pictures(self.material.images, rows)
-        boxes = [self.material.boxes[item] for item in items]
-        with exact(photographs.device):
-            return self.crops(photographs, boxes, rows, self.params.seed, self.current_epoch)
+    def _views(self, batch: Batch) -> list[Tensor]:
+        """Crops of photographs, normalised, in full precision."""
+        with exact(batch.photographs.device):
+            return self.crops(batch.photographs, batch.views)
 
     def _loss(self, taught: list[Tensor], said: list[Tensor]) -> Tensor:
         """Of views (B, K); the centre stays, so that all batches of a step are centred alike."""

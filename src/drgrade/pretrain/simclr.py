@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from drgrade.images.augment import augment
+from drgrade.images.augment import draw, plan
 from drgrade.images.scaled import at_size
 from drgrade.pretrain.base import METHODS, Material, Method
 from drgrade.pretrain.contrastive import Contrast, Projector, projector, train
+from drgrade.pretrain.views import Pairs
 from drgrade.training import pictures
 
 
@@ -30,11 +31,14 @@ class PhotographPairs(Contrast):
         """Rows of the store, (n,): every photograph once."""
         return self.rows
 
-    def views(self, things: np.ndarray) -> torch.Tensor:
+    def pairs(self, things: np.ndarray, epoch: int) -> Pairs:
+        """Each photograph once, (n, 3, S, S), and what its two views go through."""
+        changes, seeds = self.settings["augment"], self.seeds(things, epoch).T.ravel()
+        return Pairs(pictures(self.images, things), plan(changes, draw(changes, seeds)))
+
+    def views(self, pairs: Pairs) -> torch.Tensor:
         """Two augmented views of each photograph, (2n, 3, S, S) in 0-1, first views first."""
-        seeds = self.seeds(things[:, None]).T.ravel().tolist()
-        batch = pictures(self.images, things).repeat(2, 1, 1, 1)
-        return augment(batch, self.settings["augment"], seeds, self.settings["input_size"])
+        return super().views(Pairs(pairs.pixels.repeat(2, 1, 1, 1), pairs.changes))
 
 
 @METHODS.register("simclr")

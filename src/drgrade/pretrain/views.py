@@ -1,37 +1,51 @@
 """Two augmented windows around each lesion, what lesion-based contrastive learning looks at.
 
 Huang et al., MICCAI 2021, arXiv 2107.08274; window and list of augmentations as in its published code.
-On a CPU a view costs one pass for its colours and one for its geometry, both on uint8; on a GPU the windows
+On a CPU a view costs one pass for its colours and one for its geometry, both on uint8; to a GPU the windows
 travel as uint8 and :func:`drgrade.images.augment.apply` does the rest there. Both mean the same.
 """
 
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from drgrade.device import device
 from drgrade.errors import UserError
 from drgrade.images.augment import (
     DRAWS,
     LUMA,
     Floats,
+    Plan,
     affine_matrices,
     apply,
     changes,
     colour_matrices,
     keeps_colour,
     keeps_geometry,
-    uniforms,
+    plan,
 )
 from drgrade.images.store import CropStore, Pictures, Pixels
-from drgrade.training import device
+from drgrade.seeding import uniforms
 
 Corners = npt.NDArray[np.int64]
+
+
+class Pairs(NamedTuple):
+    """Two views of each of n things, or what it takes to make them.
+
+    Attributes:
+        pixels: (2n, 3, P, P), first views first: the views, float32 in 0-1, or uint8 windows to be changed.
+        changes: what happens to the windows; None: nothing more.
+    """
+
+    pixels: torch.Tensor
+    changes: Plan | None
 
 
 def pair_views(
@@ -44,10 +58,11 @@ def pair_views(
     *,
     window: str = "inside",
     order: str = "fused",
-) -> torch.Tensor:
+) -> Pairs:
     """Two views of each box, each a window of its own that holds the box, augmented on its own.
 
-    Equal seeds give equal views, whatever the batch, the threads or the process they are made in.
+    Equal seeds give equal views, whatever the batch, the threads or the process they are made in. Everything
+    happens on the host; for a GPU the windows are cut, and :func:`made` changes them there.
 
     Args:
         images: square crops, uint8 RGB (N, S, S, 3).
@@ -63,8 +78,7 @@ def pair_views(
             Pillow's pictures, on one thread and ten times slower (differences: docs/deviations.md).
 
     Returns:
-        float32 (2n, 3, P, P) in 0-1 on the training device, on a CPU channels last in memory: the first
-        view of each box, then the second of each.
+        Views; on a CPU they are made and channels last in memory.
 
     Raises:
         UserError: the crops are smaller than a patch, or cannot be read.
@@ -79,18 +93,23 @@ def pair_views(
     if boxes.shape != (len(rows), 4) or seeds.shape != (len(rows), 2):
         raise ValueError(f"{len(rows)} rows, boxes {boxes.shape}, seeds {seeds.shape}")
     if not len(rows):
-        return torch.empty((0, 3, patch, patch), device=device())
-    flat = [int(seed) for seed in seeds.T.ravel()]  # views 0, then views 1, as in the result
+        return Pairs(torch.empty((0, 3, patch, patch)), None)
+    flat = seeds.T.ravel()  # views 0, then views 1, as in the result
     uniform = uniforms(flat, DRAWS + 2)
     corners = WINDOWS[window](np.tile(boxes, (2, 1)), patch, size, uniform[DRAWS:].T)
     cuts = Cuts(images, rows, corners, patch)
     if order == "published":
-        return _channels_first(_one_by_one(cuts, augment, flat)).to(device())
+        return Pairs(_channels_first(_one_by_one(cuts, augment, flat.tolist())), None)
     draws = changes(augment, uniform)
     if device().type == "cpu":
-        return _channels_first(_fused(cuts, augment, draws))
-    batch = _channels_first(cuts.copy()).to(device(), non_blocking=True)
-    return apply(batch, augment, draws, patch)
+        return Pairs(_channels_first(_fused(cuts, augment, draws)), None)
+    return Pairs(_channels_first(cuts.copy()), plan(augment, draws))
+
+
+def made(pairs: Pairs) -> torch.Tensor:
+    """Views (2n, 3, P, P), float32 in 0-1, first views first, on the device that ``pairs`` are on."""
+    pixels, changes = pairs
+    return pixels if changes is None else apply(pixels, changes, pixels.shape[-1])
 
 
 def inside(boxes: Floats, patch: int, size: int, uniform: Floats) -> Corners:
@@ -189,7 +208,7 @@ def _fused(cuts: Cuts, augment: Mapping[str, Any], draws: Mapping[str, Floats]) 
     patch = cuts.patch
     out = np.empty((len(cuts), patch, patch, 3), np.float32)
     recolour, move = not keeps_colour(augment), not keeps_geometry(augment)
-    colours = np.dstack(colour_matrices(draws, np.ones(len(cuts))))  # constants are for a mean grey of 1
+    colours = colour_matrices(draws)
     moves = _in_pixels(affine_matrices(draws), patch)
     how = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
 

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import nn
 
+from drgrade.device import device
 from drgrade.evaluate.metrics import qwk, to_grades
 from drgrade.grading.features import Frozen, encode
 from drgrade.grading.neighbours import Bank, votes
 from drgrade.pretrain.base import Graded
 from drgrade.schema import GRADES
-from drgrade.training import device
 
 K = 15
 """Neighbours that vote, or all where there are fewer (arXiv 2410.00779)."""

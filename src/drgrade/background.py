@@ -1,0 +1,30 @@
+"""Work that goes on in threads while the device computes: reading, decoding, drawing."""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+def read_ahead(
+    make: Callable[[T], R], items: Iterable[T], *, threads: int = 1, depth: int = 2
+) -> Iterator[R]:
+    """``make(item)`` for each item in order, up to ``depth`` of them ahead of the reader, in the background.
+
+    An error of ``make`` is raised when its item's turn comes. The threads end with the iteration.
+    """
+    source = iter(items)
+    with ThreadPoolExecutor(threads) as pool:
+        waiting = deque(pool.submit(make, item) for item in islice(source, depth))
+        try:
+            while waiting:
+                made = waiting.popleft().result()
+                waiting.extend(pool.submit(make, item) for item in islice(source, 1))
+                yield made
+        finally:
+            for future in waiting:
+                future.cancel()
