@@ -71,9 +71,11 @@ def lesion_boxes(args: Arguments) -> None:
 
 def detector(args: Arguments) -> None:
     """Train the lesion detector with MMDetection."""
+    from drgrade.devices import take_gpu
     from drgrade.lesions.detector import train_detector
     from drgrade.tracking import track
 
+    take_gpu()
     params = _block(args.params, "detector")
     with track("detector", params.config, params.model_dump()) as run:
         run.dataset("boxes", args.boxes / "train.json")
@@ -85,8 +87,10 @@ def detector(args: Arguments) -> None:
 
 def lesions(args: Arguments) -> None:
     """Find lesions in the photographs."""
+    from drgrade.devices import take_gpu
     from drgrade.lesions.predict import detect_lesions
 
+    take_gpu()
     boxes = _block(args.boxes_params, "lesion_boxes")
     params = _block(args.params, "lesions")
     detect_lesions(args.dataset, args.index, args.crops, args.detector, boxes, params, args.out, args.shard)
@@ -94,8 +98,10 @@ def lesions(args: Arguments) -> None:
 
 def lesion_metrics(args: Arguments) -> None:
     """Measure the detector on photographs it did not learn from."""
+    from drgrade.devices import take_gpu
     from drgrade.lesions.measure import measure_detector
 
+    take_gpu()
     measure_detector(
         args.dataset,
         args.index,
@@ -129,10 +135,12 @@ def patches(args: Arguments) -> None:
 
 def pretrain(args: Arguments) -> None:
     """Pretrain an encoder without grades."""
+    from drgrade.devices import take_gpu
     from drgrade.images.dataset import CroppedDataset
     from drgrade.params import Pretraining, check_block
     from drgrade.pretrain.stage import pretrain
 
+    take_gpu()
     params = check_block(Pretraining, args.params, f"pretrain.{args.name}")
     pretrain(
         params.method,
@@ -151,9 +159,11 @@ def pretrain(args: Arguments) -> None:
 def grade(args: Arguments) -> None:
     """Train and test one model of an experiment: one seed, one fold."""
     from drgrade import params
+    from drgrade.devices import take_gpu
     from drgrade.grading.stage import Inputs, grade
     from drgrade.images.dataset import CroppedDataset
 
+    take_gpu()
     source = f"experiments.{args.experiment}"
     inputs = Inputs(
         data=CroppedDataset(args.dataset, args.data),
@@ -188,9 +198,11 @@ def evaluate(args: Arguments) -> None:
 
 def explain(args: Arguments) -> None:
     """Draw heat maps over photographs and score them against lesion masks."""
+    from drgrade.devices import take_gpu
     from drgrade.explain.stage import explain
     from drgrade.images.dataset import CroppedDataset
 
+    take_gpu()
     explain(
         _block(args.params, "explanation"),
         graded=CroppedDataset(args.dataset, args.data),
@@ -222,8 +234,10 @@ def report(args: Arguments) -> None:
 
 def predict(args: Arguments) -> None:
     """Grade new photographs with a trained model; writes a CSV."""
+    from drgrade.devices import take_gpu
     from drgrade.predict import predict_files
 
+    take_gpu()
     predict_files(args.photographs, args.model, args.out)
 
 

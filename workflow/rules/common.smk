@@ -102,6 +102,12 @@ def needs_of(experiment):
     return GRADERS.get(PARAMS.experiments[experiment].grader).needs
 
 
+def shard(wildcards):
+    """Number of a part of the lesion search, from 0, and how many there are."""
+    number, of = wildcards.scatteritem.split("-of-")
+    return f"{int(number) - 1}/{of}"
+
+
 def of_trainings(path, experiments=EXPERIMENTS):
     """A file of every training of these experiments."""
     return [
@@ -182,6 +188,14 @@ def training_options(wildcards):
     return f"--seed {training.seed}{fold}"
 
 
+# a cluster's profile names no cores: --set-threads gives its jobs another number than this
+CORES = workflow.resource_settings.cores or 8
+GPUS = (
+    workflow.global_resources["gpu"].value if "gpu" in workflow.global_resources else 1
+)
+GPU_THREADS = max(1, CORES // max(1, GPUS))
+"""Cores of a job that uses a GPU: so many of them run side by side as --resources gpu=N says."""
+
 SOURCES_OF_BOXES = sorted({boxes_of(encoder) for encoder in ENCODERS} - {None})
 
 
@@ -195,5 +209,5 @@ wildcard_constraints:
 
 
 onstart:
-    for line in estimate(PARAMS, workflow.cores):
+    for line in estimate(PARAMS, CORES):
         print(line, file=sys.stderr)

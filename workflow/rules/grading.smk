@@ -22,7 +22,7 @@ rule pretrain:
         weights=directory(at(PRETRAIN, "pretrain/{encoder}/weights")),
     log:
         f"logs/{PRETRAIN}/pretrain_{{encoder}}.log",
-    threads: workflow.cores
+    threads: GPU_THREADS
     resources:
         gpu=1,
     params:
@@ -63,7 +63,7 @@ rule grade:
         model=directory(at(GRADE, "grade/{experiment}/{training}/model")),
     log:
         f"logs/{GRADE}/grade_{{experiment}}_{{training}}.log",
-    threads: workflow.cores
+    threads: GPU_THREADS
     resources:
         gpu=1,
     params:

@@ -8,7 +8,7 @@ rule download:
         manifest="results/{dataset}/download/manifest.tsv",
     log:
         "logs/{dataset}/download.log",
-    threads: workflow.cores
+    threads: CORES
     params:
         block=block("download"),
     message:
@@ -29,7 +29,7 @@ rule index:
         summary="results/splits/{dataset}.json",
     log:
         "logs/{dataset}/index.log",
-    threads: workflow.cores
+    threads: CORES
     params:
         block=index_block,
         limit=lambda wildcards: PARAMS.datasets[wildcards.dataset].limit,
@@ -73,7 +73,7 @@ rule crop:
         table="results/{dataset}/crop/crops.parquet",
     log:
         "logs/{dataset}/crop.log",
-    threads: workflow.cores
+    threads: CORES
     params:
         block=block("crop"),
     message:

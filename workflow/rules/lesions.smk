@@ -37,7 +37,7 @@ rule detector:
         metrics=at(LESIONS, "detector/metrics.json"),
     log:
         f"logs/{LESIONS}/detector.log",
-    threads: workflow.cores
+    threads: GPU_THREADS
     resources:
         gpu=1,
     params:
@@ -50,9 +50,47 @@ rule detector:
         "drgrade detector --params {params.block:q} --boxes {params.boxes} --out {params.folder} > {log} 2>&1"
 
 
+scattergather:
+    search=1,
+
+
+# one job a GPU where the search is divided: --set-scatter search=4
+SHARDS = gather.search(at(PRETRAIN, "lesions/{scatteritem}.searched"))
+
+
+rule lesions_shard:
+    input:
+        sources("lesions"),
+        index=at(PRETRAIN, "index/index.parquet"),
+        crops=at(PRETRAIN, "crop/crops.parquet"),
+        model=rules.detector.output.model,
+        config=rules.detector.output.config,
+    output:
+        temp(touch(at(PRETRAIN, "lesions/{scatteritem}.searched"))),
+    log:
+        f"logs/{PRETRAIN}/lesions_{{scatteritem}}.log",
+    threads: GPU_THREADS
+    resources:
+        gpu=1,
+    params:
+        block=block("lesions"),
+        tiling=block("lesion_boxes"),
+        detector=subpath(input.model, parent=True),
+        dataset=PRETRAIN,
+        shard=shard,
+        table=at(PRETRAIN, "lesions/lesions.parquet"),
+    message:
+        "Find lesions in a part of the photographs: {wildcards.scatteritem}"
+    shell:
+        "drgrade lesions --dataset {params.dataset} --params {params.block:q} --boxes-params {params.tiling:q}"
+        " --index {input.index} --crops {input.crops} --detector {params.detector}"
+        " --shard {params.shard} --out {params.table} > {log} 2>&1"
+
+
 rule lesions:
     input:
         sources("lesions"),
+        SHARDS if len(SHARDS) > 1 else [],  # joins what they found
         index=at(PRETRAIN, "index/index.parquet"),
         crops=at(PRETRAIN, "crop/crops.parquet"),
         model=rules.detector.output.model,
@@ -62,7 +100,7 @@ rule lesions:
         searched=at(PRETRAIN, "lesions/searched.parquet"),
     log:
         f"logs/{PRETRAIN}/lesions.log",
-    threads: workflow.cores
+    threads: GPU_THREADS
     resources:
         gpu=1,
     params:
@@ -92,7 +130,7 @@ rule lesion_metrics:
         verdicts=at(LESIONS, "lesion_metrics/verdicts.png"),
     log:
         f"logs/{LESIONS}/lesion_metrics.log",
-    threads: workflow.cores
+    threads: GPU_THREADS
     resources:
         gpu=1,
     params:

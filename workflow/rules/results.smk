@@ -64,7 +64,7 @@ rule explain:
         ),
     log:
         f"logs/{GRADE}/explain_{{explanation}}.log",
-    threads: workflow.cores
+    threads: GPU_THREADS
     resources:
         gpu=1,
     params:

@@ -1,0 +1,71 @@
+"""What jobs ask for: cores and GPUs, of one machine and of SLURM, whose ``sbatch`` is a stand-in here."""
+
+import os
+import re
+
+import pytest
+
+SBATCH = """#!/bin/sh
+echo "$@" >> "$(dirname "$0")/calls"
+echo "no such cluster" >&2
+exit 1
+"""
+
+
+def asked(output: str, rule: str) -> list[dict[str, str]]:
+    """Threads and resources of each planned job of a rule."""
+    jobs = re.findall(rf"^rule {rule}:\n((?:    .*\n)+)", output, re.M)
+    return [
+        {"threads": "1"}
+        | dict(re.findall(r"^    (threads): (\d+)$", job, re.M))
+        | dict(re.findall(r"(\w+)=([^,\n]+)", "".join(re.findall(r"^    resources: .*$", job, re.M))))
+        for job in jobs
+    ]
+
+
+@pytest.fixture
+def outspoken(fresh):
+    """A checkout whose jobs say all that they ask for: with a message, a job says that alone."""
+    for path in (fresh.folder / "workflow/rules").glob("*.smk"):
+        path.write_text(re.sub(r'    message:\n        "[^"]*"\n', "", path.read_text()))
+    return fresh
+
+
+@pytest.mark.parametrize(("gpus", "threads"), [("1", "8"), ("4", "2"), ("16", "1")])
+def test_jobs_on_one_machine_share_its_cores(outspoken, gpus, threads):
+    output = outspoken.run("snakemake", "--cores", "8", "--resources", f"gpu={gpus}", "--dry-run")
+    for rule in ("detector", "lesions", "pretrain", "grade", "explain"):
+        jobs = asked(output, rule)
+        assert jobs
+        assert all(job["threads"] == threads and job["gpu"] == "1" for job in jobs), jobs
+    assert {job["threads"] for job in asked(output, "crop")} == {"8"}
+
+
+def test_the_lesion_search_is_divided_on_demand(outspoken):
+    command = ("snakemake", "--cores", "8", "--resources", "gpu=4", "--dry-run")
+    assert asked(outspoken.run(*command), "lesions_shard") == []
+    output = outspoken.run(*command, "--printshellcmds", "--set-scatter", "search=4")
+    assert len(asked(output, "lesions_shard")) == 4
+    assert sorted(re.findall(r"--shard (\d/4)", output)) == ["0/4", "1/4", "2/4", "3/4"]
+
+
+def test_slurm_is_asked_for_one_gpu_and_eight_cores_a_job_several_at_once(finished, tmp_path):
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("sbatch", "squeue", "sacct", "scancel"):
+        (tools / name).write_text(SBATCH)
+        (tools / name).chmod(0o755)
+    finished.edit({"grade.label_fraction": 0.9, "experiments.majority.label_fraction": 0.9})
+    finished.run(
+        "snakemake", "--workflow-profile", "profiles/slurm", "--", "results/demo/evaluate/leaderboard.csv",
+        ok=False, PATH=f"{tools}:{os.environ['PATH']}",
+    )  # fmt: skip
+    calls = [line for line in (tools / "calls").read_text().splitlines() if "--wrap" in line]
+    assert len(calls) == 2, "both trainings are submitted, neither waits for the other"
+    for call in calls:
+        options = call.split("--wrap")[0]
+        assert "--gpus=1" in options
+        assert "--gres" not in options
+        assert "--cpus-per-task=8" in options
+        assert "-p gpu" in options
+        assert "--mem 16000" in options
