@@ -39,8 +39,9 @@ def boxes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             if shown:
                 pixels[20:44, x : x + 24] = value
                 found[lesion] = rectangles(np.array([[x, 20, x + 24, 44]], float))
-        coco.add(f"{number}.png", Tile(pixels, (0, 0), (1.0, 1.0), (0, 0)), found)
-        cv2.imwrite(str(folder / "images" / f"{number}.png"), pixels)
+        encoded = cv2.imencode(".png", pixels)[1].tobytes()
+        coco.add(f"{number}.png", encoded, Tile(pixels, (0, 0), (1.0, 1.0), (0, 0)), found)
+        (folder / "images" / f"{number}.png").write_bytes(encoded)
     for split in ("train", "val"):
         coco.write(folder / f"{split}.json")
     return folder
