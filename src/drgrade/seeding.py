@@ -1,27 +1,17 @@
-"""Random numbers that depend on what is drawn, never on what was drawn before.
+"""What is fixed before a training: the global generators, and torch's threads.
 
-Every source of chance is keyed by the run's seed and by where it is used (epoch, index, purpose),
-so a run that was killed and resumed draws what the undisturbed run draws.
+All other random numbers come from :mod:`drgrade.rng`.
 """
 
-import hashlib
 import random
 
 import numpy as np
 
+from drgrade.rng import derive as derive
+from drgrade.rng import numpy_rng as numpy_rng
+
 TORCH_THREADS = 2
 """Fixed, never the machine's count: sums over 1, 2 and 4 threads differ in their last bits."""
-
-
-def derive(seed: int, *keys: int | str) -> int:
-    """A 63-bit seed for one use, from the run's seed and any number of keys."""
-    text = "/".join(str(part) for part in (seed, *keys))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
-
-
-def numpy_rng(seed: int, *keys: int | str) -> np.random.Generator:
-    """A NumPy generator for one use; see :func:`derive`."""
-    return np.random.default_rng(derive(seed, *keys))
 
 
 def seed_everything(seed: int, *keys: int | str) -> None:

@@ -26,7 +26,7 @@ def download(args: Arguments) -> None:
     """Fetch, verify or paint the raw photographs of a dataset."""
     from drgrade.data.download import download
 
-    download(args.dataset, _block(args.params, "download"), args.manifest)
+    download(args.dataset, _block(args.params, "download"), args.manifest, args.listing)
 
 
 def index(args: Arguments) -> None:

@@ -189,7 +189,7 @@ def test_a_key_changes_with_what_is_learned_from_and_with_nothing_else(keys, dat
         "grades": keys(dataset("grades", grades=[4, 3, 2, 1, 0] * 3), experiment),
         "pictures": keys(dataset("pictures", pixel_seed=9), experiment),
     }
-    monkeypatch.setattr("drgrade.resume.code_digest", lambda *parts: "another code")
+    monkeypatch.setattr("drgrade.resume.software", lambda *parts: "another code")
     found["code"] = keys(data, experiment)
     assert len({first, *found.values()}) == len(found) + 1, found
 
@@ -246,7 +246,7 @@ def test_a_killed_training_resumes_only_as_it_was(dataset, tmp_path, monkeypatch
     edited = experiment.model_copy(update=change.get("params", {}))
     write_weights(weights, change.get("weights", 0))
     if "code" in change:
-        monkeypatch.setattr("drgrade.resume.code_digest", lambda *parts: change["code"])
+        monkeypatch.setattr("drgrade.resume.software", lambda *parts: change["code"])
     options = {"start": weights, "seed": change.get("seed", 0), "fold": change.get("fold", fold)}
     caplog.set_level("INFO")
     found = run(data, edited, tmp_path / "out", **options)
@@ -312,7 +312,7 @@ class Pair(Grader):
 
 def test_a_blend_of_other_experiments_is_one_class(dataset, tmp_path, monkeypatch):
     monkeypatch.setitem(GRADERS._parts, "pair", Pair)
-    monkeypatch.setattr("drgrade.resume.code_digest", lambda *parts: "")  # it has no module
+    monkeypatch.setattr("drgrade.resume.software", lambda *parts: "")  # it has no module
     data, site = dataset("own"), dataset("site", pixel_seed=2)
     run(data, Params(**SMALL), tmp_path / "member", name="member")
     blend = PairParams(members=["member"])

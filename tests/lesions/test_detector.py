@@ -146,7 +146,7 @@ def test_a_killed_training_resumes_only_as_it_was(
     if callable(change):
         change(tmp_path / "copy")
     if edit == "code":
-        monkeypatch.setattr("drgrade.resume.code_digest", lambda *parts: "another code")
+        monkeypatch.setattr("drgrade.resume.software", lambda *parts: "another code")
     run = Record(stop_at=(2 if edit is None else 1, "train_loss"))
     with pytest.raises(KeyboardInterrupt):  # of the epoch that is expected next
         train_detector(Path("boxes"), params, Path("out"), run)

@@ -82,7 +82,7 @@ def run(files, monkeypatch, *, by_fold=False, kinds=None, params=None, folds=Non
     index(files["index"], by_fold if folds is None else folds)
     spy = type("Spy", (Spy,), {"given": [], **attributes})
     monkeypatch.setitem(METHODS._parts, "spy", spy)
-    monkeypatch.setattr("drgrade.resume.code_digest", lambda *parts: "")  # it has no module
+    monkeypatch.setattr("drgrade.resume.software", lambda *parts: "")  # it has no module
     params = {"encoder": "test_vit"} | (params or {})
     given = {name: files[name] for name in ("patches", "manifest", "weights")}
     data = CroppedDataset("own", files["index"].parents[1])
@@ -293,7 +293,7 @@ def test_a_killed_pretraining_resumes_only_as_it_was(files, monkeypatch, tmp_pat
         write_table(table, files["index"], INDEX)
     write_weights(change.get("weights", 0))
     if "code" in change:
-        monkeypatch.setattr("drgrade.resume.code_digest", lambda *parts: change["code"])
+        monkeypatch.setattr("drgrade.resume.software", lambda *parts: change["code"])
     options = {"box": change.get("boxes", BOX), "patch": change.get("patch", 4)} | change.get("params", {})
     caplog.set_level("INFO")
     seen, material = [], stage._material

@@ -1,4 +1,4 @@
-"""Checked params, the paths of results, and which sources each stage is made of."""
+"""Checked params, the paths of results, and what jobs read beside them."""
 
 import json
 import os
@@ -8,6 +8,8 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
+from drgrade.data import listing
+from drgrade.encoders import placed_file
 from drgrade.errors import UserError
 from drgrade.estimate import estimate
 from drgrade.params import GRADERS, check
@@ -83,6 +85,21 @@ def at(dataset, path):
     return f"results/{dataset}/{path}"
 
 
+def listing_of(dataset):
+    """The file that says what lies in the raw folder of a dataset."""
+    return f"{listing.FOLDER}/{dataset}.tsv"
+
+
+def weights_files(start, encoders):
+    """Files of start weights, to wait for and to watch: the user's own, or ImageNet's in data/weights.
+
+    None for random and for packaged weights; nor where ImageNet's are still to be brought, as the job says.
+    """
+    if start == "imagenet":
+        return [str(path) for path in map(placed_file, encoders) if path]
+    return [] if start in (None, "random") else [start]
+
+
 def boxes_of(encoder):
     """Where the boxes that its pretraining looks at come from; None if it looks at none."""
     params = RESOLVED["pretrain"][encoder]
@@ -144,8 +161,9 @@ def grade_needs(wildcards):
     files = {}
     if start is not None and start.kind == "pretrain":
         files["start"] = at(PRETRAIN, f"pretrain/{start.name}/encoder.json")
-    if start is not None and start.kind == "file":
-        files["start"] = start.name
+    if start is not None and start.kind in ("file", "imagenet"):
+        encoder = PARAMS.experiment(wildcards.experiment).encoder
+        files["start"] = weights_files(start.name, [encoder])
     built_on = PARAMS.built_on(wildcards.experiment)
     files["built_on"] = [
         f"{training_folder(name, wildcards.training)}/training.json"
@@ -192,6 +210,13 @@ wildcard_constraints:
     encoder="|".join(ENCODERS),
     training=r"seed\d+(_fold\d+)?",
     explanation="|".join(PARAMS.explanations),
+
+
+# looked at once, here: jobs that Snakemake starts anew elsewhere read this file too
+if workflow.is_main_process:
+    for name in PARAMS.datasets:
+        manifest = f"results/{name}/download/manifest.tsv"
+        listing.refresh(name, Path(manifest), Path(listing_of(name)))
 
 
 onstart:

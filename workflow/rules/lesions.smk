@@ -3,8 +3,8 @@
 
 rule lesion_boxes:
     input:
-        sources("lesion_boxes"),
         rules.overlaps.output.summary,
+        raw=at(LESIONS, "download/manifest.tsv"),  # holds digests of masks
         index=at(LESIONS, "index/index.parquet"),
         crops=at(LESIONS, "crop/crops.parquet"),
     output:
@@ -14,6 +14,7 @@ rule lesion_boxes:
     log:
         f"logs/{LESIONS}/lesion_boxes.log",
     params:
+        software=software("lesion_boxes", f"drgrade.data.{LESIONS}"),
         block=block("lesion_boxes"),
         folder=subpath(output.train, parent=True),
         dataset=LESIONS,
@@ -26,8 +27,7 @@ rule lesion_boxes:
 
 rule detector:
     input:
-        sources("detector"),
-        sorted(map(str, Path("workflow/detectors").rglob("*.py"))),  # leaves build on others
+        weights_files(PARAMS.detector.start, backbones(PARAMS.detector.config)),
         train=rules.lesion_boxes.output.train,
         val=rules.lesion_boxes.output.val,
         images=ancient(rules.lesion_boxes.output.images),
@@ -41,6 +41,8 @@ rule detector:
     resources:
         gpu=1,
     params:
+        software=software("detector"),
+        config=config_digest(PARAMS.detector.config),
         block=block("detector"),
         boxes=subpath(input.train, parent=True),
         folder=subpath(output.model, parent=True),
@@ -52,7 +54,6 @@ rule detector:
 
 rule lesions:
     input:
-        sources("lesions"),
         index=at(PRETRAIN, "index/index.parquet"),
         crops=at(PRETRAIN, "crop/crops.parquet"),
         model=rules.detector.output.model,
@@ -66,6 +67,7 @@ rule lesions:
     resources:
         gpu=1,
     params:
+        software=software("lesions"),
         block=block("lesions"),
         tiling=block("lesion_boxes"),
         detector=subpath(input.model, parent=True),
@@ -80,7 +82,7 @@ rule lesions:
 
 rule lesion_metrics:
     input:
-        sources("lesion_metrics"),
+        raw=at(LESIONS, "download/manifest.tsv"),  # holds digests of masks
         index=at(LESIONS, "index/index.parquet"),
         crops=at(LESIONS, "crop/crops.parquet"),
         model=rules.detector.output.model,
@@ -96,6 +98,7 @@ rule lesion_metrics:
     resources:
         gpu=1,
     params:
+        software=software("lesion_metrics", f"drgrade.data.{LESIONS}"),
         block=block("lesion_metrics"),
         tiling=block("lesion_boxes"),
         search=block("lesions"),
@@ -116,10 +119,14 @@ DETECTED = () if PARAMS.patches.published else ("detector", "random")
 
 rule patches:
     input:
-        sources("patches"),
         PARAMS.patches.published or [],
         lesions=lambda wildcards: (
             rules.lesions.output.lesions if wildcards.source in DETECTED else []
+        ),
+        raw=lambda wildcards: (
+            at(PRETRAIN, "download/manifest.tsv")
+            if wildcards.source == "masks"
+            else []
         ),
         index=at(PRETRAIN, "index/index.parquet"),
         crops=at(PRETRAIN, "crop/crops.parquet"),
@@ -130,6 +137,7 @@ rule patches:
     log:
         f"logs/{PRETRAIN}/patches_{{source}}.log",
     params:
+        software=software("patches", f"drgrade.data.{PRETRAIN}"),
         block=block("patches"),
         boxes=block("lesion_boxes"),
         size=PARAMS.crop.size,

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from drgrade.encoders import start_record
 from drgrade.errors import UserError
 from drgrade.files import whole, write_json
+from drgrade.lesions.configs import config_file
 from drgrade.memory import keep_memory
 from drgrade.params import Detector
 from drgrade.resume import training_key
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CACHE = Path(".cache/drgrade")
-FOLDER = Path("workflow/detectors")
 GPU_WORKERS = 4
 
 
@@ -123,20 +123,6 @@ def detector_config(params: Detector) -> "Config":
         }
     )
     return config
-
-
-def config_file(name: str) -> Path:
-    """The leaf config ``name`` in ``workflow/detectors`` of the working directory or of the repository.
-
-    Raises:
-        UserError: there is none; the message lists those there are.
-    """
-    folders = [FOLDER, Path(__file__).parents[3] / FOLDER]
-    for folder in folders:
-        if (folder / f"{name}.py").is_file():
-            return folder / f"{name}.py"
-    there = sorted({path.stem for folder in folders for path in folder.glob("*.py")})
-    raise UserError(f"detector.config: no {name!r} in {FOLDER}; there is {', '.join(there) or 'nothing'}")
 
 
 def stretch_schedule(config: "Config", epochs: int) -> None:
