@@ -247,8 +247,10 @@ def sync(args: Arguments) -> None:
     """Take over outputs that DVC restored: Snakemake records them as current."""
     import subprocess
 
-    status = subprocess.run(["dvc", "status", "-q"], check=False)
-    if status.returncode:
+    # of raw photographs DVC sees nothing, so that it calls download "always changed"
+    status = subprocess.run(["dvc", "status", "--json"], stdout=subprocess.PIPE, text=True, check=False)
+    changes = json.loads(status.stdout).values() if not status.returncode else [None]
+    if any(change != ["always changed"] for change in changes):
         raise UserError(
             "dvc status: results differ from dvc.lock; run `uv run dvc checkout` (or `dvc repro`) first"
         )
