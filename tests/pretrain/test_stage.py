@@ -124,6 +124,29 @@ def test_each_encoder_is_blind_to_its_fold(files, monkeypatch, needs_boxes):
     assert written == [f"encoder_fold{fold}.safetensors" for fold in range(3)]
 
 
+def test_encoders_that_were_finished_before_a_kill_are_not_trained_again(files, monkeypatch):
+    files["patches"] = None
+    trained, stop_at = [], 2
+
+    def fit(self, material, *, name, key, run):
+        if len(trained) == stop_at:
+            raise InterruptedError
+        trained.append(name)
+        return torch.nn.Linear(1, 1)
+
+    def killed():
+        run(files, monkeypatch, by_fold=True, needs_boxes=False, fit=fit)
+
+    with pytest.raises(InterruptedError):
+        killed()
+    stop_at = None
+    killed()
+    assert trained == [f"spy encoder_fold{fold}" for fold in (0, 1, 2)]
+    assert len(list(files["weights"].iterdir())) == 3
+    killed()  # a finished job leaves nothing behind: it is done again as a whole
+    assert len(trained) == 6
+
+
 def test_whole_photographs_do_without_patches(files, monkeypatch):
     files["patches"] = None
     ((names, given),) = run(files, monkeypatch, needs_boxes=False)
