@@ -21,14 +21,19 @@ if not workflow.overwrite_configfiles:
     configfile: "params.yaml"
 
 
-try:
-    PARAMS = check(
-        json.loads(json.dumps(config)),
-        ", ".join(map(str, workflow.overwrite_configfiles)) or "params.yaml",
-    )
-except UserError as error:
-    sys.exit(f"drgrade: error: {error}")
+def or_exit(call, *arguments):
+    """What a call returns; if the user has to mend something, one line that says what, and the end."""
+    try:
+        return call(*arguments)
+    except UserError as error:
+        sys.exit(f"drgrade: error: {error}")
 
+
+PARAMS = or_exit(
+    check,
+    json.loads(json.dumps(config)),
+    ", ".join(map(str, workflow.overwrite_configfiles)) or "params.yaml",
+)
 RESOLVED = PARAMS.model_dump()
 LESIONS, PRETRAIN, GRADE = (
     PARAMS.roles.lesions,
@@ -216,7 +221,7 @@ wildcard_constraints:
 if workflow.is_main_process:
     for name in PARAMS.datasets:
         manifest = f"results/{name}/download/manifest.tsv"
-        listing.refresh(name, Path(manifest), Path(listing_of(name)))
+        or_exit(listing.refresh, name, Path(manifest), Path(listing_of(name)))
 
 
 onstart:

@@ -27,7 +27,7 @@ rule lesion_boxes:
 
 rule detector:
     input:
-        weights_files(PARAMS.detector.start, backbones(PARAMS.detector.config)),
+        weights_files(PARAMS.detector.start, BACKBONES),
         train=rules.lesion_boxes.output.train,
         val=rules.lesion_boxes.output.val,
         images=ancient(rules.lesion_boxes.output.images),
@@ -42,7 +42,7 @@ rule detector:
         gpu=1,
     params:
         software=software("detector"),
-        config=config_digest(PARAMS.detector.config),
+        config=DETECTOR_CONFIG,
         block=block("detector"),
         boxes=subpath(input.train, parent=True),
         folder=subpath(output.model, parent=True),

@@ -4,8 +4,13 @@ A change of a stage's code (not of its comments), or of a library that it import
 pretraining methods, explainers and datasets only those that a job uses count.
 """
 
-from drgrade.lesions.configs import backbones, config_digest
-from drgrade.sources import software
+from drgrade import sources
+from drgrade.lesions import configs
+
+
+def software(stage, *parts):
+    """What a stage is made of, with modules that it finds by name."""
+    return or_exit(sources.software, stage, *parts)
 
 
 def dataset_software(stage):
@@ -40,3 +45,7 @@ def explain_software(wildcards):
         f"drgrade.explain.{asked.method}",
         grader_of(asked.experiment),
     )
+
+
+DETECTOR_CONFIG = or_exit(configs.config_digest, PARAMS.detector.config)
+BACKBONES = or_exit(configs.backbones, PARAMS.detector.config)

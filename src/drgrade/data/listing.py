@@ -43,8 +43,17 @@ def raw_root(dataset: str) -> Path:
 
 
 def scan(root: Path) -> dict[str, State]:
-    """Photographs, masks and label files under ``root`` by relative path, sorted."""
-    return dict(sorted(_scan(root, ""))) if root.is_dir() else {}
+    """Photographs, masks and label files under ``root`` by relative path, sorted.
+
+    Raises:
+        UserError: a folder may not be read.
+    """
+    try:
+        return dict(sorted(_scan(root, ""))) if root.is_dir() else {}
+    except OSError as error:
+        raise UserError(
+            f"{error.filename}: cannot be read ({error.strerror}); mend its permissions"
+        ) from None
 
 
 def _scan(folder: Path, prefix: str) -> Iterator[tuple[str, State]]:
