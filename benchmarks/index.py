@@ -24,9 +24,9 @@ from pathlib import Path
 import numpy as np
 from crop import photographs  # benchmarks/crop.py, which lies beside this file
 
-from drgrade.data.download import HEADER, read_manifest
 from drgrade.data.folder import Folder
 from drgrade.data.index import assemble, digests
+from drgrade.data.listing import HEADER, read_manifest
 from drgrade.images.stage import plan
 from drgrade.images.survey import Survey, survey
 from drgrade.params import Crop, Index

@@ -16,6 +16,7 @@ from drgrade.encoders import (
     imagenet_file,
     load_start,
     normalisation,
+    placed_file,
     read_tensors,
     start_record,
     width,
@@ -196,3 +197,13 @@ def test_start_weights_are_recorded_by_their_digest(tmp_path):
     assert start_record(NAME, None, 4) == start_record(NAME, "random", 4) == {"weights": "random", "seed": 4}
     with pytest.raises(UserError, match=r"gone\.pth: no such weights file"):
         start_record(NAME, str(tmp_path / "gone.pth"), 1)
+
+
+def test_imagenet_weights_that_lie_in_the_folder_come_before_packaged_ones(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert placed_file(NAME) is None
+    assert imagenet_file(NAME).is_absolute()  # of the package
+    own = tmp_path / "data/weights" / f"{NAME}.pth"
+    own.parent.mkdir(parents=True)
+    own.touch()
+    assert placed_file(NAME) == imagenet_file(NAME) == own.relative_to(tmp_path)

@@ -1,16 +1,19 @@
 """Sources of a stage on a small package of its own, and digests of code."""
 
+import re
 import subprocess
 import sys
 import textwrap
 import time
+import tomllib
+from importlib import metadata
 from pathlib import Path
 
 import pytest
 
 from drgrade import sources
 from drgrade.errors import UserError
-from drgrade.sources import code_digest, stage_sources
+from drgrade.sources import code_digest, software, stage_libraries, stage_sources
 
 FILES = {
     "verbs.py": """
@@ -52,19 +55,19 @@ FILES = {
 @pytest.fixture
 def package(tmp_path, monkeypatch) -> Path:
     for name, text in FILES.items():
-        path = tmp_path / "drgrade" / name
+        path = tmp_path / "src/drgrade" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(textwrap.dedent(text))
-    monkeypatch.setattr(sources, "PACKAGE", tmp_path / "drgrade")
+    monkeypatch.setattr(sources, "PACKAGE", tmp_path / "src/drgrade")
     forget()
-    yield tmp_path / "drgrade"
+    yield tmp_path / "src/drgrade"
     forget()
 
 
 def forget() -> None:
     """Read files again, as a new process does."""
-    sources._tree.cache_clear()
-    sources._read.cache_clear()
+    for function in (sources._tree, sources._read, sources._version, sources._locked):
+        function.cache_clear()
 
 
 def names(package: Path, *stage: str) -> set[str]:
@@ -115,6 +118,35 @@ def test_the_digest_follows_names_of_files(package):
     (package / "models/extra.py").rename(package / "models/more.py")
     forget()
     assert code_digest("draw", "drgrade.models.more") != before
+
+
+def test_libraries_are_those_of_the_stage_as_locked_else_as_installed(package):
+    lock = package.parents[1] / "uv.lock"
+    installed = metadata.version("numpy")
+    assert stage_libraries("train") == {"numpy": installed}
+    assert stage_libraries("draw") == {}
+    before = software("train")
+    lock.write_text(f'[[package]]\nname = "numpy"\nversion = "{installed}"\n')
+    forget()
+    assert software("train") == before
+    lock.write_text('[[package]]\nname = "numpy"\nversion = "99.0"\n')
+    forget()
+    assert stage_libraries("train") == {"numpy": f"99.0 (installed: {installed})"}
+    (package / "plots.py").write_text("import kagglehub\nimport PIL\nimport not_here\nimport json")
+    forget()
+    assert stage_libraries("draw").keys() == {"pillow"}
+
+
+def test_every_library_is_found_by_the_name_it_is_installed_by():
+    """A name missing in DISTRIBUTIONS would leave a library out."""
+    project = tomllib.loads((sources.PACKAGE.parents[1] / "pyproject.toml").read_text())["project"]
+    declared = {re.split(r"[<>=]", line)[0] for line in project["dependencies"]}
+    tops = set()
+    for path in sources.PACKAGE.rglob("*.py"):
+        tops |= {name.split(".")[0] for name in sources._read(path).imports}
+    tops -= {"drgrade", "", *sys.stdlib_module_names}
+    found = {sources.DISTRIBUTIONS.get(top, top.replace("_", "-")) for top in tops}
+    assert found - declared == {"pydantic-core"}  # only its error, in params
 
 
 def test_all_stages_are_read_well_within_a_second():

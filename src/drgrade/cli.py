@@ -70,6 +70,7 @@ def _images(verb: Verb) -> None:
     sub = verb(do.download)
     sub.add_argument("--dataset", required=True)
     _paths(sub, "manifest")
+    _paths(sub, "listing", optional=True)
     sub = verb(do.index)
     sub.add_argument("--dataset", required=True)
     sub.add_argument("--limit", type=_limit, default=None, help="use only so many graded photographs")

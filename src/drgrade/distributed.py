@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from drgrade.errors import UserError
+from drgrade.rank import rank as rank
 
 if TYPE_CHECKING:
     import torch
@@ -80,18 +81,6 @@ def _even(starter: str, processes: int, here: int) -> Launch:
             f"{starter}: {processes} processes, {here} of them here; start as many on every machine"
         )
     return Launch(here, processes // here, starter)
-
-
-def rank() -> int:
-    """Number of this process among those that train together, 0 for the first or only one.
-
-    Known from the start, before the processes have met: what is written or tracked once asks it.
-    """
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        return int(os.environ["RANK"])
-    if int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
-        return int(os.environ["SLURM_PROCID"])
-    return int(os.environ.get("LOCAL_RANK", 0))  # Lightning's own children
 
 
 def world() -> int:

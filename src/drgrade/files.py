@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from drgrade.distributed import rank
+from drgrade.rank import rank
 
 PARTIAL = ".partial"
 """Ending of a file that is still being written; no reader of a folder looks at these."""

@@ -9,12 +9,12 @@ from typing import Any
 import pandas as pd
 
 from drgrade.files import sha256
-from drgrade.sources import code_digest
+from drgrade.sources import software
 
 
 def training_key(
     stage: str,
-    part: str,
+    part: str | None,
     params: Mapping[str, Any],
     *,
     photographs: Mapping[str, pd.DataFrame] | None = None,
@@ -25,8 +25,8 @@ def training_key(
 
     Args:
         stage: verb, such as ``grade``.
-        part: module of the chosen grader or method, such as ``drgrade.grading.finetune``; its code, and that
-            of all the stage imports, is part of the key.
+        part: module of the chosen grader or method, such as ``drgrade.grading.finetune``, or None; its code
+            and that of all the stage imports, and the libraries' versions, are part of the key.
         params: all resolved params that the training uses.
         photographs: that it trains and validates on, by split: image_id, row and, where it is used, grade.
         files: it reads: index, crops, store, boxes, start weights; None and folders are passed over.
@@ -40,5 +40,6 @@ def training_key(
         for name, table in (photographs or {}).items()
     }
     read = [(path.name, sha256(path)) for path in files if path is not None and path.is_file()]
-    content = [stage, part, dict(params), listed, read, dict(facts or {}), code_digest(stage, part)]
+    made_of = software(stage, *([part] if part else []))
+    content = [stage, part, dict(params), listed, read, dict(facts or {}), made_of]
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()

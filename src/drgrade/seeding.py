@@ -1,60 +1,17 @@
-"""Random numbers that depend on what is drawn, never on what was drawn before.
+"""What is fixed before a training: the global generators, and torch's threads.
 
-Every source of chance is keyed by the run's seed and by where it is used (epoch, index, purpose),
-so a run that was killed and resumed draws what the undisturbed run draws.
+All other random numbers come from :mod:`drgrade.rng`.
 """
 
-import hashlib
 import random
 
 import numpy as np
-import numpy.typing as npt
 
-GOLDEN = 0x9E3779B97F4A7C15
-"""SplitMix64's step: 2^64 over the golden ratio."""
+from drgrade.rng import derive as derive
+from drgrade.rng import numpy_rng as numpy_rng
+
 TORCH_THREADS = 2
 """Fixed, never the machine's count: sums over 1, 2 and 4 threads differ in their last bits."""
-
-
-def derive(seed: int, *keys: int | str) -> int:
-    """A 63-bit seed for one use, from the run's seed and any number of keys."""
-    text = "/".join(str(part) for part in (seed, *keys))
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
-
-
-def numpy_rng(seed: int, *keys: int | str) -> np.random.Generator:
-    """A NumPy generator for one use; see :func:`derive`."""
-    return np.random.default_rng(derive(seed, *keys))
-
-
-def derive_each(rows: npt.ArrayLike, seed: int, *keys: int | str) -> npt.NDArray[np.int64]:
-    """A 63-bit seed for each row of integers (n, m) or (n,), from the run's seed, ``keys`` and the row: (n,).
-
-    The same as :func:`derive` in purpose, for a whole batch at once and with other numbers.
-    """
-    keyed = np.asarray(rows, np.int64).astype(np.uint64)
-    seeds = np.full(len(keyed), derive(seed, *keys), np.uint64)
-    for column in keyed.reshape(len(keyed), -1).T:
-        seeds = _mixed(seeds + (column + np.uint64(1)) * np.uint64(GOLDEN))
-    return (seeds >> np.uint64(1)).astype(np.int64)
-
-
-def uniforms(seeds: npt.ArrayLike, count: int) -> npt.NDArray[np.float64]:
-    """The first ``count`` numbers, from 0 to 1, of a generator for each seed: (count, n).
-
-    SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), whose k-th number is a function of seed and k alone: all
-    are drawn at once, and a larger count only adds rows.
-    """
-    steps = np.arange(1, count + 1, dtype=np.uint64)[:, None] * np.uint64(GOLDEN)
-    mixed = _mixed(np.asarray(seeds, np.int64).astype(np.uint64) + steps)
-    return np.asarray((mixed >> np.uint64(11)) * 2.0**-53, np.float64)
-
-
-def _mixed(state: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """SplitMix64's output for a state: a bijection in which every bit depends on every other."""
-    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return state ^ (state >> np.uint64(31))
 
 
 def seed_everything(seed: int, *keys: int | str) -> None:

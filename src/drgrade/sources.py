@@ -1,14 +1,17 @@
-"""Which source files a stage is made of, found by following its imports, and a digest of their code.
+"""What a stage is made of, found by following its imports: its code, and the libraries it calls.
 
-Snakemake does not see imported modules: rules list these files among their inputs. The digest, which comments
-and docstrings do not change, is part of the key by which a killed training is resumed.
+Snakemake does not see imported modules: every rule has :func:`software` among its params, and a killed
+training is resumed only where it is the same. Comments and docstrings do not count.
 """
 
 import ast
 import hashlib
 import json
+import sys
+import tomllib
 from collections.abc import Iterable, Iterator
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +24,16 @@ LEFT_OUT = {
 }  # fmt: skip
 """Files directly below ``src/drgrade`` that change no result; nor does ``params/``, whose values travel as
 params of the rules."""
+LOCK = "uv.lock"
+"""Beside ``src``."""
+DISTRIBUTIONS = {
+    "PIL": "pillow", "cv2": "opencv-python-headless", "lightning_fabric": "pytorch-lightning",
+    "mmcv": "onedl-mmcv", "mmdet": "onedl-mmdetection", "mmengine": "onedl-mmengine",
+    "pytorch_grad_cam": "grad-cam", "sklearn": "scikit-learn", "yaml": "pyyaml",
+}  # fmt: skip
+"""Packages by what is imported of them, where the names differ by more than ``_`` and ``-``."""
+FETCHING = {"kagglehub"}
+"""Packages that bring files: what they brought is in the manifest."""
 
 
 class _Source(NamedTuple):
@@ -65,6 +78,46 @@ def code_digest(stage: str, *parts: str) -> str:
     """
     code = [[str(path.relative_to(PACKAGE)), _read(path).code] for path in stage_sources(stage, *parts)]
     return hashlib.sha256(json.dumps(code).encode()).hexdigest()
+
+
+def stage_libraries(stage: str, *parts: str) -> dict[str, str]:
+    """Versions of the packages that a stage imports, by name; arguments as for :func:`stage_sources`.
+
+    Those that only tracking or the command line import, such as MLflow, are not among them, nor are packages
+    that only fetch, or are neither locked nor installed.
+    """
+    files = stage_sources(stage, *parts)
+    names = set(_imports(_verb(stage), "drgrade")).union(*(_read(path).imports for path in files))
+    tops = {name.split(".")[0] for name in names} - {"drgrade", *sys.stdlib_module_names}
+    packages = {DISTRIBUTIONS.get(top, top.replace("_", "-")) for top in tops} - FETCHING
+    found = {package: _version(package) for package in packages}
+    return {name: version for name, version in sorted(found.items()) if version is not None}
+
+
+def software(stage: str, *parts: str) -> str:
+    """One line that changes with a stage's code and with the versions of the libraries it imports."""
+    versions = [f"{name} {version}" for name, version in stage_libraries(stage, *parts).items()]
+    return ", ".join([f"drgrade {code_digest(stage, *parts)[:16]}", *versions])
+
+
+@cache
+def _version(package: str) -> str | None:
+    """As locked; as installed where there is no lock file, and beside it where that is another."""
+    locked = _locked(PACKAGE.parents[1] / LOCK).get(package)
+    try:
+        installed = metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return locked
+    return installed if locked in (None, installed) else f"{locked} (installed: {installed})"
+
+
+@cache
+def _locked(file: Path) -> dict[str, str]:
+    """Versions by package; empty where there is no lock file, as after ``pip install``."""
+    if not file.is_file():
+        return {}
+    packages = tomllib.loads(file.read_text(encoding="utf-8"))["package"]
+    return {package["name"]: package["version"] for package in packages if "version" in package}
 
 
 def _verb(stage: str) -> ast.FunctionDef:

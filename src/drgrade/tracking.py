@@ -16,8 +16,8 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Self
 
-from drgrade.distributed import rank
 from drgrade.files import sha256
+from drgrade.rank import rank
 
 log = logging.getLogger(__name__)
 

@@ -26,7 +26,7 @@ def download(args: Arguments) -> None:
     """Fetch, verify or paint the raw photographs of a dataset."""
     from drgrade.data.download import download
 
-    download(args.dataset, _block(args.params, "download"), args.manifest)
+    download(args.dataset, _block(args.params, "download"), args.manifest, args.listing)
 
 
 def index(args: Arguments) -> None:
@@ -261,8 +261,10 @@ def sync(args: Arguments) -> None:
     """Take over outputs that DVC restored: Snakemake records them as current."""
     import subprocess
 
-    status = subprocess.run(["dvc", "status", "-q"], check=False)
-    if status.returncode:
+    # of raw photographs DVC sees nothing, so that it calls download "always changed"
+    status = subprocess.run(["dvc", "status", "--json"], stdout=subprocess.PIPE, text=True, check=False)
+    changes = json.loads(status.stdout).values() if not status.returncode else [None]
+    if any(change != ["always changed"] for change in changes):
         raise UserError(
             "dvc status: results differ from dvc.lock; run `uv run dvc checkout` (or `dvc repro`) first"
         )

@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 
 from drgrade.data.demo import Demo
-from drgrade.data.download import download, read_manifest
+from drgrade.data.download import download
+from drgrade.data.listing import read_manifest
 from drgrade.data.registry import DATASETS, raw_root
 from drgrade.errors import UserError
 from drgrade.params import Demo as DemoParams

@@ -6,7 +6,8 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from drgrade.data.download import download, read_manifest
+from drgrade.data.download import download
+from drgrade.data.listing import read_manifest
 from drgrade.data.registry import DATASETS, Card, RemoteFile
 from drgrade.errors import UserError
 from drgrade.params import Download

@@ -11,8 +11,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from drgrade.data.download import HEADER, download, read_manifest, write_manifest
+from drgrade.data.download import download, write_manifest
 from drgrade.data.index import assemble, build_index
+from drgrade.data.listing import HEADER, read_manifest
 from drgrade.errors import UserError
 from drgrade.images.survey import Survey, survey_all
 from drgrade.params import Download, Index

@@ -5,7 +5,9 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
+from drgrade.encoders import create_encoder
 from drgrade.errors import UserError
 from drgrade.files import sha256
 from drgrade.grading import stage
@@ -187,21 +189,44 @@ def test_a_key_changes_with_what_is_learned_from_and_with_nothing_else(keys, dat
         "grades": keys(dataset("grades", grades=[4, 3, 2, 1, 0] * 3), experiment),
         "pictures": keys(dataset("pictures", pixel_seed=9), experiment),
     }
-    monkeypatch.setattr("drgrade.resume.code_digest", lambda *parts: "another code")
+    monkeypatch.setattr("drgrade.resume.software", lambda *parts: "another code")
     found["code"] = keys(data, experiment)
     assert len({first, *found.values()}) == len(found) + 1, found
 
 
+def write_weights(path, seed):
+    torch.manual_seed(seed)
+    torch.save(create_encoder("test_efficientnet", "random").state_dict(), path)
+    return path
+
+
+MOVED = ["train", "train", "test", "val", "train"]
+"""A training photograph has become a test photograph, and the other way round."""
+EDITS = {
+    "fraction": {"params": {"label_fraction": 0.5}},
+    "lr": {"params": {"lr": 0.01}},
+    "seed": {"seed": 1},
+    "fold": {"fold": 1},
+    "split": {"data": {"splits": MOVED}},
+    "folds": {"data": {"folds": 5}},
+    "start weights": {"weights": 1},
+    "code": {"code": "another"},
+}
+
+
 @pytest.mark.parametrize(
-    ("edit", "resumes"),
-    [({}, True), ({"label_fraction": 0.5}, False), ({"lr": 0.01}, False), ({"seed": 1}, False)],
-    ids=["none", "fraction", "lr", "seed"],
+    ("folds", "edit"),
+    [(None, None), (3, None)]
+    + [(None, name) for name in EDITS if "fold" not in name]
+    + [(3, name) for name in ("fold", "folds")],
 )
-def test_a_killed_training_resumes_only_as_it_was(dataset, tmp_path, monkeypatch, caplog, edit, resumes):
+def test_a_killed_training_resumes_only_as_it_was(dataset, tmp_path, monkeypatch, caplog, folds, edit):
     """Killed in its second epoch; what then comes out is what an undisturbed run of the edit gives."""
-    data, experiment = dataset("own", grades=list(range(5)) * 6), Params(**SMALL | {"epochs": 3})
-    seed = edit.get("seed", 0)
-    edited = experiment.model_copy(update={key: value for key, value in edit.items() if key != "seed"})
+    change = EDITS.get(edit, {})
+    grades = list(range(5)) * 6
+    weights = write_weights(tmp_path / "start.pth", 0)
+    experiment = Params(**SMALL | {"epochs": 3, "start": str(weights), "select": "last"})
+    fold = None if folds is None else 0
 
     def stop(self, values, step=0):
         if step == 1:
@@ -210,12 +235,24 @@ def test_a_killed_training_resumes_only_as_it_was(dataset, tmp_path, monkeypatch
     with monkeypatch.context() as patch:
         patch.setattr(Run, "metrics", stop)
         with pytest.raises(InterruptedError):
-            run(data, experiment, tmp_path / "out")
+            run(
+                dataset("own", grades=grades, folds=folds),
+                experiment,
+                tmp_path / "out",
+                fold=fold,
+                start=weights,
+            )
+    data = dataset("own", grades=grades, **{"folds": folds} | change.get("data", {}))
+    edited = experiment.model_copy(update=change.get("params", {}))
+    write_weights(weights, change.get("weights", 0))
+    if "code" in change:
+        monkeypatch.setattr("drgrade.resume.software", lambda *parts: change["code"])
+    options = {"start": weights, "seed": change.get("seed", 0), "fold": change.get("fold", fold)}
     caplog.set_level("INFO")
-    found = run(data, edited, tmp_path / "out", seed=seed)
-    assert any("resumes from" in record.getMessage() for record in caplog.records) == resumes
+    found = run(data, edited, tmp_path / "out", **options)
+    assert any("resumes from" in record.getMessage() for record in caplog.records) == (edit is None)
     monkeypatch.setattr("drgrade.training.CHECKPOINTS", tmp_path / "elsewhere")
-    assert found["files"] == run(data, edited, tmp_path / "undisturbed", seed=seed)["files"]
+    assert found["files"] == run(data, edited, tmp_path / "undisturbed", **options)["files"]
 
 
 def test_an_experiment_goes_on_from_the_model_of_another(dataset, tmp_path, monkeypatch):
@@ -275,7 +312,7 @@ class Pair(Grader):
 
 def test_a_blend_of_other_experiments_is_one_class(dataset, tmp_path, monkeypatch):
     monkeypatch.setitem(GRADERS._parts, "pair", Pair)
-    monkeypatch.setattr("drgrade.resume.code_digest", lambda *parts: "")  # it has no module
+    monkeypatch.setattr("drgrade.resume.software", lambda *parts: "")  # it has no module
     data, site = dataset("own"), dataset("site", pixel_seed=2)
     run(data, Params(**SMALL), tmp_path / "member", name="member")
     blend = PairParams(members=["member"])

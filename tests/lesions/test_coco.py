@@ -215,5 +215,8 @@ def test_visible_share_and_growth() -> None:
 def test_category_order_of_annotations() -> None:
     coco = Coco()
     seen = rectangles(np.array([[0.0, 0, 2, 2]]))
-    coco.add("t.jpg", Tile(np.zeros((8, 8, 3), np.uint8), (0, 0), (1, 1), (0, 0)), {"SE": seen, "MA": seen})
+    tile = Tile(np.zeros((8, 8, 3), np.uint8), (0, 0), (1, 1), (0, 0))
+    coco.add("t.jpg", b"abc", tile, {"SE": seen, "MA": seen})
     assert [row["category_id"] for row in coco.annotations] == [1, 4]
+    # of "abc", FIPS 180-2 appendix B.1
+    assert coco.images[0]["sha256"].startswith("ba7816bf8f01cfea414140de5dae2223")

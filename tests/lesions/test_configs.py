@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from drgrade.encoders import PACKAGED, create_encoder
+from drgrade.errors import UserError
 from drgrade.lesions import detector
 from drgrade.lesions.coco import Coco, rectangles
+from drgrade.lesions.configs import backbones, config_digest
 from drgrade.lesions.tiles import Tile
 from drgrade.params import Detector
 from drgrade.seeding import TORCH_THREADS, seed_everything
@@ -39,8 +41,9 @@ def boxes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             if shown:
                 pixels[20:44, x : x + 24] = value
                 found[lesion] = rectangles(np.array([[x, 20, x + 24, 44]], float))
-        coco.add(f"{number}.png", Tile(pixels, (0, 0), (1.0, 1.0), (0, 0)), found)
-        cv2.imwrite(str(folder / "images" / f"{number}.png"), pixels)
+        encoded = cv2.imencode(".png", pixels)[1].tobytes()
+        coco.add(f"{number}.png", encoded, Tile(pixels, (0, 0), (1.0, 1.0), (0, 0)), found)
+        (folder / "images" / f"{number}.png").write_bytes(encoded)
     for split in ("train", "val"):
         coco.write(folder / f"{split}.json")
     return folder
@@ -143,3 +146,26 @@ def test_anchors_fit_small_lesions() -> None:
         anchors = TASK_UTILS.build(config.model.rpn_head.anchor_generator).base_anchors
         sides = [((a[:, 2:] - a[:, :2]).prod(dim=1) ** 0.5).tolist() for a in anchors]
         assert sides == [pytest.approx([side] * 3, rel=1e-5) for side in areas]
+
+
+def test_a_digest_follows_what_a_config_builds_on_but_not_comments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "workflow/detectors"
+    (folder / "_base_").mkdir(parents=True)
+    leaf, base = folder / "own.py", folder / "_base_/base.py"
+    base.write_text("model = dict(backbone=dict(name='resnet50'))\n")
+    leaf.write_text(
+        "_base_ = ['_base_/base.py', 'mmdet::x.py']\nmodel = dict(backbone=dict(name='resnet18'))\n"
+    )
+    (folder / "other.py").write_text("_base_ = '_base_/base.py'\n")
+    first = config_digest("own")
+    assert backbones("own") == ["resnet18", "resnet50"]
+    assert backbones("other") == ["resnet50"]
+    leaf.write_text("# the same\n" + leaf.read_text())
+    assert config_digest("own") == first
+    base.write_text("model = dict(backbone=dict(name='resnet34'))\n")
+    assert config_digest("own") != first
+    with pytest.raises(UserError, match=r"detector\.config: no 'none' in"):
+        config_digest("none")

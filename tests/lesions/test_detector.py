@@ -1,5 +1,7 @@
+import contextlib
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +47,9 @@ def paint_tiles(folder: Path, count: int) -> Path:
                 x, y = rng.integers(low, low + 16), rng.integers(4, 64)
                 pixels[y : y + 24, x : x + 24] = value
                 boxes[lesion] = rectangles(np.array([[x, y, x + 24, y + 24]], float))
-        coco.add(f"{number}.png", Tile(pixels, (0, 0), (1.0, 1.0), (0, 0)), boxes)
-        cv2.imwrite(str(folder / "images" / f"{number}.png"), pixels)
+        encoded = cv2.imencode(".png", pixels)[1].tobytes()
+        coco.add(f"{number}.png", encoded, Tile(pixels, (0, 0), (1.0, 1.0), (0, 0)), boxes)
+        (folder / "images" / f"{number}.png").write_bytes(encoded)
     for split in ("train", "val"):
         coco.write(folder / f"{split}.json")
     return folder
@@ -78,6 +81,76 @@ def test_a_killed_training_ends_as_if_undisturbed(boxes: Path, tmp_path: Path) -
     assert not list(detector.CACHE.glob("detector-*")), "the work folder goes when its job is done"
     assert resumed.rows == undisturbed.rows[-1:], "no epoch is done again, only the validation"
     assert str(tmp_path) not in (tmp_path / "whole/config.py").read_text()
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory where a training from a weights file was killed in its second epoch."""
+    folder = tmp_path_factory.mktemp("killed")
+    paint_tiles(folder / "boxes", 5)
+    write_backbone(folder / "start.pth", 1.0)
+    with contextlib.chdir(folder), pytest.raises(KeyboardInterrupt):
+        train_detector(Path("boxes"), STARTED, Path("out"), Record(stop_at=(2, "train_loss")))
+    assert [path.name for path in folder.glob(".cache/drgrade/detector-*/*.pth")] == ["epoch_1.pth"]
+    return folder
+
+
+STARTED = SMALL.model_copy(update={"start": "start.pth"})
+
+
+def write_backbone(path: Path, factor: float) -> None:
+    """ImageNet's weights, those of the first layer changed a little."""
+    from drgrade.encoders import create_encoder
+
+    tensors = create_encoder("tf_efficientnet_lite0", "imagenet").state_dict()
+    torch.save(tensors | {"conv_stem.weight": tensors["conv_stem.weight"] * factor}, path)
+
+
+def edit_json(path: Path, change: Any) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def new_config(folder: Path) -> None:
+    leaf = folder / "workflow/detectors/rtmdet-tiny_tiles.py"
+    leaf.parent.mkdir(parents=True)
+    base = detector.config_file("rtmdet-tiny_tiles")
+    leaf.write_text(f"_base_ = {str(base)!r}\noptim_wrapper = dict(optimizer=dict(weight_decay=0.5))\n")
+
+
+EDITS: dict[str, Any] = {
+    "fraction": {"background_tiles": 0.0},
+    "seed": {"seed": 4},
+    "lr": {"lr": 0.001},
+    "split": lambda folder: edit_json(folder / "boxes/train.json", lambda coco: coco["images"].pop(0)),
+    "validation": lambda folder: edit_json(folder / "boxes/val.json", lambda coco: coco["images"].pop(0)),
+    "pixels of a tile": lambda folder: edit_json(
+        folder / "boxes/train.json", lambda coco: coco["images"][0].update(sha256="of other pixels")
+    ),
+    "start weights": lambda folder: write_backbone(folder / "start.pth", 1.01),
+    "config": new_config,
+    "code": lambda folder: None,
+}
+
+
+@pytest.mark.parametrize("edit", [None, *EDITS])
+def test_a_killed_training_resumes_only_as_it_was(
+    killed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edit: str | None
+) -> None:
+    """It is stopped again after its next epoch: the second if it was resumed, else the first."""
+    shutil.copytree(killed, tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    change = EDITS.get(str(edit), {})
+    params = STARTED.model_copy(update=change) if isinstance(change, dict) else STARTED
+    if callable(change):
+        change(tmp_path / "copy")
+    if edit == "code":
+        monkeypatch.setattr("drgrade.resume.software", lambda *parts: "another code")
+    run = Record(stop_at=(2 if edit is None else 1, "train_loss"))
+    with pytest.raises(KeyboardInterrupt):  # of the epoch that is expected next
+        train_detector(Path("boxes"), params, Path("out"), run)
+    assert run.rows == []
 
 
 def test_a_whole_detector_is_a_start(boxes: Path, tmp_path: Path) -> None:

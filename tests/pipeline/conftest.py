@@ -6,13 +6,18 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from drgrade.params import check
 
 ROOT = Path(__file__).parents[2]
-TRACKED = ("Snakefile", "dvc.yaml", "workflow", "params", "profiles", "src", ".dvcignore")
+TRACKED = (
+    "Snakefile", "dvc.yaml", "workflow", "params", "profiles", "src", ".dvcignore", "uv.lock",
+    "data/weights/README.md",
+)  # fmt: skip
 
 TINY = {
     "datasets": {"demo": {"limit": None}, "demo_site": {"limit": None}},
@@ -89,6 +94,18 @@ class Project:
         self.run("git", "clone", "-q", str(self.folder), str(folder))
         return Project(folder)
 
+    def write_photographs(self, *grades: int) -> Path:
+        """The dataset ``folder`` of random pictures, 0.png, 1.png and so on, with these grades; its place."""
+        folder = self.folder / "data/raw/folder"
+        (folder / "images").mkdir(parents=True, exist_ok=True)
+        for number in range(len(grades)):
+            pixels = np.random.default_rng(number).integers(0, 256, (64, 64, 3), np.uint8)
+            if not (folder / f"images/{number}.png").exists():
+                Image.fromarray(pixels).save(folder / f"images/{number}.png")
+        rows = "".join(f"{number},{grade}\n" for number, grade in enumerate(grades))
+        (folder / "labels.csv").write_text("image,grade\n" + rows)
+        return folder
+
     def file(self, path: str) -> Path:
         """A file of the dataset's results."""
         return self.folder / "results/demo" / path
@@ -99,6 +116,7 @@ def start(folder: Path) -> Project:
     folder.mkdir(parents=True, exist_ok=True)
     for name in TRACKED:
         source = ROOT / name
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         ignore = shutil.ignore_patterns("__pycache__")
         if source.is_dir():
             shutil.copytree(source, folder / name, ignore=ignore)
@@ -108,7 +126,7 @@ def start(folder: Path) -> Project:
     complete = json.loads(check(TINY, "tiny").model_dump_json())
     (folder / "params.yaml").write_text(yaml.safe_dump(complete, sort_keys=False))
     (folder / ".gitignore").write_text(
-        "/results/\n/data/\n/logs/\n/.snakemake/\n/.cache/\n/mlruns/\n/mlflow.db*\n"
+        "/results/\n/data/raw/\n/logs/\n/.snakemake/\n/.cache/\n/mlruns/\n/mlflow.db*\n"
     )
     project = Project(folder)
     project.run("git", "init", "-q", "-b", "main")

@@ -1,3 +1,4 @@
+import json
 import re
 import shutil
 
@@ -19,7 +20,8 @@ def test_repro_after_snakemake_recomputes_nothing(recorded):
 
 def test_snakemake_after_repro_has_nothing_to_do(versioned):
     assert versioned.planned() == set()
-    assert "Data and pipelines are up to date" in versioned.run("dvc", "status")
+    status = json.loads(versioned.run("dvc", "status", "--json"))
+    assert status == {f"download@{name}": ["always changed"] for name in ("demo", "demo_site")}
 
 
 def test_repro_on_a_clean_checkout_does_the_job(versioned):
@@ -27,7 +29,7 @@ def test_repro_on_a_clean_checkout_does_the_job(versioned):
     shutil.rmtree(versioned.folder / ".snakemake")
     (versioned.folder / "dvc.lock").unlink()
     shutil.rmtree(versioned.folder / ".dvc/cache")
-    shutil.rmtree(versioned.folder / "data")
+    shutil.rmtree(versioned.folder / "data/raw")
     output = versioned.run("dvc", "repro", "patches", "grade@majority")
     assert {"download", "index", "crop", "lesion_boxes", "detector", "lesions", "patches"} <= executed(output)
     assert versioned.planned("--until", "patches") == set()
@@ -44,6 +46,19 @@ def test_an_edit_reruns_one_stage_and_is_recorded(versioned):
     versioned.run("dvc", "metrics", "diff")
     versioned.run("dvc", "plots", "show")
     assert (versioned.folder / "dvc_plots/index.html").exists()
+
+
+def test_a_corrected_grade_is_seen_and_a_touched_photograph_is_the_same(versioned):
+    versioned.edit({"datasets.folder": {"limit": None, "scheme": None, "split_file": None, "exclude": None}})
+    targets = ("dvc", "repro", "download@folder", "index@folder")
+    folder = versioned.write_photographs(*range(5), *range(5))
+    assert executed(versioned.run(*targets)) == {"download", "index"}
+    versioned.write_photographs(4, *range(1, 5), *range(5))
+    assert executed(versioned.run(*targets)) == {"download", "index"}
+    table = pd.read_parquet(versioned.folder / "results/folder/index/index.parquet")
+    assert table.set_index("image_id")["grade"]["0"] == 4
+    (folder / "images/0.png").touch()
+    assert executed(versioned.run(*targets)) == set()
 
 
 def test_an_experiment_from_the_command_line(versioned):

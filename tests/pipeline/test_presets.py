@@ -18,6 +18,12 @@ def test_the_protocols_of_the_papers(fresh):
     """A grade job a training, a pretrain job an encoder; patches where an encoder looks at boxes."""
     planned = jobs(fresh, "eyepacs-local_to_global")
     assert planned == {**IMAGES, **ONCE, "pretrain": 1, "grade": 24, "total": 33}  # no lesion is looked for
+    # start weights of a file are waited for before anything runs
+    weights = fresh.folder / "data/weights/resnet50.tv_in1k.safetensors"
+    assert weights.name in fresh.snakemake(
+        "-n", "--configfile", "params/eyepacs-lesion_contrastive.yaml", ok=False
+    )
+    weights.touch()
     planned = jobs(fresh, "eyepacs-lesion_contrastive")
     assert planned == {
         **{rule: 2 * count for rule, count in IMAGES.items()}, **DETECTOR, **ONCE, "patches": 1,

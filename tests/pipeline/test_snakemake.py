@@ -4,7 +4,9 @@ import re
 import pandas as pd
 import pytest
 from PIL import Image
+from safetensors.torch import save_file
 
+from drgrade.encoders import create_encoder
 from drgrade.schema import CROPS, INDEX, LESION_BOXES, PREDICTIONS, read_table
 
 DOWN_FROM_GRADE = {"grade", "evaluate", "explain", "report"}
@@ -112,12 +114,92 @@ def test_a_deleted_experiment_leaves_the_leaderboard(finished):
     assert list(leaderboard["experiment"]) == ["lesion_contrastive"]
 
 
-def test_a_source_edit_reruns_its_stage_and_touching_reruns_nothing(finished):
+def test_an_edit_of_code_reruns_its_stages_and_a_comment_nothing(finished):
     source = finished.folder / "src/drgrade/evaluate/metrics.py"
     source.touch()
-    assert finished.planned() == set()
     source.write_text(source.read_text() + "\n# changed\n")
-    assert {"evaluate", "grade"} <= finished.planned()
+    config = finished.folder / "workflow/detectors/rtmdet-tiny_tiles.py"
+    config.write_text("# changed\n" + config.read_text())
+    assert finished.planned() == set()
+    source.write_text(source.read_text() + "\nLEVELS = 5\n")
+    assert finished.planned() == {"pretrain", *DOWN_FROM_GRADE}
+    finished.run("git", "checkout", "-q", "src")
+    config.write_text(config.read_text() + "\nval_interval = 2\n")
+    assert finished.planned("--until", "detector") == {"detector"}
+
+
+def test_a_library_reruns_the_stages_that_import_it(finished):
+    lock = finished.folder / "uv.lock"
+    locked = lock.read_text()
+
+    def update(package: str) -> None:
+        text = re.sub(rf'(name = "{package}"\nversion = )".+"', r'\1"99.0"', locked)
+        assert text != locked
+        lock.write_text(text)
+
+    for package in ("ruff", "mlflow", "snakemake", "kagglehub"):
+        update(package)
+        assert finished.planned() == set()
+    update("lightly")
+    assert finished.planned() == {"pretrain", *DOWN_FROM_GRADE}
+    assert finished.planned("--rerun-triggers", "mtime", "input", "code") == set()
+    finished.snakemake("--touch", "--forceall")
+    assert finished.planned() == set()
+    update("torch")
+    assert finished.planned("--until", "grade") >= {"detector", "pretrain", "grade"}
+    assert finished.planned("--until", "crop") == set()
+    lock.write_text(locked)
+    finished.snakemake("--touch", "--forceall")
+    lock.unlink()  # what is installed then counts, and is the same
+    assert finished.planned() == set()
+
+
+def test_start_weights_are_inputs(finished):
+    weights = finished.folder / "data/weights"
+    own = weights / "own.safetensors"
+    small = {"encoder": "test_efficientnet", "start": "data/weights/own.safetensors"}
+    save_file(create_encoder("test_efficientnet", "random").state_dict(), own)
+    finished.edit({"experiments.own": {"grader": "finetune", **small}})
+    finished.snakemake("--until", "evaluate")
+    assert finished.planned("--until", "evaluate") == set()
+    own.touch()
+    assert finished.planned("--until", "evaluate") == set()
+    save_file(create_encoder("test_efficientnet", "random").state_dict(), own)
+    plan = finished.snakemake("--dry-run", "--quiet", "progress")
+    assert set(re.findall(r"drgrade (pretrain|grade --experiment \w+)", plan)) == {"grade --experiment own"}
+    # ImageNet's, which come before the packaged ones once they are there
+    (weights / "tf_efficientnet_lite0.safetensors").write_bytes(b"")
+    assert finished.planned() >= {"detector", "pretrain"}
+    (weights / "tf_efficientnet_lite0.safetensors").unlink()
+    # those that are still to be brought are asked for by the job
+    finished.edit({"experiments.own": {"grader": "finetune", "encoder": "resnet50", "start": "imagenet"}})
+    assert "grade" in finished.planned()
+
+
+def test_photographs_and_labels_are_inputs(fresh):
+    fresh.edit({"datasets.folder": {"limit": None, "scheme": None, "split_file": None, "exclude": None}})
+    target = ("--", "results/folder/index/index.parquet")
+    folder = fresh.write_photographs(0, 1, 2, 3, 4)
+    assert fresh.planned(*target) == {"download", "index"}
+    fresh.snakemake(*target)
+    assert fresh.planned(*target) == set()
+    (folder / "images/0.png").touch()
+    (folder / "labels.csv").touch()
+    assert fresh.planned(*target) == set()
+    fresh.write_photographs(0, 1, 2, 3, 4, 0)  # one more
+    fresh.snakemake(*target)
+    fresh.write_photographs(4, 1, 2, 3, 4, 0)  # a corrected grade, in as many bytes
+    fresh.snakemake(*target)
+    table = read_table(fresh.folder / "results/folder/index/index.parquet", INDEX)
+    assert table["grade"].tolist() == [4, 1, 2, 3, 4, 0]
+    assert fresh.planned(*target) == set()
+    # run up to a stage whose output turns out the same, and nothing after it runs again
+    crop = ("--", "results/folder/crop/store.json")
+    fresh.snakemake(*crop)
+    (folder / "notes.txt").write_text("nothing that the index reads")
+    assert fresh.planned(*crop) == {"download", "index", "crop"}
+    fresh.snakemake(*target)
+    assert fresh.planned(*crop) == set()
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,16 @@ import pandas as pd
 import pytest
 import torch
 
+from drgrade.encoders import create_encoder
 from drgrade.errors import UserError
 from drgrade.images.dataset import CroppedDataset
 from drgrade.images.shards import write_store
+from drgrade.params import LesionContrastive
+from drgrade.pretrain import stage
 from drgrade.pretrain.base import METHODS, Method
 from drgrade.pretrain.stage import pretrain
-from drgrade.schema import CROPS, INDEX, LESION_BOXES, write_table
+from drgrade.schema import CROPS, INDEX, LESION_BOXES, read_table, write_table
+from drgrade.tracking import Run
 
 # image_id, subset, split, fold under cross-validation, status, crop
 PHOTOGRAPHS = [
@@ -78,7 +82,7 @@ def run(files, monkeypatch, *, by_fold=False, kinds=None, params=None, folds=Non
     index(files["index"], by_fold if folds is None else folds)
     spy = type("Spy", (Spy,), {"given": [], **attributes})
     monkeypatch.setitem(METHODS._parts, "spy", spy)
-    monkeypatch.setattr("drgrade.resume.code_digest", lambda *parts: "")  # it has no module
+    monkeypatch.setattr("drgrade.resume.software", lambda *parts: "")  # it has no module
     params = {"encoder": "test_vit"} | (params or {})
     given = {name: files[name] for name in ("patches", "manifest", "weights")}
     data = CroppedDataset("own", files["index"].parents[1])
@@ -118,6 +122,29 @@ def test_each_encoder_is_blind_to_its_fold(files, monkeypatch, needs_boxes):
     assert seen == [{"b", "c", "g", "i"}, {"a", "c", "d", "g", "i"}, {"a", "b", "d", "g"}]
     written = sorted(path.name for path in files["weights"].iterdir())
     assert written == [f"encoder_fold{fold}.safetensors" for fold in range(3)]
+
+
+def test_encoders_that_were_finished_before_a_kill_are_not_trained_again(files, monkeypatch):
+    files["patches"] = None
+    trained, stop_at = [], 2
+
+    def fit(self, material, *, name, key, run):
+        if len(trained) == stop_at:
+            raise InterruptedError
+        trained.append(name)
+        return torch.nn.Linear(1, 1)
+
+    def killed():
+        run(files, monkeypatch, by_fold=True, needs_boxes=False, fit=fit)
+
+    with pytest.raises(InterruptedError):
+        killed()
+    stop_at = None
+    killed()
+    assert trained == [f"spy encoder_fold{fold}" for fold in (0, 1, 2)]
+    assert len(list(files["weights"].iterdir())) == 3
+    killed()  # a finished job leaves nothing behind: it is done again as a whole
+    assert len(trained) == 6
 
 
 def test_whole_photographs_do_without_patches(files, monkeypatch):
@@ -238,3 +265,67 @@ def test_the_manifest_says_what_the_encoder_started_from(files, monkeypatch, sta
     assert about.keys() == {
         "method", "encoder", "mean", "std", "patch", "start", "inputs", "weights",
     }  # fmt: skip
+
+
+EDITS = {
+    "seed": {"params": {"seed": 2}},
+    "size of patches": {"patch": 5},
+    "boxes": {"boxes": (1.0, 1.0, 4.0, 6.0)},
+    "split": {"moved": "a"},
+    "start weights": {"weights": 1},
+    "code": {"code": "another"},
+    "folds": {"moved": "a"},
+}
+
+
+@pytest.mark.parametrize(
+    ("by_fold", "edit"),
+    [(False, None), (True, None)] + [(name == "folds", name) for name in EDITS],
+)
+def test_a_killed_pretraining_resumes_only_as_it_was(files, monkeypatch, tmp_path, caplog, by_fold, edit):
+    """Killed in its second epoch; a photograph that has then become one of the test is never seen."""
+    change = EDITS.get(edit, {})
+    params = {"encoder": "test_efficientnet", "start": "start.pth", "epochs": 3, "batch_size": 2}
+    index(files["index"], by_fold)
+
+    def write_weights(seed):
+        torch.manual_seed(seed)
+        torch.save(create_encoder("test_efficientnet", "random").state_dict(), "start.pth")
+
+    def run_stage(box=BOX, patch=4, **changes):
+        write_boxes(files["patches"], {name: [box] for name in NAMES})
+        given = {name: files[name] for name in ("patches", "manifest", "weights")}
+        full = LesionContrastive(**params | changes).model_dump()
+        data = CroppedDataset("own", files["index"].parents[1])
+        pretrain("lesion_contrastive", full, patch=patch, by_fold=by_fold, data=data, **given)
+        return json.loads(files["manifest"].read_text())["weights"]
+
+    def stop(self, values, step=0):
+        if step == 1:
+            raise InterruptedError
+
+    write_weights(0)
+    with monkeypatch.context() as context:
+        context.setattr(Run, "metrics", stop)
+        with pytest.raises(InterruptedError):
+            run_stage()
+    if "moved" in change:
+        table = read_table(files["index"], INDEX)
+        rows = table["image_id"] == change["moved"]
+        table.loc[rows, ["fold"] if by_fold else ["split"]] = 1 if by_fold else "test"
+        write_table(table, files["index"], INDEX)
+    write_weights(change.get("weights", 0))
+    if "code" in change:
+        monkeypatch.setattr("drgrade.resume.software", lambda *parts: change["code"])
+    options = {"box": change.get("boxes", BOX), "patch": change.get("patch", 4)} | change.get("params", {})
+    caplog.set_level("INFO")
+    seen, material = [], stage._material
+    monkeypatch.setattr(stage, "_material", lambda *args: seen.append(args[2]) or material(*args))
+    found = run_stage(**options)
+    assert any("resumes from" in record.getMessage() for record in caplog.records) == (edit is None)
+    if edit == "split":
+        assert [set(part["image_id"]) for part in seen] == [{"d", "g", "i"}]
+    if edit == "folds":
+        assert [set(part["image_id"]) for part in seen][1] == {"c", "d", "g", "i"}
+    monkeypatch.setattr("drgrade.training.CHECKPOINTS", tmp_path / "elsewhere")
+    assert found == run_stage(**options)

@@ -1,4 +1,4 @@
-"""Checked params, the paths of results, and which sources each stage is made of."""
+"""Checked params, the paths of results, and what jobs read beside them."""
 
 import json
 import os
@@ -8,6 +8,8 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
+from drgrade.data import listing
+from drgrade.encoders import placed_file
 from drgrade.errors import UserError
 from drgrade.estimate import estimate
 from drgrade.params import GRADERS, check
@@ -19,14 +21,19 @@ if not workflow.overwrite_configfiles:
     configfile: "params.yaml"
 
 
-try:
-    PARAMS = check(
-        json.loads(json.dumps(config)),
-        ", ".join(map(str, workflow.overwrite_configfiles)) or "params.yaml",
-    )
-except UserError as error:
-    sys.exit(f"drgrade: error: {error}")
+def or_exit(call, *arguments):
+    """What a call returns; if the user has to mend something, one line that says what, and the end."""
+    try:
+        return call(*arguments)
+    except UserError as error:
+        sys.exit(f"drgrade: error: {error}")
 
+
+PARAMS = or_exit(
+    check,
+    json.loads(json.dumps(config)),
+    ", ".join(map(str, workflow.overwrite_configfiles)) or "params.yaml",
+)
 RESOLVED = PARAMS.model_dump()
 LESIONS, PRETRAIN, GRADE = (
     PARAMS.roles.lesions,
@@ -81,6 +88,21 @@ def split_options(wildcards):
 def at(dataset, path):
     """Where a stage of a dataset writes."""
     return f"results/{dataset}/{path}"
+
+
+def listing_of(dataset):
+    """The file that says what lies in the raw folder of a dataset."""
+    return f"{listing.FOLDER}/{dataset}.tsv"
+
+
+def weights_files(start, encoders):
+    """Files of start weights, to wait for and to watch: the user's own, or ImageNet's in data/weights.
+
+    None for random and for packaged weights; nor where ImageNet's are still to be brought, as the job says.
+    """
+    if start == "imagenet":
+        return [str(path) for path in map(placed_file, encoders) if path]
+    return [] if start in (None, "random") else [start]
 
 
 def boxes_of(encoder):
@@ -150,8 +172,9 @@ def grade_needs(wildcards):
     files = {}
     if start is not None and start.kind == "pretrain":
         files["start"] = at(PRETRAIN, f"pretrain/{start.name}/encoder.json")
-    if start is not None and start.kind == "file":
-        files["start"] = start.name
+    if start is not None and start.kind in ("file", "imagenet"):
+        encoder = PARAMS.experiment(wildcards.experiment).encoder
+        files["start"] = weights_files(start.name, [encoder])
     built_on = PARAMS.built_on(wildcards.experiment)
     files["built_on"] = [
         f"{training_folder(name, wildcards.training)}/training.json"
@@ -206,6 +229,13 @@ wildcard_constraints:
     encoder="|".join(ENCODERS),
     training=r"seed\d+(_fold\d+)?",
     explanation="|".join(PARAMS.explanations),
+
+
+# looked at once, here: jobs that Snakemake starts anew elsewhere read this file too
+if workflow.is_main_process:
+    for name in PARAMS.datasets:
+        manifest = f"results/{name}/download/manifest.tsv"
+        or_exit(listing.refresh, name, Path(manifest), Path(listing_of(name)))
 
 
 onstart:

@@ -5,7 +5,10 @@ TABLES_OF_CROPS = ("index/index.parquet", "crop/crops.parquet", "crop/store.json
 
 rule pretrain:
     input:
-        sources("pretrain"),
+        lambda wildcards: weights_files(
+            PARAMS.pretrain[wildcards.encoder].start,
+            [PARAMS.pretrain[wildcards.encoder].encoder],
+        ),
         rules.overlaps.output.summary,
         index=at(PRETRAIN, "index/index.parquet"),
         crops=at(PRETRAIN, "crop/crops.parquet"),
@@ -26,6 +29,7 @@ rule pretrain:
     resources:
         gpu=1,
     params:
+        software=pretrain_software,
         block=lambda wildcards: block("pretrain", wildcards.encoder),
         boxes=lambda wildcards, input: (
             "--patches {} --kinds {}".format(*input.boxes) if input.boxes else ""
@@ -48,7 +52,6 @@ rule pretrain:
 
 rule grade:
     input:
-        grader_sources,
         rules.overlaps.output.summary,
         unpack(grade_needs),
         index=at(GRADE, "index/index.parquet"),
@@ -67,6 +70,7 @@ rule grade:
     resources:
         gpu=1,
     params:
+        software=grade_software,
         block=lambda wildcards: experiment_block(wildcards.experiment),
         crop=block("crop"),
         training=training_options,

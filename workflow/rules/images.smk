@@ -1,26 +1,27 @@
 """Raw photographs to crops."""
 
 
+# the job rewrites its input at the end: only then is known what lies there
 rule download:
     input:
-        sources("download"),
+        listing=listing_of("{dataset}"),
     output:
         manifest="results/{dataset}/download/manifest.tsv",
     log:
         "logs/{dataset}/download.log",
     threads: CORES
     params:
+        software=dataset_software("download"),
         block=block("download"),
     message:
         "Fetch and verify the photographs of {wildcards.dataset}"
     shell:
         "drgrade download --dataset {wildcards.dataset} --params {params.block:q}"
-        " --manifest {output.manifest} > {log} 2>&1"
+        " --listing {input.listing} --manifest {output.manifest} > {log} 2>&1"
 
 
 rule index:
     input:
-        sources("index"),
         split_files,
         manifest=rules.download.output.manifest,
     output:
@@ -31,6 +32,7 @@ rule index:
         "logs/{dataset}/index.log",
     threads: CORES
     params:
+        software=dataset_software("index"),
         block=index_block,
         limit=lambda wildcards: PARAMS.datasets[wildcards.dataset].limit,
         lists=split_options,
@@ -44,7 +46,6 @@ rule index:
 
 rule overlaps:
     input:
-        sources("overlaps"),
         indexes=expand(rules.index.output.index, dataset=USED),
     output:
         overlaps="results/overlaps/overlaps.csv",
@@ -52,6 +53,7 @@ rule overlaps:
     log:
         "logs/overlaps.log",
     params:
+        software=software("overlaps"),
         block=block("overlaps"),
         roles=block("roles"),
         indexes=[f"--index {name} {at(name, 'index/index.parquet')}" for name in USED],
@@ -65,7 +67,6 @@ rule overlaps:
 
 rule crop:
     input:
-        sources("crop"),
         index=rules.index.output.index,
     output:
         store="results/{dataset}/crop/store.json",
@@ -75,6 +76,7 @@ rule crop:
         "logs/{dataset}/crop.log",
     threads: CORES
     params:
+        software=software("crop"),
         block=block("crop"),
     message:
         "Crop the photographs of {wildcards.dataset}"

@@ -3,8 +3,8 @@
 
 rule lesion_boxes:
     input:
-        sources("lesion_boxes"),
         rules.overlaps.output.summary,
+        raw=at(LESIONS, "download/manifest.tsv"),  # holds digests of masks
         index=at(LESIONS, "index/index.parquet"),
         crops=at(LESIONS, "crop/crops.parquet"),
     output:
@@ -14,6 +14,7 @@ rule lesion_boxes:
     log:
         f"logs/{LESIONS}/lesion_boxes.log",
     params:
+        software=software("lesion_boxes", f"drgrade.data.{LESIONS}"),
         block=block("lesion_boxes"),
         folder=subpath(output.train, parent=True),
         dataset=LESIONS,
@@ -26,8 +27,7 @@ rule lesion_boxes:
 
 rule detector:
     input:
-        sources("detector"),
-        sorted(map(str, Path("workflow/detectors").rglob("*.py"))),  # leaves build on others
+        weights_files(PARAMS.detector.start, BACKBONES),
         train=rules.lesion_boxes.output.train,
         val=rules.lesion_boxes.output.val,
         images=ancient(rules.lesion_boxes.output.images),
@@ -41,6 +41,8 @@ rule detector:
     resources:
         gpu=1,
     params:
+        software=software("detector"),
+        config=DETECTOR_CONFIG,
         block=block("detector"),
         boxes=subpath(input.train, parent=True),
         folder=subpath(output.model, parent=True),
@@ -60,7 +62,6 @@ SHARDS = gather.search(at(PRETRAIN, "lesions/{scatteritem}.searched"))
 
 rule lesions_shard:
     input:
-        sources("lesions"),
         index=at(PRETRAIN, "index/index.parquet"),
         crops=at(PRETRAIN, "crop/crops.parquet"),
         model=rules.detector.output.model,
@@ -73,6 +74,7 @@ rule lesions_shard:
     resources:
         gpu=1,
     params:
+        software=software("lesions"),
         block=block("lesions"),
         tiling=block("lesion_boxes"),
         detector=subpath(input.model, parent=True),
@@ -89,7 +91,6 @@ rule lesions_shard:
 
 rule lesions:
     input:
-        sources("lesions"),
         SHARDS if len(SHARDS) > 1 else [],  # joins what they found
         index=at(PRETRAIN, "index/index.parquet"),
         crops=at(PRETRAIN, "crop/crops.parquet"),
@@ -104,6 +105,7 @@ rule lesions:
     resources:
         gpu=1,
     params:
+        software=software("lesions"),
         block=block("lesions"),
         tiling=block("lesion_boxes"),
         detector=subpath(input.model, parent=True),
@@ -118,7 +120,7 @@ rule lesions:
 
 rule lesion_metrics:
     input:
-        sources("lesion_metrics"),
+        raw=at(LESIONS, "download/manifest.tsv"),  # holds digests of masks
         index=at(LESIONS, "index/index.parquet"),
         crops=at(LESIONS, "crop/crops.parquet"),
         model=rules.detector.output.model,
@@ -134,6 +136,7 @@ rule lesion_metrics:
     resources:
         gpu=1,
     params:
+        software=software("lesion_metrics", f"drgrade.data.{LESIONS}"),
         block=block("lesion_metrics"),
         tiling=block("lesion_boxes"),
         search=block("lesions"),
@@ -154,10 +157,14 @@ DETECTED = () if PARAMS.patches.published else ("detector", "random")
 
 rule patches:
     input:
-        sources("patches"),
         PARAMS.patches.published or [],
         lesions=lambda wildcards: (
             rules.lesions.output.lesions if wildcards.source in DETECTED else []
+        ),
+        raw=lambda wildcards: (
+            at(PRETRAIN, "download/manifest.tsv")
+            if wildcards.source == "masks"
+            else []
         ),
         index=at(PRETRAIN, "index/index.parquet"),
         crops=at(PRETRAIN, "crop/crops.parquet"),
@@ -168,6 +175,7 @@ rule patches:
     log:
         f"logs/{PRETRAIN}/patches_{{source}}.log",
     params:
+        software=software("patches", f"drgrade.data.{PRETRAIN}"),
         block=block("patches"),
         boxes=block("lesion_boxes"),
         size=PARAMS.crop.size,

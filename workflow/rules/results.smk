@@ -3,7 +3,6 @@
 
 rule evaluate:
     input:
-        sources("evaluate"),
         predictions=of_trainings("predictions.parquet"),
         models=of_trainings("training.json"),
     output:
@@ -32,6 +31,7 @@ rule evaluate:
     log:
         f"logs/{GRADE}/evaluate.log",
     params:
+        software=software("evaluate"),
         block=block("evaluate"),
         folder=subpath(output.metrics, parent=True),
     message:
@@ -43,7 +43,7 @@ rule evaluate:
 
 rule explain:
     input:
-        sources("explain"),
+        raw=at(LESIONS, "download/manifest.tsv"),  # holds digests of masks
         lesions_index=at(LESIONS, "index/index.parquet"),
         lesions_crops=at(LESIONS, "crop/crops.parquet"),
         lesions_store=at(LESIONS, "crop/store.json"),
@@ -68,6 +68,7 @@ rule explain:
     resources:
         gpu=1,
     params:
+        software=explain_software,
         block=lambda wildcards: block("explanations", wildcards.explanation),
         folder=subpath(output.scores, parent=True),
         dataset=GRADE,
@@ -94,7 +95,6 @@ LESION_FILES = (
 
 rule report:
     input:
-        sources("report"),
         **LESION_FILES,
         index=at(PRETRAIN, "index/index.parquet"),
         crops=at(PRETRAIN, "crop/crops.parquet"),
@@ -140,6 +140,7 @@ rule report:
     log:
         f"logs/{GRADE}/report.log",
     params:
+        software=software("report"),
         all_params=json.dumps(RESOLVED, sort_keys=True),
         lesions=" ".join(
             f"--{name.replace('_', '-')} {path}" for name, path in LESION_FILES.items()

@@ -1,41 +1,51 @@
-"""Which source files each stage is made of: Snakemake does not see imported modules.
+"""What each stage is made of: Snakemake does not see imported modules.
 
-An edit of one of these files reruns the stage; only the graders, pretraining methods, explainers and datasets
-that the params name count.
+A change of a stage's code (not of its comments), or of a library that it imports, reruns it; of graders,
+pretraining methods, explainers and datasets only those that a job uses count.
 """
 
-from drgrade.sources import stage_sources
-
-DATA = [f"drgrade.data.{name}" for name in PARAMS.datasets]
-METHODS_USED = sorted({block["method"] for block in RESOLVED["pretrain"].values()})
-GRADERS_USED = sorted({block["grader"] for block in RESOLVED["experiments"].values()})
-EXPLAINERS_USED = sorted(
-    {block["method"] for block in RESOLVED["explanations"].values()}
-)
-GRADER_MODULES = [f"drgrade.grading.{name}" for name in GRADERS_USED]
-PARTS = {
-    "download": DATA,
-    "index": DATA,
-    "lesion_boxes": DATA,
-    "lesion_metrics": DATA,
-    "patches": DATA,
-    "pretrain": [f"drgrade.pretrain.{name}" for name in METHODS_USED],
-    "explain": [
-        *DATA,
-        *GRADER_MODULES,
-        *(f"drgrade.explain.{name}" for name in EXPLAINERS_USED),
-    ],
-}
-"""Modules that stages find by name."""
+from drgrade import sources
+from drgrade.lesions import configs
 
 
-def sources(stage):
-    """The source files of a stage."""
-    return list(map(os.path.relpath, stage_sources(stage, *PARTS.get(stage, []))))
+def software(stage, *parts):
+    """What a stage is made of, with modules that it finds by name."""
+    return or_exit(sources.software, stage, *parts)
 
 
-def grader_sources(wildcards):
-    """The source files of the stage grade with the grader of one experiment."""
-    grader = PARAMS.experiments[wildcards.experiment].grader
-    found = stage_sources("grade", f"drgrade.grading.{grader}")
-    return list(map(os.path.relpath, found))
+def dataset_software(stage):
+    """What a stage is made of with the reader of its dataset, by wildcard."""
+    return lambda wildcards: software(stage, f"drgrade.data.{wildcards.dataset}")
+
+
+def grader_of(experiment):
+    """The module of an experiment's grader."""
+    return f"drgrade.grading.{PARAMS.experiments[experiment].grader}"
+
+
+def grade_software(wildcards):
+    """What the stage grade is made of with the graders of an experiment and of those it builds on."""
+    names = [wildcards.experiment, *PARAMS.built_on(wildcards.experiment)]
+    return software("grade", *sorted(set(map(grader_of, names))))
+
+
+def pretrain_software(wildcards):
+    """What the stage pretrain is made of with the method of one encoder."""
+    method = PARAMS.pretrain[wildcards.encoder].method
+    return software("pretrain", f"drgrade.pretrain.{method}")
+
+
+def explain_software(wildcards):
+    """What the stage explain is made of with its method, and the grader it explains."""
+    asked = PARAMS.explanations[wildcards.explanation]
+    parts = (f"drgrade.data.{name}" for name in dict.fromkeys((LESIONS, GRADE)))
+    return software(
+        "explain",
+        *parts,
+        f"drgrade.explain.{asked.method}",
+        grader_of(asked.experiment),
+    )
+
+
+DETECTOR_CONFIG = or_exit(configs.config_digest, PARAMS.detector.config)
+BACKBONES = or_exit(configs.backbones, PARAMS.detector.config)

@@ -1,79 +1,56 @@
 """Bring a dataset's raw files into place and write down what is there: the manifest."""
 
 import logging
-import os
 import tarfile
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from drgrade.data.fetch import fetch, unpack
-from drgrade.data.labels import PHOTOGRAPHS
-from drgrade.data.registry import DATASETS, Card, Dataset, count_report, raw_root
+from drgrade.data.listing import HEADER, Known, raw_root, remember, scan
+from drgrade.data.registry import DATASETS, Card, Dataset, count_report
 from drgrade.errors import UserError
 from drgrade.files import sha256, write_file
 from drgrade.params import Download
 
 log = logging.getLogger(__name__)
 
-LISTED = (*PHOTOGRAPHS, ".csv", ".txt")
-HEADER = "path\tsize\tsha256"
 THREADS = 8
 
 
-def _raw_files(root: Path) -> list[Path]:
-    """Photographs, masks and label files under ``root``, sorted by relative path."""
-    found = []
-    for folder, inner, names in os.walk(root, followlinks=True):
-        inner[:] = [name for name in inner if not name.startswith(".")]
-        found += [
-            Path(folder, name) for name in names
-            if name.lower().endswith(LISTED) and not name.startswith(".")
-        ]  # fmt: skip
-    return sorted(found, key=lambda path: path.relative_to(root).as_posix())
-
-
-def write_manifest(root: Path, manifest: Path) -> int:
+def write_manifest(root: Path, manifest: Path, listing: Path | None = None) -> int:
     """List path (relative to ``root``), size in bytes and SHA-256 of all raw files; returns their number.
+
+    Args:
+        root: folder of the raw files.
+        manifest: written.
+        listing: written too, with what :mod:`.listing` needs to tell later whether the files are the same.
 
     Raises:
         UserError: there are no raw files, one cannot be read, or has a tab or line break in its name.
     """
-    paths = _raw_files(root)
-    if not paths:
+    found = scan(root)  # before they are read: what changes meanwhile is then seen to be newer
+    if not found:
         raise UserError(f"{root}: holds no photographs; put the dataset's files there")
-    names = [path.relative_to(root).as_posix() for path in paths]
-    for name in names:
+    for name in found:
         if any(mark in name for mark in "\t\r\n"):
             raise UserError(f"{root}: file name {name!r} has a tab or a line break; rename it")
     try:
         with ThreadPoolExecutor(THREADS) as pool:
-            hashes = list(pool.map(sha256, paths))
-        lines = [f"{n}\t{p.stat().st_size}\t{h}" for n, p, h in zip(names, paths, hashes, strict=True)]
+            hashes = pool.map(sha256, [root / name for name in found])
+            files = {
+                name: Known(*state, digest)
+                for (name, state), digest in zip(found.items(), hashes, strict=True)
+            }
     except OSError as error:  # such as a link to a file that was moved away
         raise UserError(
             f"{error.filename}: cannot be read ({error.strerror}); bring the file back, or remove its name"
         ) from None
+    if listing is not None:
+        remember(files, listing)
+    lines = [f"{name}\t{known.size}\t{known.sha256}" for name, known in files.items()]
     write_file(manifest, "\n".join([HEADER, *lines, ""]).encode())
     return len(lines)
-
-
-def read_manifest(manifest: Path) -> dict[str, tuple[int, str]]:
-    """Size and SHA-256 of each raw file, by path relative to the dataset's root.
-
-    Raises:
-        UserError: no such file, or not a manifest.
-    """
-    try:
-        header, *lines = manifest.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-        if header != HEADER:
-            raise ValueError
-        cells = (line.split("\t") for line in lines)
-        return {path: (int(size), digest) for path, size, digest in cells}
-    except FileNotFoundError:
-        raise UserError(f"{manifest}: no such file; run drgrade download first") from None
-    except ValueError:
-        raise UserError(f"{manifest}: not a manifest; delete it and run drgrade download again") from None
 
 
 def fetch_files(card: Card, root: Path) -> None:
@@ -101,8 +78,14 @@ def check_counts(part: Dataset, root: Path) -> None:
             log.warning("not the complete dataset: %s", line)
 
 
-def download(dataset: str, params: Download, manifest: Path) -> None:
+def download(dataset: str, params: Download, manifest: Path, listing: Path | None = None) -> None:
     """Paint, fetch or check the raw files of ``dataset`` under :func:`raw_root`, then write its manifest.
+
+    Args:
+        dataset: its registered name.
+        params: the block ``download``.
+        manifest: written: path, size and SHA-256 of every file.
+        listing: written, if given; see :func:`write_manifest`.
 
     Raises:
         UserError: the dataset is unknown, its files must be put there by hand and are not, or a label file
@@ -114,4 +97,4 @@ def download(dataset: str, params: Download, manifest: Path) -> None:
     fetch_files(part.card, root)
     part.download(root, params)
     check_counts(part, root)
-    log.info("%s: %d files listed in %s", root, write_manifest(root, manifest), manifest)
+    log.info("%s: %d files listed in %s", root, write_manifest(root, manifest, listing), manifest)

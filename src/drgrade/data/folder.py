@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from drgrade.data.labels import PHOTOGRAPHS, photographs, read_labels, stem
+from drgrade.data.labels import photographs, read_labels, stem
+from drgrade.data.listing import PHOTOGRAPHS
 from drgrade.data.registry import DATASETS, READ_COLUMNS, Card, require
 from drgrade.errors import UserError
 from drgrade.params import Download

@@ -12,8 +12,8 @@ from drgrade.painting.icdr import Lesion, icdr_grade
 from drgrade.painting.painter import Eye
 from drgrade.painting.pathology import draw_lesions
 from drgrade.params import Demo
+from drgrade.rng import derive, numpy_rng
 from drgrade.schema import LESIONS
-from drgrade.seeding import derive, numpy_rng
 
 GRADE_SHARES = (0.30, 0.15, 0.25, 0.15, 0.15)
 PIGMENTS = np.array([(0.86, 0.52, 0.24), (0.8, 0.4, 0.1), (0.7, 0.32, 0.08), (0.5, 0.2, 0.07)])

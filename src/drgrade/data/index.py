@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from drgrade.data.download import read_manifest
-from drgrade.data.registry import DATASETS, raw_root
+from drgrade.data.listing import raw_root, read_manifest
+from drgrade.data.registry import DATASETS
 from drgrade.errors import UserError
 from drgrade.images.survey import Survey, survey_all
 from drgrade.params import Index

@@ -4,11 +4,9 @@ import csv
 from dataclasses import dataclass
 from pathlib import Path
 
+from drgrade.data.listing import PHOTOGRAPHS
 from drgrade.errors import UserError
 from drgrade.schema import GRADES
-
-PHOTOGRAPHS = (".jpeg", ".jpg", ".png", ".tif", ".tiff", ".dcm")
-"""Endings of files that are taken for photographs, in any case."""
 
 
 @dataclass(frozen=True)

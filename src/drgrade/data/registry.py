@@ -8,7 +8,6 @@ A dataset is a class in its own module of this package, registered under the mod
 """
 
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Literal, Protocol
 
 import pandas as pd
 
+from drgrade.data.listing import raw_root as raw_root
 from drgrade.errors import UserError
 from drgrade.params import Download
 from drgrade.plugins import Registry
@@ -101,11 +101,6 @@ class Dataset(Protocol):
 
     def masks(self, root: Path, image_id: str) -> dict[str, Path]:
         """Lesion code (MA, HE, EX, SE) to mask file, for the masks that exist."""
-
-
-def raw_root(dataset: str) -> Path:
-    """Folder of the raw files: the environment's ``DRGRADE_<DATASET>_ROOT``, else ``data/raw/<dataset>``."""
-    return Path(os.environ.get(f"DRGRADE_{dataset.upper()}_ROOT") or Path("data/raw") / dataset)
 
 
 def require(card: Card, root: Path, *paths: str) -> None:

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.sparse import coo_array
 
 from drgrade.evaluate.metrics import N_GRADES, kappa
-from drgrade.seeding import numpy_rng
+from drgrade.rng import numpy_rng
 
 Floats = NDArray[np.float64]
 _CHUNK = 50  # resamples at a time: bounds memory at 21,000 patients to about 10 MB

@@ -21,7 +21,7 @@ from drgrade.images.augment import Plan, apply, draw, normalise, plan
 from drgrade.images.preprocess import Preprocess
 from drgrade.images.scaled import at_size
 from drgrade.inference import outputs as outputs_of
-from drgrade.seeding import derive_each
+from drgrade.rng import derive_each
 from drgrade.training import Batches, Loader, Module, pictures
 
 

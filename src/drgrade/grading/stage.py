@@ -9,7 +9,6 @@ from typing import Any
 
 import pandas as pd
 
-from drgrade.distributed import rank
 from drgrade.encoders import imagenet_file, start_record
 from drgrade.errors import UserError
 from drgrade.evaluate.metrics import to_grades
@@ -20,6 +19,7 @@ from drgrade.grading.photographs import Parts, parts_of
 from drgrade.images.dataset import CroppedDataset
 from drgrade.params import Crop, Encoded, Experiment
 from drgrade.params.start import EXPERIMENT
+from drgrade.rank import rank
 from drgrade.resume import training_key
 from drgrade.schema import GRADES, LESION_BOXES, PREDICTIONS, read_table, write_table
 from drgrade.tracking import models_digest, track

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from drgrade.seeding import uniforms
+from drgrade.rng import uniforms
 
 Floats = npt.NDArray[np.float64]
 

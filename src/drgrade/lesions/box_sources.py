@@ -16,8 +16,8 @@ from drgrade.images.geometry import CropGeometry
 from drgrade.lesions.masks import mask_boxes, read_mask
 from drgrade.lesions.patches import COLUMNS, read_published
 from drgrade.params import LesionBoxes
+from drgrade.rng import numpy_rng
 from drgrade.schema import LESION_BOXES, read_table
-from drgrade.seeding import numpy_rng
 
 log = logging.getLogger(__name__)
 

@@ -1,5 +1,6 @@
 """Lesion masks to COCO: tiles of the photographs with masks, and the lesions' boxes on them."""
 
+import hashlib
 import logging
 import math
 import shutil
@@ -61,11 +62,15 @@ class Coco:
     images: list[dict[str, Any]] = field(default_factory=list)
     annotations: list[dict[str, Any]] = field(default_factory=list)
 
-    def add(self, file_name: str, tile: Tile, seen: dict[str, Seen]) -> None:
-        """Add a tile with what is on it, by kind of lesion."""
+    def add(self, file_name: str, encoded: bytes, tile: Tile, seen: dict[str, Seen]) -> None:
+        """Add a tile with its file's content and what is on it, by kind of lesion.
+
+        The content's SHA-256 is kept: who compares COCO files need not read the tiles.
+        """
         height, width = tile.pixels.shape[:2]
         image_id = len(self.images) + 1
-        self.images.append({"id": image_id, "file_name": file_name, "width": width, "height": height})
+        row = {"id": image_id, "file_name": file_name, "width": width, "height": height}
+        self.images.append(row | {"sha256": hashlib.sha256(encoded).hexdigest()})
         for category in CATEGORIES:
             kind = seen.get(category["name"], Seen(np.empty((0, 4)), [], []))
             rows = zip(kind.boxes.round(3).tolist(), kind.segmentations, kind.areas, strict=True)
@@ -195,8 +200,9 @@ def make_lesion_boxes(dataset: str, index: Path, crops: Path, params: LesionBoxe
                 lesion: see(boxes, tile, marked.pixels[..., layer], params)
                 for layer, (lesion, (boxes, _)) in enumerate(lesions.items())
             }
-            files[row["split"]].add(name, tile, seen)
-            cv2.imwrite(str(out / "images" / name), tile.pixels[..., ::-1], QUALITY)
+            encoded = cv2.imencode(".jpg", tile.pixels[..., ::-1], QUALITY)[1].tobytes()
+            files[row["split"]].add(name, encoded, tile, seen)
+            (out / "images" / name).write_bytes(encoded)
     for split, coco in files.items():
         if not coco.images:
             raise UserError(

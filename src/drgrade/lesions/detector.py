@@ -2,11 +2,10 @@
 
 ``drgrade detector``; the model and its schedule are a leaf config in ``workflow/detectors``. A training
 that was killed goes on at the epoch it was in, and ends as if it had not been: its checkpoints wait in
-``.cache/drgrade/detector-<digest of everything that decides the result>``.
+``.cache/drgrade/detector-<key>`` (:func:`drgrade.resume.training_key`).
 """
 
 import contextlib
-import hashlib
 import json
 import logging
 import shutil
@@ -16,10 +15,13 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from drgrade.encoders import start_record
 from drgrade.errors import UserError
-from drgrade.files import sha256, whole, write_json
+from drgrade.files import whole, write_json
+from drgrade.lesions.configs import config_file
 from drgrade.memory import keep_memory
 from drgrade.params import Detector
+from drgrade.resume import training_key
 from drgrade.seeding import TORCH_THREADS, numpy_rng, seed_everything
 
 if TYPE_CHECKING:
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CACHE = Path(".cache/drgrade")
-FOLDER = Path("workflow/detectors")
 GPU_WORKERS = 4
 
 
@@ -50,7 +51,8 @@ def train_detector(boxes: Path, params: Detector, out: Path, run: "Run") -> None
         register()
         config = detector_config(params)
         text = config.pretty_text
-        work = CACHE / f"detector-{_digest(text, boxes, params)}"
+        start = _set_start(config, params)
+        work = CACHE / f"detector-{key_of(text, boxes, params, start)[:16]}"
         _point_at(config, boxes, work, params)
         model, validated = _fit(config, params, run)
     with whole(out / "model.pth") as partial, partial.open("wb") as file:
@@ -123,20 +125,6 @@ def detector_config(params: Detector) -> "Config":
     return config
 
 
-def config_file(name: str) -> Path:
-    """The leaf config ``name`` in ``workflow/detectors`` of the working directory or of the repository.
-
-    Raises:
-        UserError: there is none; the message lists those there are.
-    """
-    folders = [FOLDER, Path(__file__).parents[3] / FOLDER]
-    for folder in folders:
-        if (folder / f"{name}.py").is_file():
-            return folder / f"{name}.py"
-    there = sorted({path.stem for folder in folders for path in folder.glob("*.py")})
-    raise UserError(f"detector.config: no {name!r} in {FOLDER}; there is {', '.join(there) or 'nothing'}")
-
-
 def stretch_schedule(config: "Config", epochs: int) -> None:
     """Fit a schedule that was written for ``train_cfg.max_epochs`` epochs to ``epochs``."""
     factor = epochs / config.train_cfg.max_epochs
@@ -159,20 +147,46 @@ def keep_background(coco: dict[str, Any], share: float, seed: int) -> dict[str, 
     return coco | {"images": [image for image in coco["images"] if image["id"] in lesioned | kept]}
 
 
-def _digest(text: str, boxes: Path, params: Detector) -> str:
-    """Of everything that decides the result: resuming under other settings would mix two trainings."""
-    parts = [text, params.model_dump_json()]
-    for name in ("train.json", "val.json"):
-        if not (boxes / name).is_file():
-            raise UserError(f"{boxes / name}: no such file; make the lesion boxes first")
-        parts.append(sha256(boxes / name))
-    if params.start is not None and Path(params.start).is_file():
-        parts.append(sha256(Path(params.start)))
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+def key_of(text: str, boxes: Path, params: Detector, start: dict[str, Any]) -> str:
+    """The key of a training: see :func:`drgrade.resume.training_key`.
+
+    Args:
+        text: the leaf config with all that it builds on.
+        boxes: folder of the COCO files, which hold the digests of their tiles.
+        params: the block ``detector``.
+        start: of :func:`drgrade.encoders.start_record`.
+
+    Raises:
+        UserError: no COCO files.
+    """
+    files = [boxes / "train.json", boxes / "val.json"]
+    for file in files:
+        if not file.is_file():
+            raise UserError(f"{file}: no such file; make the lesion boxes first")
+    return training_key(
+        "detector", None, params.model_dump(), files=files, facts={"config": text, "start": start}
+    )
+
+
+def _set_start(config: "Config", params: Detector) -> dict[str, Any]:
+    """Let the backbone begin with its start weights; returns the record of those of the whole detector.
+
+    Raises:
+        UserError: no such weights, or a backbone that takes none.
+    """
+    backbone = config.model.backbone
+    if params.start is not None and not _of_detector(params.start):
+        if backbone.type != "TimmBackbone":
+            raise UserError(
+                f"detector.start: {backbone.type} of {params.config} loads its own weights "
+                f"(init_cfg); set detector.start to null, or to a whole detector's file"
+            )
+        backbone.start = params.start
+    return start_record(backbone.get("name", ""), params.start, params.seed)
 
 
 def _point_at(config: "Config", boxes: Path, work: Path, params: Detector) -> None:
-    """Put in what the saved config leaves out: files, start weights, devices."""
+    """Put in what the saved config leaves out: files, devices, whether to resume."""
     import torch
 
     work.mkdir(parents=True, exist_ok=True)
@@ -186,13 +200,6 @@ def _point_at(config: "Config", boxes: Path, work: Path, params: Detector) -> No
         config[loader].dataset.data_prefix = {"img": str(boxes / "images")}
         config[loader].num_workers = GPU_WORKERS if gpu else 0
     config.val_evaluator.ann_file = str(boxes / "val.json")
-    if params.start is not None and not _of_detector(params.start):
-        if config.model.backbone.type != "TimmBackbone":
-            raise UserError(
-                f"detector.start: {config.model.backbone.type} of {params.config} loads its own weights "
-                f"(init_cfg); set detector.start to null, or to a whole detector's file"
-            )
-        config.model.backbone.start = params.start
     config.work_dir = str(work)
     config.resume = (work / "last_checkpoint").is_file()
     # MMEngine keeps state by this name within a process, and prefers it over a checkpoint's.

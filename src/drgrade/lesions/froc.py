@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from drgrade.errors import UserError
 from drgrade.lesions.matching import Matches
+from drgrade.rng import numpy_rng
 from drgrade.schema import LESIONS
-from drgrade.seeding import numpy_rng
 
 Floats = NDArray[np.float64]
 Statistic = Callable[[Matches, Floats], Floats]

@@ -10,7 +10,7 @@ from mmdet.datasets import CocoDataset
 from mmdet.registry import DATA_SAMPLERS
 from torch.utils.data import Sampler
 
-from drgrade.seeding import numpy_rng
+from drgrade.rng import numpy_rng
 
 
 @DATA_SAMPLERS.register_module()

@@ -25,7 +25,8 @@ from drgrade.pretrain.base import Graded
 from drgrade.pretrain.monitor import Monitor, save_views
 from drgrade.pretrain.views import Pairs, made
 from drgrade.pretrain.watch import Watch, unwatched
-from drgrade.seeding import derive_each, seed_everything
+from drgrade.rng import derive_each
+from drgrade.seeding import seed_everything
 from drgrade.training import Batches, Loader, Module, compile_network, fit
 
 log = logging.getLogger(__name__)

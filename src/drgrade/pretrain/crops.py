@@ -27,7 +27,7 @@ from drgrade.images.augment import (
     warp,
 )
 from drgrade.params import LocalToGlobal
-from drgrade.seeding import derive_each, uniforms
+from drgrade.rng import derive_each, uniforms
 
 SEEN = 0.6
 """Least share of a local crop that lies in the field of view."""

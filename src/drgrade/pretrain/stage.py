@@ -15,7 +15,7 @@ import pandas as pd
 
 from drgrade.encoders import normalisation, start_record
 from drgrade.errors import UserError
-from drgrade.files import sha256, write_json
+from drgrade.files import sha256, whole, write_json
 from drgrade.grading.base import Photographs
 from drgrade.grading.photographs import splits
 from drgrade.images.dataset import CroppedDataset
@@ -23,12 +23,16 @@ from drgrade.images.store import Pictures
 from drgrade.lesions.patches import COLUMNS, read_patches
 from drgrade.pretrain.base import METHODS, Graded, Material, Method
 from drgrade.pretrain.watch import unwatched
+from drgrade.rank import rank
 from drgrade.resume import training_key
 from drgrade.schema import CROPS, LESION_BOXES, LESIONS, read_table
 from drgrade.tracking import track
 from drgrade.training import save_tensors
 
 log = logging.getLogger(__name__)
+
+FINISHED = Path(".cache/drgrade/pretrain")
+"""Where the encoders of folds wait until those of all folds are there."""
 
 
 def pretrain(
@@ -68,7 +72,8 @@ def pretrain(
     rated = data.graded() if params.get("knn_every") else None
     start = start_record(params["encoder"], params.get("start"), params.get("seed"))
     folds = sorted(int(fold) for fold in table["fold"].dropna().unique()) if by_fold else [None]
-    shutil.rmtree(weights, ignore_errors=True)
+    if rank() == 0:
+        shutil.rmtree(weights, ignore_errors=True)
     inputs = {"crops": data.crops_file, "store": data.store_file, "patches": patches}
     if learner.needs_kinds:
         inputs["kinds"] = kinds
@@ -76,6 +81,7 @@ def pretrain(
     with track("pretrain", name, params | {"patch": patch}) as run:
         run.dataset("crops" if patches is None else "patches", patches or data.crops_file)
         run.params({"start_weights": start})
+        finished = []
         for fold in folds:
             part = table if fold is None else table[~table["fold"].eq(fold).fillna(False)]
             label = "encoder" if fold is None else f"encoder_fold{fold}"
@@ -85,21 +91,32 @@ def pretrain(
                 material = replace(
                     material, graded=watched_by(rated, data.images, fold, f"{data.index_file}: {label}")
                 )
-            with run.child(f"{name} {label}", {"fold": fold, "photographs": len(part)}) as child:
-                key = training_key(
-                    "pretrain",
-                    f"drgrade.pretrain.{method}",
-                    unwatched(params) | {"patch": patch},
-                    photographs={"train": part},
-                    files=inputs.values(),
-                    facts={"fold": fold, "start": start},
-                )
-                encoder = learner.fit(material, name=f"{name} {label}", key=key, run=child)
-            save_tensors(encoder, weights / f"{label}.safetensors")
-        about = {"method": method, "patch": patch, "start": start, "inputs": digests}
-        write_json(described(about, params["encoder"], weights), manifest)
-        run.artifact(weights, "encoder")
-        run.artifact(manifest)
+            key = training_key(
+                "pretrain",
+                f"drgrade.pretrain.{method}",
+                unwatched(params) | {"patch": patch},
+                photographs={"train": part},
+                files=inputs.values(),
+                facts={"fold": fold, "start": start},
+            )
+            finished.append(FINISHED / f"{key}.safetensors")
+            if finished[-1].is_file():
+                log.info("%s: was finished when the job was stopped", label)
+            else:
+                with run.child(f"{name} {label}", {"fold": fold, "photographs": len(part)}) as child:
+                    encoder = learner.fit(material, name=f"{name} {label}", key=key, run=child)
+                if rank() == 0:
+                    save_tensors(encoder, finished[-1])
+            if rank() == 0:
+                with whole(weights / f"{label}.safetensors") as partial:
+                    shutil.copyfile(finished[-1], partial)
+        if rank() == 0:  # others have trained with it, and have nothing of their own to say
+            about = {"method": method, "patch": patch, "start": start, "inputs": digests}
+            write_json(described(about, params["encoder"], weights), manifest)
+            for path in finished:
+                path.unlink(missing_ok=True)
+            run.artifact(weights, "encoder")
+            run.artifact(manifest)
 
 
 def described(about: dict[str, Any], encoder: str, weights: Path) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from drgrade.images.augment import (
     plan,
 )
 from drgrade.images.store import CropStore, Pictures, Pixels
-from drgrade.seeding import uniforms
+from drgrade.rng import uniforms
 
 Corners = npt.NDArray[np.int64]
 

@@ -14,8 +14,8 @@ from matplotlib.patches import Rectangle
 
 from drgrade.images.store import Crops
 from drgrade.report.plots import INK, LESION_COLOURS, figure
+from drgrade.rng import derive
 from drgrade.schema import GRADE_NAMES, LESION_NAMES
-from drgrade.seeding import derive
 
 BOXES = ["x1", "y1", "x2", "y2"]
 LESION_PHOTOGRAPHS = 6

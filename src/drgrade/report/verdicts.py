@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 from drgrade.images.crop import cut
 from drgrade.images.geometry import CropGeometry
 from drgrade.report.plots import LESION_COLOURS, figure
-from drgrade.seeding import derive
+from drgrade.rng import derive
 
 BOXES = ["x1", "y1", "x2", "y2"]
 VERDICTS = {"hit": "solid", "missed": "dashed", "false alarm": "dotted"}

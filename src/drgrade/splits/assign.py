@@ -17,7 +17,7 @@ from scipy.sparse.csgraph import connected_components
 
 from drgrade.errors import UserError
 from drgrade.params import Index
-from drgrade.seeding import derive
+from drgrade.rng import derive
 from drgrade.splits.duplicates import near_duplicates
 from drgrade.splits.lists import read_lines, split_as_listed
 from drgrade.splits.official import STRICTEST, leave_out, strictness, twins

@@ -19,7 +19,7 @@ import pandas as pd
 from drgrade.data.labels import stem
 from drgrade.errors import UserError
 from drgrade.files import sha256, write_file
-from drgrade.seeding import derive
+from drgrade.rng import derive
 from drgrade.splits.lists import OTHERS, PARTS
 from drgrade.splits.overlaps import SHOWN, straddling
 

@@ -2,7 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drgrade.seeding import derive, derive_each, uniforms
+from drgrade.rng import derive, derive_each, uniforms
 
 seeds = st.integers(0, 2**63 - 1)
 
