@@ -94,6 +94,11 @@ def _lesions(verb: Verb) -> None:
     sub = verb(do.lesion_boxes)
     sub.add_argument("--dataset", required=True)
     _paths(sub, "index", "crops", "out")
+    sub = verb(do.lesion_masks)
+    sub.add_argument("--dataset", required=True)
+    sub.add_argument("--size", type=_number, required=True, help="side of a crop in pixels")
+    sub.add_argument("--workers", type=_number, default=os.cpu_count())
+    _paths(sub, "index", "crops", "out")
     _paths(verb(do.detector), "boxes", "out")
     sub = verb(do.lesions)
     sub.add_argument("--dataset", required=True)
@@ -138,6 +143,10 @@ def _grading(verb: Verb) -> None:
     sub.add_argument(
         "--member", nargs=2, action="append", default=[], metavar=("EXPERIMENT", "FOLDER"),
         help="a training of another experiment that this one builds on",
+    )  # fmt: skip
+    sub.add_argument(
+        "--masked", nargs=2, metavar=("DATASET", "FOLDER"),
+        help="learn from the lesion masks of a dataset; its folder in results",
     )  # fmt: skip
     _paths(sub, "out")
     _paths(sub, "start", "lesions", optional=True)

@@ -70,6 +70,15 @@ LESION_BOXES = {
 }
 """``lesions.parquet``: detections in original pixels."""
 
+MASKS = {
+    "image_id": "string",
+    "row": "Int64",  # in masks.npy
+    "annotated": "UInt8",  # kinds that were looked for, a bit each
+    "status": "string",  # ok, failed
+    "reason": "string",
+}
+"""``masks.parquet``, one row for each photograph with lesion masks."""
+
 PREDICTIONS = {
     "dataset": "string",
     "image_id": "string",

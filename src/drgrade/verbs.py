@@ -69,6 +69,14 @@ def lesion_boxes(args: Arguments) -> None:
     make_lesion_boxes(args.dataset, args.index, args.crops, _block(args.params, "lesion_boxes"), args.out)
 
 
+def lesion_masks(args: Arguments) -> None:
+    """Bring lesion masks into the crops, for graders that learn from them."""
+    from drgrade.lesions.mask_store import write_masks
+
+    params = _block(args.params, "lesion_masks")
+    write_masks(args.dataset, args.index, args.crops, args.size, params, args.out, args.workers)
+
+
 def detector(args: Arguments) -> None:
     """Train the lesion detector with MMDetection."""
     from drgrade.devices import take_gpu
@@ -171,6 +179,7 @@ def grade(args: Arguments) -> None:
         start=args.start,
         members={name: Path(folder) for name, folder in args.member},
         lesions=args.lesions,
+        masked=CroppedDataset(args.masked[0], Path(args.masked[1])) if args.masked else None,
     )
     grade(
         args.experiment,

@@ -166,6 +166,9 @@ def start_folder(wildcards):
     }[start.kind]
 
 
+TABLES_OF_CROPS = ("index/index.parquet", "crop/crops.parquet", "crop/store.json")
+
+
 def grade_needs(wildcards):
     """What a training reads beside the dataset, by option of the verb: files to wait for."""
     start, needs = PARAMS.start(wildcards.experiment), needs_of(wildcards.experiment)
@@ -182,6 +185,9 @@ def grade_needs(wildcards):
     ]
     if "boxes" in needs:
         files["lesions"] = at(PRETRAIN, "lesions/lesions.parquet")
+    if "masks" in needs:
+        files["masks"] = at(LESIONS, "lesion_masks/masks.parquet")
+        files["masked"] = [at(LESIONS, path) for path in TABLES_OF_CROPS]
     return files
 
 
@@ -197,6 +203,8 @@ def grade_options(wildcards):
         options.append(f"--start {shlex.quote(start)}")
     if "boxes" in needs:
         options.append(f"--lesions {at(PRETRAIN, 'lesions/lesions.parquet')}")
+    if "masks" in needs:
+        options.append(f"--masked {LESIONS} {at(LESIONS, '')}")
     return " ".join(options)
 
 

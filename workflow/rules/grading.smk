@@ -1,8 +1,5 @@
 """Pretrain encoders, train the experiments."""
 
-TABLES_OF_CROPS = ("index/index.parquet", "crop/crops.parquet", "crop/store.json")
-
-
 rule pretrain:
     input:
         lambda wildcards: weights_files(

@@ -25,6 +25,30 @@ rule lesion_boxes:
         " --index {input.index} --crops {input.crops} --out {params.folder} > {log} 2>&1"
 
 
+rule lesion_masks:
+    input:
+        raw=at(LESIONS, "download/manifest.tsv"),  # holds digests of masks
+        index=at(LESIONS, "index/index.parquet"),
+        crops=at(LESIONS, "crop/crops.parquet"),
+    output:
+        array=at(LESIONS, "lesion_masks/masks.npy"),
+        table=at(LESIONS, "lesion_masks/masks.parquet"),
+    log:
+        f"logs/{LESIONS}/lesion_masks.log",
+    threads: CORES
+    params:
+        software=software("lesion_masks", f"drgrade.data.{LESIONS}"),
+        block=block("lesion_masks"),
+        size=PARAMS.crop.size,
+        folder=subpath(output.table, parent=True),
+        dataset=LESIONS,
+    message:
+        "Bring lesion masks into the crops"
+    shell:
+        "drgrade lesion_masks --dataset {params.dataset} --params {params.block:q} --size {params.size}"
+        " --workers {threads} --index {input.index} --crops {input.crops} --out {params.folder} > {log} 2>&1"
+
+
 rule detector:
     input:
         weights_files(PARAMS.detector.start, BACKBONES),

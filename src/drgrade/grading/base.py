@@ -28,13 +28,15 @@ if TYPE_CHECKING:
 
     from drgrade.images.preprocess import Preprocess
     from drgrade.images.store import Pictures
+    from drgrade.lesions.mask_store import Masks
 
 __all__ = [
     "GRADERS", "Explainable", "Grader", "Job", "Need", "Output", "Photographs", "Start", "interpolated",
 ]  # fmt: skip
 
-Need = Literal["boxes"]
-"""What a grader may ask for beside crops and grades: lesions that the detector found."""
+Need = Literal["boxes", "masks"]
+"""What a grader may ask for beside crops and grades: lesions that the detector found; photographs with drawn
+lesion masks (``Job.masked``)."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,14 @@ class Photographs:
         boxes: lesions found by the detector, by image_id: x1, y1, x2, y2 in crop pixels, score, lesion; None
             unless the grader needs them.
         members: trained models of the experiments the grader builds on, by name.
+        masks: drawn lesions of these photographs, in crop space; ``Job.masked`` alone has them.
     """
 
     images: "Pictures"
     table: pd.DataFrame
     boxes: "pd.DataFrame | None" = None
     members: "Mapping[str, Grader]" = field(default_factory=dict)
+    masks: "Masks | None" = None
 
     def __len__(self) -> int:
         return len(self.table)
@@ -121,6 +125,8 @@ class Job:
         key: identifies the training, for its checkpoints: changes with anything that would make resuming it
             wrong (:func:`drgrade.resume.training_key`).
         run: MLflow run of this training.
+        masked: training photographs with drawn lesion masks, of the dataset in ``roles.lesions``, mostly
+            without a grade. None unless the grader needs masks.
     """
 
     train: Photographs
@@ -130,6 +136,7 @@ class Job:
     name: str
     key: str
     run: Any
+    masked: Photographs | None = None
 
 
 @dataclass(frozen=True)

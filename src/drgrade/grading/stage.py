@@ -17,11 +17,12 @@ from drgrade.grading.base import GRADERS, Grader, Job, Photographs, Start
 from drgrade.grading.models import MODEL, TENSORS, load_model
 from drgrade.grading.photographs import Parts, parts_of
 from drgrade.images.dataset import CroppedDataset
+from drgrade.lesions import mask_store
 from drgrade.params import Crop, Encoded, Experiment
 from drgrade.params.start import EXPERIMENT
 from drgrade.rank import rank
 from drgrade.resume import training_key
-from drgrade.schema import GRADES, LESION_BOXES, PREDICTIONS, read_table, write_table
+from drgrade.schema import GRADES, LESION_BOXES, MASKS, PREDICTIONS, read_table, write_table
 from drgrade.tracking import models_digest, track
 
 log = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ class Inputs:
         members: trainings of other experiments (the same seed and fold) that the grader builds on, a folder
             each, by experiment.
         lesions: ``lesions.parquet``, for graders that need boxes.
+        masked: the dataset with lesion masks, after its stage lesion_masks, for graders that need masks.
     """
 
     data: CroppedDataset
@@ -45,12 +47,17 @@ class Inputs:
     start: Path | None = None
     members: Mapping[str, Path] = field(default_factory=dict)
     lesions: Path | None = None
+    masked: CroppedDataset | None = None
 
     def files(self, start: Start) -> list[Path]:
         """All files that decide what is learnt."""
         data = [self.data.index_file, self.data.crops_file, self.data.store_file]
         models = [folder / "model" / name for folder in self.members.values() for name in (MODEL, TENSORS)]
-        return [*data, *models, *(path for path in (self.lesions, start.path) if path is not None)]
+        masked: list[Path] = []
+        if self.masked is not None:
+            masks = [self.masked.masks_folder / name for name in (mask_store.ARRAY, mask_store.TABLE)]
+            masked = [self.masked.index_file, self.masked.crops_file, self.masked.store_file, *masks]
+        return [*data, *models, *masked, *(path for path in (self.lesions, start.path) if path is not None)]
 
 
 def grade(
@@ -83,6 +90,7 @@ def grade(
     grader: Grader = GRADERS.get(experiment.grader)(experiment, crop)
     start = start_of(experiment, inputs.start, fold)
     known = known_of(grader, inputs)
+    masked = masked_of(grader, inputs)
     label = f"{name} seed{seed}" + ("" if fold is None else f" fold{fold}")
     about = {"experiment": experiment.model_dump(), "seed": seed, "fold": fold, "train": len(parts["train"])}
     with track("grade", label, about) as run:
@@ -95,6 +103,7 @@ def grade(
             name=label,
             key=key_of(experiment, crop, inputs, start, parts, seed=seed, fold=fold),
             run=run,
+            masked=masked,
         )
         grader.fit(job)
         columns = {"experiment": name, "seed": seed, "fold": fold}
@@ -170,6 +179,32 @@ def known_of(grader: Grader, inputs: Inputs) -> dict[str, Any]:
             raise UserError(f"--lesions: the grader {grader.params.grader} needs the stage lesions")
         known["boxes"] = boxes_in_crops(inputs.data, inputs.lesions)
     return known
+
+
+def masked_of(grader: Grader, inputs: Inputs) -> Photographs | None:
+    """Training photographs with lesion masks, where the grader needs them.
+
+    Those of the split that the detector learns from too: the stage ``overlaps`` takes them for trained on.
+
+    Raises:
+        UserError: they are not given, or there are none.
+    """
+    if "masks" not in grader.needs:
+        return None
+    if inputs.masked is None:
+        raise UserError(f"--masked: the grader {grader.params.grader} needs the stage lesion_masks")
+    data = inputs.masked
+    table = data.index.query("subset == 'segmentation' and split == 'train' and status == 'ok'")
+    done = read_table(data.masks_folder / mask_store.TABLE, MASKS).query("status == 'ok'")["image_id"]
+    table = table[table["image_id"].isin(done) & table["image_id"].isin(list(data.crops.rows))]
+    if table.empty:
+        raise UserError(
+            f"{data.masks_folder / mask_store.TABLE}: no training photograph with masks; "
+            "look at status and reason there"
+        )
+    table = table.assign(row=table["image_id"].map(data.crops.rows)).reset_index(drop=True)
+    masks = mask_store.open_masks(data.masks_folder, table["image_id"].tolist())
+    return Photographs(data.images, table, masks=masks)
 
 
 def boxes_in_crops(data: CroppedDataset, lesions: Path) -> pd.DataFrame:

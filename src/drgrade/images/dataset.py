@@ -40,6 +40,11 @@ class CroppedDataset:
         """``store.json``, its shards beside it."""
         return self.folder / "crop/store.json"
 
+    @property
+    def masks_folder(self) -> Path:
+        """What the stage lesion_masks wrote, if it ran."""
+        return self.folder / "lesion_masks"
+
     @cached_property
     def index(self) -> pd.DataFrame:
         """The index, with the columns of ``drgrade.schema.INDEX``."""

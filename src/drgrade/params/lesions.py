@@ -26,6 +26,13 @@ class LesionBoxes(Block):
     """Smaller boxes grow to this side in tile pixels: no detector places a box of 3 pixels well."""
 
 
+class LesionMasks(Block):
+    """Bring lesion masks into the crops, for graders that learn from them."""
+
+    kinds: Annotated[list[Literal["MA", "HE", "EX", "SE"]], Field(min_length=1)] = ["MA", "HE", "EX", "SE"]
+    """Kinds of lesions whose masks are read: microaneurysms, haemorrhages, hard and soft exudates."""
+
+
 class Detector(Block):
     """Train the lesion detector with MMDetection."""
 

@@ -7,7 +7,7 @@ from pydantic import Field, field_serializer, field_validator, model_validator
 from drgrade.params.block import Block, Name
 from drgrade.params.grading import BY_GRADER, GRADERS, Encoded, Experiment, Grade
 from drgrade.params.images import Crop, Dataset, Download, Index, Overlaps, Roles, Scheme
-from drgrade.params.lesions import Detector, LesionBoxes, LesionMetrics, Lesions, Patches
+from drgrade.params.lesions import Detector, LesionBoxes, LesionMasks, LesionMetrics, Lesions, Patches
 from drgrade.params.pretraining import LesionContrastive, Pretraining
 from drgrade.params.results import Evaluate, Explanation, Report
 from drgrade.params.start import StartFrom, parse_start
@@ -24,6 +24,7 @@ class Params(Block):
     overlaps: Overlaps = Overlaps()
     crop: Crop = Crop()
     lesion_boxes: LesionBoxes = LesionBoxes()
+    lesion_masks: LesionMasks = LesionMasks()
     detector: Detector = Detector()
     lesions: Lesions = Lesions()
     lesion_metrics: LesionMetrics = LesionMetrics()
