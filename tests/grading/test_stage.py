@@ -18,8 +18,10 @@ from drgrade.grading.models import load_model
 from drgrade.grading.photographs import parts_of, splits
 from drgrade.grading.stage import Inputs, grade, graded_external, start_of
 from drgrade.images.dataset import CroppedDataset
+from drgrade.lesions import mask_store
+from drgrade.lesions.mask_store import BITS
 from drgrade.params import Crop, Experiment
-from drgrade.schema import CROPS, LESION_BOXES, PREDICTIONS, read_table, write_table
+from drgrade.schema import CROPS, INDEX, LESION_BOXES, MASKS, PREDICTIONS, read_table, write_table
 from drgrade.tracking import Run
 
 SMALL = {"encoder": "test_efficientnet", "start": "random", "input_size": 32, "epochs": 1, "batch_size": 4}
@@ -364,3 +366,58 @@ def test_boxes_are_given_in_crop_pixels_to_graders_that_need_them(dataset, tmp_p
     assert known["boxes"].values.tolist() == [["i3", 10, 10, 20, 12, pytest.approx(0.9), "MA"]]
     with pytest.raises(UserError, match="--lesions: the grader pair needs the stage lesions"):
         stage.known_of(grader, Inputs(data))
+
+
+class Spots(Pair):
+    """The share of a photograph that is as bright as drawn lesions: a grader that learns from masks."""
+
+    needs = frozenset({"masks"})
+
+    def inputs(self, photographs):
+        bright = photographs.images[photographs.rows].mean(axis=3) >= self.level
+        return np.stack([bright.mean(axis=(1, 2)), np.ones(len(photographs))], axis=1)
+
+    def fit(self, job):
+        masks = job.masked.masks
+        drawn = masks[:] & masks.annotated[:, None, None] > 0
+        self.level = float(job.masked.images[job.masked.rows].mean(axis=3)[drawn].min())
+        super().fit(job)
+
+    def facts(self):
+        return super().facts() | {"level": self.level}
+
+    def rebuild(self, facts, shapes):
+        super().rebuild(facts, shapes)
+        self.level = facts["level"]
+
+
+def masked(dataset, brightest):
+    """Mask photographs of two patients, one of them for training; pixels from ``brightest`` on are lesions."""
+    data = dataset("masked", grades=[None] * 4, splits=["train", "val"], pixel_seed=5)
+    write_table(data.index.assign(subset="segmentation"), data.index_file, INDEX)
+    drawn = (data.images[:].mean(axis=3) >= brightest).astype(np.uint8) * BITS["EX"]
+    done = pd.DataFrame({"image_id": [f"i{n}" for n in range(4)], "row": range(4), "status": "ok"})
+    write_table(done.assign(annotated=BITS["EX"], reason=""), data.masks_folder / mask_store.TABLE, MASKS)
+    np.save(data.masks_folder / mask_store.ARRAY, drawn)
+    return CroppedDataset("masked", data.folder)
+
+
+def test_a_grader_that_learns_from_masks_is_one_class(dataset, tmp_path, monkeypatch):
+    monkeypatch.setitem(GRADERS._parts, "pair", Spots)
+    monkeypatch.setattr("drgrade.resume.software", lambda *parts: "")
+    data, keys = dataset("own"), []
+    fit = Spots.fit
+    monkeypatch.setattr(Spots, "fit", lambda self, job: (keys.append(job.key), fit(self, job)))
+    for brightest in (200, 220, 200):
+        source = masked(dataset, brightest)
+        run(data, PairParams(), tmp_path / "spots", masked=source)
+        train = source.images[[0, 1]].mean(axis=3)  # the other patient is of the validation part
+        assert load_model(tmp_path / "spots/model").level == train[train >= brightest].min()
+    assert keys[0] == keys[2] != keys[1]
+    table = read_table(tmp_path / "spots/predictions.parquet", PREDICTIONS)
+    assert set(table["split"]) == {"val", "test"}
+    with pytest.raises(UserError, match="--masked: the grader pair needs the stage lesion_masks"):
+        run(data, PairParams(), tmp_path / "none")
+    write_table(source.index.assign(split="test"), source.index_file, INDEX)
+    with pytest.raises(UserError, match=r"masks\.parquet: no training photograph with masks"):
+        run(data, PairParams(), tmp_path / "none", masked=CroppedDataset("masked", source.folder))

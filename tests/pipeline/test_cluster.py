@@ -5,11 +5,14 @@ import re
 
 import pytest
 
-SBATCH = """#!/bin/sh
-echo "$@" >> "$(dirname "$0")/calls"
-echo "no such cluster" >&2
-exit 1
-"""
+SLURM = {
+    "sbatch": 'echo "$@" >> "$(dirname "$0")/calls"; echo "the cluster is full" >&2; exit 1',
+    "sacctmgr": "echo your_account",
+    "squeue": "exit 1",
+    "sacct": "exit 1",
+    "scancel": "exit 1",
+}
+"""What stands in for the cluster's commands: it writes down what is submitted and refuses it."""
 
 
 def asked(output: str, rule: str) -> list[dict[str, str]]:
@@ -52,12 +55,13 @@ def test_the_lesion_search_is_divided_on_demand(outspoken):
 def test_slurm_is_asked_for_one_gpu_and_eight_cores_a_job_several_at_once(finished, tmp_path):
     tools = tmp_path / "tools"
     tools.mkdir()
-    for name in ("sbatch", "squeue", "sacct", "scancel"):
-        (tools / name).write_text(SBATCH)
+    for name, script in SLURM.items():
+        (tools / name).write_text(f"#!/bin/sh\n{script}\n")
         (tools / name).chmod(0o755)
     finished.edit({"grade.label_fraction": 0.9, "experiments.majority.label_fraction": 0.9})
     finished.run(
-        "snakemake", "--workflow-profile", "profiles/slurm", "--", "results/demo/evaluate/leaderboard.csv",
+        "snakemake", "--workflow-profile", "profiles/slurm", "--slurm-init-seconds-before-status-checks", "1",
+        "--", "results/demo/evaluate/leaderboard.csv",
         ok=False, PATH=f"{tools}:{os.environ['PATH']}",
     )  # fmt: skip
     calls = [line for line in (tools / "calls").read_text().splitlines() if "--wrap" in line]

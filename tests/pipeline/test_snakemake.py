@@ -1,13 +1,14 @@
 import json
 import re
 
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 from safetensors.torch import save_file
 
 from drgrade.encoders import create_encoder
-from drgrade.schema import CROPS, INDEX, LESION_BOXES, PREDICTIONS, read_table
+from drgrade.schema import CROPS, INDEX, LESION_BOXES, MASKS, PREDICTIONS, read_table
 
 DOWN_FROM_GRADE = {"grade", "evaluate", "explain", "report"}
 
@@ -126,6 +127,24 @@ def test_an_edit_of_code_reruns_its_stages_and_a_comment_nothing(finished):
     finished.run("git", "checkout", "-q", "src")
     config.write_text(config.read_text() + "\nval_interval = 2\n")
     assert finished.planned("--until", "detector") == {"detector"}
+
+
+def test_masks_are_cropped_for_graders_that_learn_from_them(fresh):
+    """A grader in a file of its own: the rules ask it what it needs."""
+    assert "lesion_masks" not in fresh.planned()
+    majority = (fresh.folder / "src/drgrade/grading/majority.py").read_text()
+    masked = majority.replace('"majority"', '"masked"').replace(
+        "    Params = Params\n", '    Params = Params\n    needs = frozenset({"masks"})\n'
+    )
+    (fresh.folder / "src/drgrade/grading/masked.py").write_text(masked)
+    fresh.edit({"experiments.majority.grader": "masked"})
+    assert "lesion_masks" in fresh.planned()
+    (command,) = re.findall(r"drgrade grade --experiment majority .*", fresh.snakemake("--dry-run", "-p"))
+    assert "--masked demo results/demo" in command
+    fresh.snakemake("results/demo/grade/majority/seed0/predictions.parquet")
+    table = read_table(fresh.file("lesion_masks/masks.parquet"), MASKS)
+    assert (table["status"] == "ok").all()
+    assert len(np.load(fresh.file("lesion_masks/masks.npy"), mmap_mode="r")) == len(table) > 0
 
 
 def test_a_library_reruns_the_stages_that_import_it(finished):
