@@ -392,7 +392,7 @@ class Spots(Pair):
 
 
 def masked(dataset, brightest):
-    """Mask photographs of two patients, one of them for training; pixels from ``brightest`` on are lesions."""
+    """Mask photographs of two patients, one of them for training; pixels from ``brightest`` on are EX."""
     data = dataset("masked", grades=[None] * 4, splits=["train", "val"], pixel_seed=5)
     write_table(data.index.assign(subset="segmentation"), data.index_file, INDEX)
     drawn = (data.images[:].mean(axis=3) >= brightest).astype(np.uint8) * BITS["EX"]

@@ -58,12 +58,13 @@ def test_slurm_is_asked_for_one_gpu_and_eight_cores_a_job_several_at_once(finish
     for name, script in SLURM.items():
         (tools / name).write_text(f"#!/bin/sh\n{script}\n")
         (tools / name).chmod(0o755)
-    finished.edit({"grade.label_fraction": 0.9, "experiments.majority.label_fraction": 0.9})
-    finished.run(
+    finished.edit({f"experiments.{name}.label_fraction": 0.9 for name in ("majority", "lesion_contrastive")})
+    output = finished.run(
         "snakemake", "--workflow-profile", "profiles/slurm", "--slurm-init-seconds-before-status-checks", "1",
         "--", "results/demo/evaluate/leaderboard.csv",
         ok=False, PATH=f"{tools}:{os.environ['PATH']}",
     )  # fmt: skip
+    assert "the cluster is full" in output
     calls = [line for line in (tools / "calls").read_text().splitlines() if "--wrap" in line]
     assert len(calls) == 2, "both trainings are submitted, neither waits for the other"
     for call in calls:

@@ -81,7 +81,7 @@ def pretrain(
     with track("pretrain", name, params | {"patch": patch}) as run:
         run.dataset("crops" if patches is None else "patches", patches or data.crops_file)
         run.params({"start_weights": start})
-        finished = []
+        finished, written = [], []
         for fold in folds:
             part = table if fold is None else table[~table["fold"].eq(fold).fillna(False)]
             label = "encoder" if fold is None else f"encoder_fold{fold}"
@@ -100,6 +100,7 @@ def pretrain(
                 facts={"fold": fold, "start": start},
             )
             finished.append(FINISHED / f"{key}.safetensors")
+            written.append(weights / f"{label}.safetensors")
             if finished[-1].is_file():
                 log.info("%s: was finished when the job was stopped", label)
             else:
@@ -108,21 +109,21 @@ def pretrain(
                 if rank() == 0:
                     save_tensors(encoder, finished[-1])
             if rank() == 0:
-                with whole(weights / f"{label}.safetensors") as partial:
+                with whole(written[-1]) as partial:
                     shutil.copyfile(finished[-1], partial)
         if rank() == 0:  # others have trained with it, and have nothing of their own to say
             about = {"method": method, "patch": patch, "start": start, "inputs": digests}
-            write_json(described(about, params["encoder"], weights), manifest)
+            write_json(described(about, params["encoder"], written), manifest)
             for path in finished:
                 path.unlink(missing_ok=True)
             run.artifact(weights, "encoder")
             run.artifact(manifest)
 
 
-def described(about: dict[str, Any], encoder: str, weights: Path) -> dict[str, Any]:
-    """``encoder.json``: ``about``, and what it takes to use the weights in a folder."""
+def described(about: dict[str, Any], encoder: str, weights: list[Path]) -> dict[str, Any]:
+    """``encoder.json``: ``about``, and what it takes to use the weights in these files."""
     mean, std = normalisation(encoder)
-    digests = {path.name: sha256(path) for path in sorted(weights.iterdir())}
+    digests = {path.name: sha256(path) for path in weights}
     return {**about, "encoder": encoder, "mean": mean, "std": std, "weights": digests}
 
 
