@@ -168,13 +168,13 @@ def profile(folder: Path, tiles: list[np.ndarray], repeats: int) -> dict[str, fl
     """Median ms a tile of the steps of our detector, on one batch."""
     find = TileDetector(folder, SCORE)
     batch, network = tiles[: PARAMS.batch_size], find.network
-    samples = [find._sample(tile) for tile in batch]
+    samples = [find.prepare(tile) for tile in batch]
     together = {key: [sample[key] for sample in samples] for key in samples[0]}
     with torch.inference_mode():
         inputs = network.data_preprocessor(together, False)
         steps: dict[str, Callable[[], Any]] = {
             "all": lambda: find(batch),
-            "pipeline": lambda: [find._sample(tile) for tile in batch],
+            "pipeline": lambda: [find.prepare(tile) for tile in batch],
             "preprocessor": lambda: network.data_preprocessor(together, False),
             "backbone and neck": lambda: network.extract_feat(inputs["inputs"]),
         }
@@ -205,9 +205,9 @@ def outside(folder: Path, paths: list[Path], root: Path) -> tuple[float, float]:
             super().__init__(*arguments)
             begin[0] = time.perf_counter()
 
-        def __call__(self, tiles: list[np.ndarray]) -> list[Found]:
+        def detect(self, samples: Any) -> list[Found]:
             entered = time.perf_counter()
-            found = super().__call__(tiles)
+            found = super().detect(samples)
             inside[0] += time.perf_counter() - entered
             return found
 

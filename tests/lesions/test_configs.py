@@ -12,6 +12,7 @@ import torch
 from drgrade.encoders import PACKAGED, create_encoder
 from drgrade.errors import UserError
 from drgrade.lesions import detector
+from drgrade.lesions.amp import half_features
 from drgrade.lesions.coco import Coco, rectangles
 from drgrade.lesions.configs import backbones, config_digest
 from drgrade.lesions.tiles import Tile
@@ -101,6 +102,24 @@ def test_a_step_and_a_prediction(name: str, device: str, boxes: Path) -> None:
         assert result.bboxes.shape == (len(result.scores), 4)
         assert len(result) <= 100
         assert set(result.labels.tolist()) <= {0, 1, 2, 3}
+
+    if "r50" in name:  # slow, and a Faster R-CNN as the smaller one is
+        return
+    full = losses_of(model.train(), batch)
+    half_features(model, torch.bfloat16)
+    for name, value in losses_of(model, batch).items():
+        torch.testing.assert_close(value, full[name], rtol=0.1, atol=0.1, msg=name)
+    losses = model.train_step(batch, optimiser)
+    assert all(torch.isfinite(value).all() for value in losses.values())
+    assert all(value.dtype == torch.float32 for value in model.parameters())
+
+
+def losses_of(model: Any, batch: Any) -> dict[str, torch.Tensor]:
+    """Each loss, those of the levels of a pyramid added up; anchors are sampled alike each time."""
+    seed_everything(1)
+    with torch.no_grad():
+        found = model(**model.data_preprocessor(batch, True), mode="loss")
+    return {name: sum(value) if isinstance(value, list) else value for name, value in found.items()}
 
 
 def check_values(config: Any, optimiser: Any, loader: Any) -> None:

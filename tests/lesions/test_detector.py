@@ -173,7 +173,9 @@ def test_another_seed_gives_another_detector(boxes: Path, tmp_path: Path) -> Non
     assert contents(tmp_path / "3")["model.pth"] != contents(tmp_path / "4")["model.pth"]
 
 
-def test_it_learns_and_predicts_what_mmdetection_would(boxes: Path, tmp_path: Path) -> None:
+def test_it_learns_and_predicts_what_mmdetection_would(
+    boxes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = Record()
     params = SMALL.model_copy(update={"start": "imagenet", "epochs": 24})
     train_detector(boxes, params, tmp_path / "out", run)
@@ -187,6 +189,7 @@ def test_it_learns_and_predicts_what_mmdetection_would(boxes: Path, tmp_path: Pa
     assert run.rows[-1][0] == 24
     assert run.rows[-1][1]["val_AP50"] == pytest.approx(metrics["AP50"])
     check_predictions(tmp_path / "out", boxes / "images")
+    check_half(tmp_path / "out", boxes / "images", monkeypatch)
 
 
 def check_predictions(folder: Path, images: Path) -> None:
@@ -206,6 +209,20 @@ def check_predictions(folder: Path, images: Path) -> None:
         np.testing.assert_allclose(ours.scores[keep], theirs.scores[their_keep], atol=1e-4)
         np.testing.assert_allclose(ours.boxes[keep], theirs.bboxes[their_keep], atol=0.05)
         np.testing.assert_array_equal(ours.labels[keep], theirs.labels[their_keep])
+
+
+def check_half(folder: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the features in bfloat16, as on a GPU, lesions are found where they were."""
+    from drgrade.lesions.predict import TileDetector
+
+    tiles = [cv2.imread(str(path))[..., ::-1] for path in sorted(images.iterdir())]
+    full = TileDetector(folder)(tiles)
+    monkeypatch.setattr("drgrade.device.half_precision", lambda: torch.bfloat16)
+    for one, other in zip(full, TileDetector(folder)(tiles), strict=True):
+        sure, also = one[one.scores > 0.3], other[other.scores > 0.3]
+        np.testing.assert_array_equal(also.labels, sure.labels)
+        np.testing.assert_allclose(also.scores, sure.scores, atol=0.05)
+        np.testing.assert_allclose(also.boxes, sure.boxes, atol=0.5)
 
 
 def test_the_published_detector_trains(boxes: Path) -> None:

@@ -33,7 +33,10 @@ class BrightnessDetector:
 
     def __init__(self, folder: Path, min_score: float) -> None: ...
 
-    def __call__(self, tiles: list[np.ndarray]) -> list[Found]:
+    def prepare(self, tile: np.ndarray) -> np.ndarray:
+        return tile
+
+    def detect(self, tiles: list[np.ndarray]) -> list[Found]:
         return [self.find(tile) for tile in tiles]
 
     def find(self, tile: np.ndarray) -> Found:

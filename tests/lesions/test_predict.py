@@ -1,6 +1,6 @@
 import threading
-from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from drgrade.errors import UserError
 from drgrade.lesions import predict
-from drgrade.lesions.predict import detect_lesions, merge, prefetch
+from drgrade.lesions.predict import detect_lesions, merge
 from drgrade.lesions.tile_detector import Found
 from drgrade.params import LesionBoxes, Lesions
 from drgrade.schema import CROPS, INDEX, LESION_BOXES, LESIONS, write_table
@@ -29,12 +29,17 @@ class ColourDetector:
     """Finds the coloured squares exactly; stands in for a trained network."""
 
     batches: list[int]
+    readers: ClassVar[set[int]] = set()
     dies_after: int | None = None
 
     def __init__(self, folder: Path, min_score: float) -> None:
         type(self).batches = []
 
-    def __call__(self, tiles: list[np.ndarray]) -> list[Found]:
+    def prepare(self, tile: np.ndarray) -> np.ndarray:
+        type(self).readers.add(threading.get_ident())
+        return tile
+
+    def detect(self, tiles: list[np.ndarray]) -> list[Found]:
         if len(self.batches) == self.dies_after:
             raise KeyboardInterrupt
         self.batches.append(len(tiles))
@@ -225,17 +230,8 @@ def test_seams_are_merged_by_kind_and_the_best_are_kept() -> None:
     assert merge(halves, (100, 100, 3), Lesions(max_per_image=2)).scores.tolist() == pytest.approx([0.9, 0.4])
 
 
-def test_prefetch_keeps_order_reads_ahead_and_passes_errors_on() -> None:
-    made: list[tuple[int, int]] = []
-
-    def items() -> Iterator[int]:
-        for number in range(5):
-            made.append((number, threading.get_ident()))
-            yield number
-        raise OSError("disk gone")
-
-    received: list[int] = []
-    with pytest.raises(OSError, match="disk gone"):
-        received.extend(prefetch(items(), depth=2))
-    assert received == list(range(5))
-    assert {thread for _, thread in made} != {threading.get_ident()}
+def test_photographs_are_read_in_the_background(study: Path) -> None:
+    ColourDetector.readers.clear()
+    search(study, SMALL, **CUT)
+    assert ColourDetector.readers
+    assert threading.get_ident() not in ColourDetector.readers

@@ -131,11 +131,14 @@ class Network(nn.Module):
 
 @pytest.mark.parametrize("last", [False, True])
 @torch.no_grad()
-def test_only_a_norm_that_follows_its_convolution_is_folded(last: bool) -> None:
+def test_only_a_norm_that_follows_its_convolution_is_folded(
+    last: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     torch.manual_seed(0)
     network = stir(Network(last))
     folded = fold_batch_norm(network)
     assert norms(folded) == int(last)
+    assert ("Network: batch norms cannot be folded" in caplog.text) == last
     assert norms(network) == 1, "the detector itself is left as trained"
     picture = torch.rand(2, 3, 20, 20)
     torch.testing.assert_close(folded.extract_feat(picture), network.extract_feat(picture))

@@ -98,7 +98,7 @@ def register() -> None:
     from drgrade.lesions import ops
 
     ops.install()
-    from drgrade.lesions import backbone, engine, sampler  # noqa: F401
+    from drgrade.lesions import amp, backbone, engine, sampler  # noqa: F401
 
 
 def detector_config(params: Detector) -> "Config":
@@ -189,6 +189,8 @@ def _point_at(config: "Config", boxes: Path, work: Path, params: Detector) -> No
     """Put in what the saved config leaves out: files, devices, whether to resume."""
     import torch
 
+    from drgrade.device import half_precision
+
     work.mkdir(parents=True, exist_ok=True)
     train = keep_background(
         json.loads((boxes / "train.json").read_text()), params.background_tiles, params.seed
@@ -199,6 +201,9 @@ def _point_at(config: "Config", boxes: Path, work: Path, params: Detector) -> No
         config[loader].dataset.ann_file = str(file)
         config[loader].dataset.data_prefix = {"img": str(boxes / "images")}
         config[loader].num_workers = GPU_WORKERS if gpu else 0
+        config[loader].pin_memory = gpu
+    if half_precision() == torch.float16:
+        config.optim_wrapper.type, config.optim_wrapper.loss_scale = "ScaledOptimWrapper", "dynamic"
     config.val_evaluator.ann_file = str(boxes / "val.json")
     config.work_dir = str(work)
     config.resume = (work / "last_checkpoint").is_file()
@@ -211,17 +216,22 @@ def _fit(config: "Config", params: Detector, run: "Run") -> "tuple[torch.nn.Modu
     import torch
     from mmengine.runner import Runner
 
+    from drgrade.device import half_precision, use_fast_kernels
+    from drgrade.lesions.amp import half_features
     from drgrade.lesions.engine import RecordHook
     from drgrade.lesions.start import start_from
 
     torch.set_num_threads(TORCH_THREADS)
     keep_memory()
+    use_fast_kernels()
     seed_everything(params.seed, "start")
     runner = Runner.from_cfg(config)
     if params.start is not None and "start" not in config.model.backbone:
         runner.model.init_weights()  # now: it does so once, and would undo what comes next
         start_from(runner.model, Path(params.start))
     runner.model.to(memory_format=torch.channels_last)  # a third faster on CPUs
+    if (half := half_precision()) is not None:
+        half_features(runner.model, half)
     record = RecordHook(run)
     runner.register_hook(record)
     with warnings.catch_warnings():

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from mmdet.datasets import CocoDataset
 from mmdet.registry import DATASETS, HOOKS, METRICS
 from mmengine.evaluator import BaseMetric
@@ -107,21 +108,21 @@ class RecordHook(Hook):
 
     def __init__(self, run: Any) -> None:
         self.run = run
-        self.losses: dict[str, list[float]] = defaultdict(list)
+        self.losses: dict[str, list[torch.Tensor]] = defaultdict(list)
         self.validated: dict[str, Any] = {}
         """Metrics of the last validation."""
 
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Keep a step's losses."""
+        """Keep a step's losses where they are: to read them would be to wait for the GPU."""
         for name, value in outputs.items():
             if "loss" in name:
-                self.losses[name].append(float(value.detach()))
+                self.losses[name].append(value.detach())
 
     def after_train_epoch(self, runner: Any) -> None:
         """Record an epoch's losses."""
-        means = {name: float(np.mean(values)) for name, values in self.losses.items()}
+        means = {name: float(np.mean(torch.stack(values).tolist())) for name, values in self.losses.items()}
         self.losses.clear()
         log.info("epoch %d: %s", runner.epoch + 1, _text(means))
         self.run.metrics({f"train_{name}": value for name, value in means.items()}, step=runner.epoch + 1)

@@ -9,16 +9,17 @@ import hashlib
 import logging
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from drgrade.background import read_ahead
 from drgrade.data.registry import raw_root
 from drgrade.errors import UserError
 from drgrade.files import sha256
@@ -29,10 +30,13 @@ from drgrade.params import LesionBoxes, Lesions
 from drgrade.schema import CROPS, INDEX, LESION_BOXES, LESIONS, read_table, write_table
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 PART = 50
 """Photographs of a part. A batch of tiles never spans two parts: a resumed search sees the same batches."""
+READERS = 4
+"""Threads that read, cut and prepare a photograph each while the detector runs."""
+WHOLE = 2048
+"""Side in pixels that a photograph which is not cut counts as, when batches are sized for a GPU."""
 PARTS = LESION_BOXES | {"reason": "string"}
 """A part: detections, and a row with a reason and no box for each photograph that cannot be read."""
 SEARCHED = {"image_id": "string", "status": "string", "reason": "string", "lesions": "Int64"}
@@ -125,20 +129,33 @@ def _search(
     find: TileDetector, rows: pd.DataFrame, root: Path, tiling: Tiling, params: Lesions
 ) -> pd.DataFrame:
     """The part (:data:`PARTS`) of some photographs."""
+    from drgrade.inference import batch_size, run_batches
+
     frames = [_table("", merge([], (0, 0), params)).assign(reason=None)]
     unread: dict[str, str] = {}
+    under_way: deque[_Piece] = deque()
+
+    def batches() -> Iterator[list[Any]]:
+        size = batch_size(tiling.tile or WHOLE, params.batch_size)
+        cut = partial(_cut, find, root, tiling, unread)
+        pieces = chain.from_iterable(
+            read_ahead(cut, rows.itertuples(index=False, name=None), threads=READERS, depth=READERS)
+        )
+        while batch := list(islice(pieces, size)):
+            under_way.extend(batch)
+            yield [piece.sample for piece in batch]
+
     waiting: dict[str, tuple[int, list[Found]]] = {}
-    tiles = chain.from_iterable(prefetch(_cut(rows, root, tiling, unread), depth=2))
-    while batch := list(islice(tiles, params.batch_size)):
-        for piece, found in zip(batch, find([piece.tile.pixels for piece in batch]), strict=True):
-            found = found[(found.scores >= params.min_score) & piece.tile.whole(found.boxes)]
-            moved = Found(piece.tile.boxes_to_original(found.boxes), found.scores, found.labels)
-            left, parts = waiting.pop(piece.image_id, (piece.of, []))
-            parts.append(moved)
-            if left > 1:
-                waiting[piece.image_id] = (left - 1, parts)
-            else:
-                frames.append(_table(piece.image_id, merge(parts, piece.shape, params)))
+    for found in chain.from_iterable(run_batches(find.detect, batches())):
+        piece = under_way.popleft()
+        found = found[(found.scores >= params.min_score) & piece.tile.whole(found.boxes)]
+        moved = Found(piece.tile.boxes_to_original(found.boxes), found.scores, found.labels)
+        left, parts = waiting.pop(piece.image_id, (piece.of, []))
+        parts.append(moved)
+        if left > 1:
+            waiting[piece.image_id] = (left - 1, parts)
+        else:
+            frames.append(_table(piece.image_id, merge(parts, piece.shape, params)))
     frames.append(pd.DataFrame({"image_id": unread.keys(), "reason": unread.values()}))
     return pd.concat(frames)
 
@@ -193,40 +210,29 @@ def merge(parts: list[Found], shape: tuple[int, ...], params: Lesions) -> Found:
 
 @dataclass(frozen=True)
 class _Piece:
-    """A tile and the photograph it is of."""
+    """A tile, prepared for the detector, and the photograph it is of."""
 
     image_id: str
     tile: Tile
+    sample: Any
     shape: tuple[int, ...]  # of the photograph
     of: int  # tiles of the photograph
 
 
-def _cut(rows: pd.DataFrame, root: Path, tiling: Tiling, unread: dict[str, str]) -> Iterator[list[_Piece]]:
-    """Tiles with anything on them, photograph after photograph; fills in why some cannot be read."""
-    for image_id, path, *edges in rows.itertuples(index=False, name=None):
-        try:
-            image = read_photograph(root / path)
-        except ReadError as error:
-            log.warning("%s: skipped, %s", image_id, error)
-            unread[image_id] = str(error)
-            continue
-        x0, y0, x1, y1 = map(int, edges)
-        tiles = [tile for tile in tiling.cut(image, (x0, y0, x1, y1)) if not tile.outside]
-        yield [_Piece(image_id, tile, image.shape, len(tiles)) for tile in tiles]
-
-
-def prefetch(items: Iterable[T], depth: int) -> Iterator[T]:
-    """The items in their order, made up to ``depth`` ahead in one background thread."""
-    source = iter(items)
-
-    def following() -> list[T]:
-        return list(islice(source, 1))
-
-    with ThreadPoolExecutor(1) as pool:
-        ahead = deque(pool.submit(following) for _ in range(depth))
-        while item := ahead.popleft().result():
-            ahead.append(pool.submit(following))
-            yield from item
+def _cut(
+    find: TileDetector, root: Path, tiling: Tiling, unread: dict[str, str], row: tuple[Any, ...]
+) -> list[_Piece]:
+    """Tiles of a photograph with anything on them; none, and why in ``unread``, where it cannot be read."""
+    image_id, path, *edges = row
+    try:
+        image = read_photograph(root / path)
+    except ReadError as error:
+        log.warning("%s: skipped, %s", image_id, error)
+        unread[image_id] = str(error)
+        return []
+    x0, y0, x1, y1 = map(int, edges)
+    tiles = [tile for tile in tiling.cut(image, (x0, y0, x1, y1)) if not tile.outside]
+    return [_Piece(image_id, tile, find.prepare(tile.pixels), image.shape, len(tiles)) for tile in tiles]
 
 
 def _table(image_id: str, found: Found) -> pd.DataFrame:

@@ -1,6 +1,8 @@
 """The trained detector as the search runs it: on batches of tiles in memory, its network made faster."""
 
 import copy
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +15,8 @@ from drgrade.seeding import TORCH_THREADS
 
 if TYPE_CHECKING:
     import torch
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -30,7 +34,8 @@ class Found:
 class TileDetector:
     """A trained detector for batches of tiles.
 
-    Runs the test pipeline the detector was validated with, on pictures in memory.
+    Runs the test pipeline the detector was validated with, on pictures in memory. On a GPU backbone and neck
+    run in mixed precision (:func:`.amp.half_features`).
 
     Args:
         folder: of :func:`drgrade.lesions.detector.train_detector`.
@@ -45,39 +50,56 @@ class TileDetector:
         import torch
         from mmcv.transforms import Compose
 
+        from drgrade.device import device, half_precision, use_fast_kernels
+        from drgrade.lesions.amp import half_features
+
         torch.set_num_threads(TORCH_THREADS)
+        self.device = device()
         self.model, config = load_detector(folder)
-        if torch.cuda.is_available():
-            self.model.to("cuda")
         keep_memory()
-        network = fold_batch_norm(self.model)
+        use_fast_kernels()
+        network = fold_batch_norm(self.model)  # still on the CPU: a GPU's rounding would hide a mistake
         raise_threshold(network, min_score)
+        self.model.to(self.device)
+        network.to(self.device)
+        if (half := half_precision()) is not None:
+            half_features(network, half)
+        network.data_preprocessor._non_blocking = True  # type: ignore[union-attr, assignment]  # see prepare
         self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         in_memory = [step for step in config.test_pipeline if step["type"] != "LoadImageFromFile"]
         self.pipeline = Compose(in_memory)
 
     def __call__(self, tiles: list[np.ndarray]) -> list[Found]:
         """Detections on tiles (h, w, 3) uint8 RGB, in tile pixels."""
-        import torch
+        return self.detect([self.prepare(tile) for tile in tiles])
 
-        samples = [self._sample(tile) for tile in tiles]
-        with torch.inference_mode():
-            results = self.network.test_step({key: [sample[key] for sample in samples] for key in samples[0]})
-        found = [result.pred_instances.cpu().numpy() for result in results]
-        return [Found(one.bboxes.astype(np.float64), one.scores, one.labels) for one in found]
-
-    def _sample(self, tile: np.ndarray) -> "dict[str, torch.Tensor]":
+    def prepare(self, tile: np.ndarray) -> "dict[str, torch.Tensor]":
+        """A tile (h, w, 3) uint8 RGB as :meth:`detect` takes it; any thread may do this."""
         shape = tile.shape[:2]
         picture = np.ascontiguousarray(tile[..., ::-1])  # mmdet reads files as BGR
         results = {"img": picture, "img_id": 0, "img_path": "", "ori_shape": shape, "img_shape": shape}
-        return self.pipeline(results)
+        sample = self.pipeline(results)
+        if self.device.type == "cuda":
+            sample["inputs"] = sample["inputs"].pin_memory()
+        return sample
+
+    def detect(self, samples: "Sequence[dict[str, torch.Tensor]]") -> list[Found]:
+        """Detections on a batch of prepared tiles, in tile pixels; boxes are computed in full precision."""
+        import torch
+
+        from drgrade.device import exact
+
+        with torch.inference_mode(), exact(self.device):
+            results = self.network.test_step({key: [sample[key] for sample in samples] for key in samples[0]})
+        found = [result.pred_instances.cpu().numpy() for result in results]
+        return [Found(one.bboxes.astype(np.float64), one.scores, one.labels) for one in found]
 
 
 def fold_batch_norm(model: "torch.nn.Module") -> "torch.nn.Module":
     """The detector in evaluation mode with its batch norms inside the convolutions before them.
 
     Its features are the same to rounding, which is checked: a network whose layers are not applied in the
-    order they are listed in comes back as a plain copy.
+    order they are listed in comes back as a plain copy, and the log says so.
     """
     import torch
 
@@ -87,8 +109,12 @@ def fold_batch_norm(model: "torch.nn.Module") -> "torch.nn.Module":
     _fold(folded)
     with torch.inference_mode():
         features: list[tuple[torch.Tensor, ...]] = [one.extract_feat(picture) for one in (model, folded)]  # type: ignore[operator]
-    same = all((a - b).abs().max() <= 1e-3 * a.abs().max() for a, b in zip(*features, strict=True))
-    return folded if same else copy.deepcopy(model)
+    if all((a - b).abs().max() <= 1e-3 * a.abs().max() for a, b in zip(*features, strict=True)):
+        return folded
+    log.warning(
+        "%s: batch norms cannot be folded into convolutions; the search is slower", type(model).__name__
+    )
+    return copy.deepcopy(model)
 
 
 def _fold(module: "torch.nn.Module") -> None:
