@@ -1,6 +1,9 @@
 import re
+from typing import Any
 
-from drgrade.estimate import estimate, trainings
+import pytest
+
+from drgrade.estimate import estimate, trained_on, trainings, works
 from drgrade.params import Dataset, Demo, Download, Grade, Index, Params, Roles
 
 
@@ -17,7 +20,9 @@ def test_a_large_run_says_what_it_needs(tmp_path, monkeypatch):
     lines = estimate(params, cores=2)
     # 88,702 crops of 256 px in RGB are 17.4 GB
     assert "eyepacs: 88702 photographs; disk: 17.4 GB" in lines[0]
-    assert lines[1].startswith("grade: 6 trainings")
+    stages = [line.split(":")[0] for line in lines[1:]]
+    assert stages[:4] == ["detector", "lesions", "pretrain", "grade"]
+    assert lines[4].startswith("grade: 6 runs")
 
 
 def test_limit_and_manifest_count(tmp_path, monkeypatch):
@@ -45,19 +50,55 @@ def test_trainings_are_experiments_by_seeds_by_folds():
     assert trainings(params) == {"lesion_contrastive": 15}
 
 
+def passes(stage: str, **params: Any) -> int:
+    """Photographs that a stage goes over, as printed."""
+    lines = estimate(Params(download=Download(demo=Demo(patients=5000)), **params), cores=2)
+    (line,) = [line for line in lines if line.startswith(f"{stage}:")]
+    return int(re.search(r"(\d+) photograph passes", line)[1])
+
+
 def test_an_experiment_costs_what_it_sets_itself(tmp_path, monkeypatch):
+    """Of 10,016 photographs of 5,000 patients 15 % validate and 25 % test."""
     monkeypatch.chdir(tmp_path)
 
-    def passes(**own):
+    def grading(**own):
         experiments = {
             "majority": {"grader": "majority"},
             "lesion_contrastive": {"start": "imagenet", **own},
         }
-        lines = estimate(
-            Params(download=Download(demo=Demo(patients=5000)), experiments=experiments), cores=2
-        )
-        return int(re.search(r"(\d+) photograph passes", lines[-1])[1])
+        return passes("grade", experiments=experiments)
 
-    assert passes() == 10_016 * Grade().epochs
-    assert passes(epochs=3) == 10_016 * 3
-    assert passes(label_fraction=0.25) == 10_016 * Grade().epochs / 4
+    train = 10_016 * 0.6
+    assert grading() == round(train * Grade().epochs)
+    assert grading(epochs=3) == round(train * 3)
+    assert grading(label_fraction=0.25) == round(train * Grade().epochs / 4)
+
+
+def test_pretraining_and_frozen_encoders_are_counted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pretrain = {"lesion_contrastive": {"epochs": 4}, "simclr": {"epochs": 1}}
+    assert passes("pretrain", pretrain=pretrain) == round(10_016 * 0.6 * 5)
+    probe = {"grader": "linear", "start": "lesion_contrastive", "seeds": [0, 1]}
+    known = {"lesion_contrastive": {"start": "lesion_contrastive"}, "probe": probe}
+    assert passes("probes", experiments=known) == 2 * (10_016 + 32)  # those of demo_site too
+    folds = {"index": Index(scheme="kfold", folds=5), "pretrain": {"simclr": {"epochs": 1}}}
+    alone = {"lesion_contrastive": {"start": "simclr"}}
+    assert passes("pretrain", **folds, experiments=alone) == 10_016 * 5 * 4 / 5
+    assert passes("grade", **folds, experiments=alone) == 10_016 * 5 * 3 / 5 * Grade().epochs
+
+
+def test_no_lesions_are_searched_where_nobody_looks_at_them(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    alone = {"lesion_contrastive": {"start": "simclr"}}
+    params = Params(download=Download(demo=Demo(patients=5000)), pretrain={"simclr": {}}, experiments=alone)
+    assert [work.stage for work in works(params)] == ["pretrain", "grade"]
+
+
+def test_the_official_training_part_is_what_is_trained_on():
+    params = Params(
+        datasets={"idrid": Dataset(), "ddr": Dataset()},
+        roles=Roles(lesions="idrid", pretrain="idrid", grade="idrid", external=[]),
+        index=Index(scheme="official", val_fraction=0.25),
+    )
+    assert trained_on(params, "idrid") == pytest.approx(413 / 516 * 0.75)
+    assert trained_on(params, "ddr") == pytest.approx(6835 / 13673)  # it has a validation part of its own

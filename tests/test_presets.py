@@ -86,11 +86,17 @@ def test_parts_of_the_lesion_contrastive_protocol(labels: pd.DataFrame) -> None:
 
 
 @pytest.mark.parametrize("path", [LOCAL_TO_GLOBAL, LESION_CONTRASTIVE], ids=lambda path: path.stem)
-def test_check_says_what_a_protocol_costs(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check", str(path)]) == 0
-    said = capsys.readouterr().out.splitlines()
-    assert said[0] == f"{path}: ok"
-    assert said[1].startswith("eyepacs: 88702 photographs; disk: 69.8 GB of crops")
+def test_check_says_what_a_protocol_costs_and_which_weights_to_bring(
+    path: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["check", str(path)]) == 2
+    said = capsys.readouterr()
+    assert said.out.startswith("eyepacs: 88702 photographs; disk: 69.8 GB of crops")
+    for line in said.err.splitlines():
+        assert line.startswith(f"drgrade: error: {path}: ")
+        assert "data/weights/" in line
+        assert "no such" in line
 
 
 def test_nothing_is_selected_where_nothing_validates() -> None:

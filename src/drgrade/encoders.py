@@ -5,6 +5,7 @@ the packaged EfficientNet-Lite0 or, for other backbones, from a file in ``data/w
 """
 
 from argparse import Namespace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,11 +53,31 @@ def create_encoder(
     try:
         model = timm.create_model(name, pretrained=False, features_only=features_only, **options)
     except RuntimeError as error:
-        near = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5])
+        near = ", ".join(get_close_matches(name, timm.list_models(), 5))
         raise UserError(f"encoder {name!r}: {error}; timm has {near or 'no similar name'}") from None
     if start not in (None, "random"):
         load_start(model, name, str(start), trunk=features_only)
     return model
+
+
+def look(encoder: "torch.nn.Module", name: str, side: int) -> "torch.Tensor":
+    """What an encoder says of a blank picture (1, 3, side, side), on the device it is on, ``meta`` too.
+
+    Raises:
+        UserError: it takes no pictures of this size.
+    """
+    import torch
+
+    blank = torch.zeros(1, 3, side, side, device=next(encoder.parameters()).device)
+    try:
+        with torch.no_grad():
+            features: torch.Tensor = encoder(blank)
+            return features
+    except (AssertionError, RuntimeError) as error:
+        raise UserError(
+            f"{name} takes no pictures of {side} pixels ({str(error).splitlines()[0]}); for a vision "
+            "transformer, a multiple of its patch"
+        ) from None
 
 
 def width(encoder: "torch.nn.Module") -> int:
@@ -76,13 +97,20 @@ def normalisation(name: str) -> tuple[list[float], list[float]]:
 
 
 def load_start(model: "torch.nn.Module", name: str, start: str, *, trunk: bool = False) -> None:
-    """Load ``start`` (``imagenet`` or a file) into a backbone; every backbone tensor must be matched.
+    """Load ``start`` (``imagenet`` or a file) into a backbone; as :func:`start_tensors` says."""
+    model.load_state_dict(start_tensors(model, name, start, trunk=trunk))
+
+
+def start_tensors(
+    model: "torch.nn.Module", name: str, start: str, *, trunk: bool = False
+) -> "dict[str, torch.Tensor]":
+    """The tensors of ``start`` by a backbone's names; every backbone tensor must be matched.
 
     Names may carry wrappers' prefixes. Tensors of a head may be left over, none of the model's own may be
     missing but BatchNorm's counters, which files from before torch 0.4.1 lack and nothing depends on.
 
     Args:
-        model: the backbone.
+        model: the backbone; it may be on the device ``meta``, as names and shapes are all that is read.
         name: its timm name.
         start: ``imagenet`` or a file; see :func:`read_tensors`.
         trunk: ``model`` is the first part of the backbone; tensors of the rest may be left over.
@@ -113,7 +141,7 @@ def load_start(model: "torch.nn.Module", name: str, start: str, *, trunk: bool =
     extra = [key for key in found if key not in own and not key.startswith(HEADS)]
     if extra and not trunk:
         raise UserError(f"{path}: {extra[0]} has no place; {elsewhere}")
-    model.load_state_dict({key: found[key] for key in own})
+    return {key: found[key] for key in own}
 
 
 def start_record(name: str, start: str | None, seed: int | None) -> dict[str, Any]:

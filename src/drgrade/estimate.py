@@ -1,8 +1,11 @@
 """What a run will cost, said before it starts."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-from drgrade.params import Grade, Params
+from drgrade.params import Contrastive, Encoded, Grade, LesionContrastive, Params, Pretraining, SimCLR
+from drgrade.params.trainings import folds as folds_of
 from drgrade.params.trainings import trainings as trainings_of
 
 LARGE = 2000
@@ -12,7 +15,11 @@ PUBLISHED = {"eyepacs": (88_702, 90.0), "idrid": (597, 1.1), "aptos": (5_590, 10
 CROP_SECONDS = 0.07  # a look and a crop at 15 megapixels on one core, benchmarks/index.py and crop.py
 SIZE = {"raw": 1.0, "png": 0.35, "jpeg": 0.09}
 """Bytes of a stored crop relative to its pixels, benchmarks/loader.py."""
-CPU_RATE = 9.0  # photographs a second, forward and backward, EfficientNet-Lite0 at 288 px on 2 cores
+CPU_RATE = 9.0  # pictures a second, forward and backward, EfficientNet-Lite0 at 288 px on 2 cores
+FORWARD = 1 / 3
+"""Share of a training step that a forward pass takes."""
+SEARCH_RATE = 2.0  # megapixels a second of rtmdet-tiny_tiles on 2 cores, benchmarks/detect.py
+MEGAPIXELS = 12.0  # of a photograph, as of IDRiD's; painted ones are as wide as they say
 
 
 def count(params: Params, dataset: str) -> int:
@@ -29,17 +36,138 @@ def count(params: Params, dataset: str) -> int:
     return min(limit, known) if limit and known else limit or known
 
 
+class Work(NamedTuple):
+    """What a stage does: so many trainings (or searches), passes over pictures or tiles, hours on 2 cores."""
+
+    stage: str
+    trainings: int
+    passes: float
+    hours: float
+
+
 def trainings(params: Params) -> dict[str, int]:
     """Networks that each experiment trains, of graders that go over photographs: seeds by folds."""
     tuned = [name for name, row in params.experiments.items() if isinstance(row, Grade)]
     return {name: len(trainings_of(params, name)) for name in tuned}
 
 
+def trained_on(params: Params, dataset: str, select: str = "best") -> float:
+    """Share of a dataset's photographs that one training of it learns from."""
+    scheme, index = params.scheme(dataset), params.index
+    if scheme == "kfold":
+        return 1 - (2 if select == "best" else 1) / len(folds_of(params))
+    if scheme == "official":
+        parts = _parts(dataset)
+        graded = sum(parts.get(name, 0) for name in ("train", "val", "test"))
+        share = parts.get("train", 0) / graded if graded else 1.0
+        return share if "val" in parts else share * (1 - index.val_fraction)
+    return 1 - index.val_fraction - index.test_fraction if scheme == "holdout" else 1.0
+
+
+def _parts(dataset: str) -> dict[str, int]:
+    """Photographs of a complete dataset by part, as its reader knows them."""
+    from drgrade.data.registry import DATASETS
+
+    return {name: part.photographs for name, part in DATASETS.get(dataset).card.counts.items()}
+
+
+def works(params: Params) -> Iterator[Work]:
+    """What the stages that run networks have before them."""
+    searched = {block.boxes for block in params.pretrain.values() if isinstance(block, LesionContrastive)}
+    if searched & {"detector", "random"} and params.patches.published is None:
+        yield _detector(params)
+        yield _search(params)
+    if params.pretrain:
+        yield _pretraining(params)
+    yield _grading(params)
+    if any(isinstance(row, Encoded) and not isinstance(row, Grade) for row in params.experiments.values()):
+        yield _probes(params)
+
+
+def _megapixels(params: Params, dataset: str) -> float:
+    """Of a photograph as the detector sees it, overlaps of tiles counted twice."""
+    painted = getattr(params.download, dataset, None)
+    whole = 0.75 * painted.width**2 / 1e6 if painted else MEGAPIXELS
+    boxes = params.lesion_boxes
+    return whole * boxes.scale**2 / ((1 - boxes.overlap) ** 2 if boxes.tile else 1)
+
+
+def _detector(params: Params) -> Work:
+    dataset = params.roles.lesions
+    painted = getattr(params.download, dataset, None)
+    photographs = painted.segmentation if painted else _parts(dataset).get("segmentation train", 0)
+    passes = photographs * (1 - params.index.val_fraction) * params.detector.epochs
+    return Work("detector", 1, passes, passes * _megapixels(params, dataset) / SEARCH_RATE / FORWARD / 3600)
+
+
+def _search(params: Params) -> Work:
+    dataset = params.roles.pretrain
+    photographs = count(params, dataset)
+    return Work("lesions", 1, photographs, photographs * _megapixels(params, dataset) / SEARCH_RATE / 3600)
+
+
+def _pretraining(params: Params) -> Work:
+    dataset, networks = params.roles.pretrain, 0
+    passes = hours = 0.0
+    for block in params.pretrain.values():
+        by_fold = params.scheme(dataset) == "kfold" and dataset == params.roles.grade
+        encoders = len(folds_of(params)) if by_fold else 1
+        share = 1 - 1 / encoders if by_fold else trained_on(params, dataset)
+        seen = count(params, dataset) * share * block.epochs * encoders
+        networks += encoders
+        passes += seen
+        hours += seen * _pixels(params, block) / 288**2 / CPU_RATE / 3600
+    return Work("pretrain", networks, passes, hours)
+
+
+def _pixels(params: Params, block: Pretraining) -> float:
+    """Pixels of all views of a photograph in an epoch, each gone through forward and backward."""
+    if isinstance(block, LesionContrastive):
+        return 2 * block.boxes_per_image * params.patches.size**2
+    if isinstance(block, SimCLR):
+        return 2 * block.input_size**2
+    assert not isinstance(block, Contrastive)
+    # the student sees all crops, the teacher the global ones, forward only
+    return 2 * (1 + FORWARD) * block.global_size**2 + block.local_crops * block.local_size**2
+
+
+def _grading(params: Params) -> Work:
+    graded, networks = count(params, params.roles.grade), trainings(params)
+    passes = hours = 0.0
+    for name, times in networks.items():
+        block = params.experiment(name)
+        assert isinstance(block, Grade)
+        share = trained_on(params, params.roles.grade, block.select) * block.label_fraction
+        own = graded * share * block.epochs * times
+        passes += own
+        hours += own * (block.input_size / 288) ** 2 / CPU_RATE / 3600
+    return Work("grade", sum(networks.values()), passes, hours)
+
+
+def _probes(params: Params) -> Work:
+    """Features of frozen encoders: each photograph once a training, forward only."""
+    graded = count(params, params.roles.grade) + sum(count(params, name) for name in params.roles.external)
+    probes = {
+        name: row
+        for name, row in params.experiments.items()
+        if isinstance(row, Encoded) and not isinstance(row, Grade)
+    }
+    passes = hours = 0.0
+    times = {name: len(trainings_of(params, name)) for name in probes}
+    for name in probes:
+        block = params.experiment(name)
+        assert isinstance(block, Encoded)
+        own = graded * times[name]
+        passes += own
+        hours += own * (block.input_size / 288) ** 2 * FORWARD / CPU_RATE / 3600
+    return Work("probes", sum(times.values()), passes, hours)
+
+
 def estimate(params: Params, cores: int) -> list[str]:
     """Lines to print before a large run; none for a small one."""
-    counts = {name: count(params, name) for name in params.datasets}
     lines = []
-    for name, photographs in counts.items():
+    for name in params.datasets:
+        photographs = count(params, name)
         if photographs < LARGE:
             continue
         store = photographs * params.crop.size**2 * 3 / 1e9 * SIZE[params.crop.format]
@@ -50,17 +178,12 @@ def estimate(params: Params, cores: int) -> list[str]:
             f"{name}: {photographs} photographs; disk: {store:.1f} GB of crops{beside}; "
             f"index and crop about {hours:.1f} h on {cores} cores"
         )
-    graded = counts[params.roles.grade]
-    passes, hours = 0.0, 0.0
-    for name, networks in trainings(params).items():
-        block = params.experiment(name)
-        assert isinstance(block, Grade)
-        own = graded * block.label_fraction * block.epochs * networks
-        passes += own
-        hours += own * (block.input_size / 288) ** 2 / CPU_RATE / 3600
-    if lines or hours > 1:
-        lines.append(
-            f"grade: {sum(trainings(params).values())} trainings, {passes:.0f} photograph passes: "
-            f"about {hours:.1f} h on 2 CPU cores with a small encoder; a GPU is much faster"
-        )
+    stages = list(works(params))
+    if lines or sum(stage.hours for stage in stages) > 1:
+        lines += [
+            f"{stage.stage}: {stage.trainings} runs, {stage.passes:.0f} photograph passes: about "
+            f"{stage.hours:.1f} h"
+            for stage in stages
+        ]
+        lines.append("hours are of 2 CPU cores and small networks; a GPU is many times faster")
     return lines

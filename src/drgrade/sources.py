@@ -20,7 +20,7 @@ from drgrade.errors import UserError
 PACKAGE = Path(__file__).parent
 LEFT_OUT = {
     "__init__.py", "__main__.py", "cli.py", "verbs.py", "tracking.py", "doctor.py", "estimate.py",
-    "sources.py", "plugins.py", "devices.py",
+    "sources.py", "plugins.py", "devices.py", "check.py",
 }  # fmt: skip
 """Files directly below ``src/drgrade`` that change no result; nor does ``params/``, whose values travel as
 params of the rules."""

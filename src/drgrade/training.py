@@ -360,6 +360,17 @@ def _trainer(module: Module, folder: Path, epochs: int, seed: int, accumulate: i
     )
 
 
+def find_compiler() -> None:
+    """Make sure that ``torch.compile`` can work.
+
+    Raises:
+        UserError: there is no C++ compiler.
+    """
+    compilers = (os.environ.get("CXX", "g++"), "clang++", "c++")
+    if not any(map(shutil.which, compilers)):
+        raise UserError("compile: needs a C++ compiler, such as g++; install one, or set compile to false")
+
+
 def compile_network(network: torch.nn.Module, dynamic: bool | None = None) -> None:
     """Run ``network`` through ``torch.compile`` from now on, whoever calls it.
 
@@ -372,9 +383,7 @@ def compile_network(network: torch.nn.Module, dynamic: bool | None = None) -> No
     Raises:
         UserError: there is no C++ compiler.
     """
-    compilers = (os.environ.get("CXX", "g++"), "clang++", "c++")
-    if not any(map(shutil.which, compilers)):
-        raise UserError("compile: needs a C++ compiler, such as g++; install one, or set compile to false")
+    find_compiler()
     network.compile(dynamic=dynamic)
 
 

@@ -251,12 +251,19 @@ def predict(args: Arguments) -> None:
 
 
 def check(args: Arguments) -> None:
-    """Check a params file and say what the run would need."""
+    """Check a params file, all that it names and the weights it starts from; say what the run would need."""
+    from drgrade.check import problems
     from drgrade.estimate import estimate
-    from drgrade.params import load
+    from drgrade.params import load, wrong
 
-    lines = estimate(load(args.file), os.cpu_count() or 1)
-    print("\n".join([f"{args.file}: ok", *lines]))
+    found = wrong(args.file)
+    if not found:
+        params = load(args.file)
+        print("".join(f"{line}\n" for line in estimate(params, os.cpu_count() or 1)), end="")
+        found = [f"{args.file}: {line}" for line in problems(params)]
+    if found:
+        raise UserError("\ndrgrade: error: ".join(found))
+    print(f"{args.file}: ok")
 
 
 def schema(args: Arguments) -> None:

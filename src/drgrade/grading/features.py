@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from drgrade.encoders import create_encoder, normalisation
+from drgrade.encoders import create_encoder, look, normalisation
 from drgrade.errors import UserError
 from drgrade.evaluate.metrics import qwk, to_grades
 from drgrade.images.scaled import at_size
@@ -55,15 +55,7 @@ class Frozen(nn.Module):
         self.size = size
         self.blocks = blocks and _has_class_token(encoder)
         self.eval()
-        try:
-            with torch.no_grad():
-                blank = torch.zeros(1, 3, size, size, device=next(self.parameters()).device)
-                self.width = self(blank).shape[1]
-        except (AssertionError, RuntimeError) as error:
-            raise UserError(
-                f"grade.input_size: {name} takes no pictures of {size} pixels "
-                f"({str(error).splitlines()[0]}); for a vision transformer, a multiple of its patch"
-            ) from None
+        self.width = look(self, name, size).shape[1]
 
     def train(self, mode: bool = True) -> "Frozen":
         """Stay in evaluation mode, whatever the network around it does."""

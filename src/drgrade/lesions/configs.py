@@ -1,4 +1,4 @@
-"""The detectors of ``workflow/detectors``: MMDetection configs, found and compared without MMDetection."""
+"""The detectors of ``workflow/detectors``: configs of MMDetection, found and compared without it."""
 
 import ast
 import hashlib
@@ -36,6 +36,14 @@ def backbones(name: str) -> list[str]:
             if isinstance(node, ast.keyword) and node.arg == "name" and isinstance(node.value, ast.Constant):
                 found.add(str(node.value.value))
     return sorted(found)
+
+
+def backbone(name: str) -> str | None:
+    """The timm network that is a leaf config's backbone; None where MMDetection has its own."""
+    from mmengine.config import Config
+
+    found = Config.fromfile(config_file(name)).model.backbone
+    return str(found.name) if found.type == "TimmBackbone" else None
 
 
 def _trees(file: Path) -> list[ast.Module]:

@@ -7,7 +7,7 @@ for those keys, unless the experiment sets them itself.
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from drgrade.params.block import Augment, Block, Name, Seed
 from drgrade.params.by_name import ByName
@@ -60,6 +60,14 @@ class Experiment(Block):
     """One training for each."""
     members: list[Name] = []
     """Experiments whose trained models this grader builds on, each with the same seed and fold."""
+
+    @field_validator("seeds")
+    @classmethod
+    def _different(cls, seeds: list[int]) -> list[int]:
+        again = {seed for seed in seeds if seeds.count(seed) > 1}
+        if again:
+            raise ValueError(f"seed {min(again)} stands twice; each is one training, so leave one out")
+        return seeds
 
     @classmethod
     def shared(cls) -> set[str]:

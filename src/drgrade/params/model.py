@@ -1,5 +1,6 @@
 """The whole of ``params.yaml``."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Self
 
 from pydantic import Field, field_serializer, field_validator, model_validator
@@ -88,75 +89,72 @@ class Params(Block):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
+        if reasons := list(self._missing()) or list(self._impossible()):
+            raise ValueError("\n".join(reasons))
+        return self
+
+    def _missing(self) -> Iterator[str]:
+        """Names that stand for nothing, or for two things, a line each."""
+        for name in sorted({"random", "imagenet"} & set(self.pretrain)):
+            yield f"pretrain.{name}: experiments start from {name} weights; name it otherwise"
         for role, names in self.roles.model_dump().items():
             for dataset in names if isinstance(names, list) else [names]:
                 if dataset not in self.datasets:
-                    raise ValueError(
+                    yield (
                         f"roles.{role}: {dataset!r} is not one of datasets "
                         f"({', '.join(self.datasets)}); add it there or change the role"
                     )
-        taken = {"random", "imagenet"} & set(self.pretrain)
-        if taken:
-            raise ValueError(
-                f"pretrain.{min(taken)}: experiments start from {min(taken)} weights; name it otherwise"
-            )
-        if self.roles.grade in self.roles.external:
-            raise ValueError(
-                f"roles.external: {self.roles.grade!r} trains the graders; an external test is on other data"
-            )
-        for name, dataset in self.datasets.items():
-            if self.scheme(name) == "file" and dataset.split_file is None:
-                raise ValueError(
-                    f"datasets.{name}.split_file: the scheme 'file' needs a CSV (image_id, split); name it"
-                )
+        there = f"is not one of experiments ({', '.join(self.experiments)})"
         for name, block in self.explanations.items():
             if block.experiment not in self.experiments:
-                raise ValueError(
-                    f"explanations.{name}.experiment: {block.experiment!r} is not one of experiments "
-                    f"({', '.join(self.experiments)})"
-                )
+                yield f"explanations.{name}.experiment: {block.experiment!r} {there}"
         for name in self.experiments:
-            self._buildable(name)
+            try:
+                others = self.built_on(name)
+            except ValueError as error:
+                yield f"experiments.{name}.{error}"
+                continue
+            for other in others:
+                if other not in self.experiments:
+                    yield f"experiments.{name}: builds on {other!r}, which {there}"
+
+    def _impossible(self) -> Iterator[str]:
+        """Values that cannot go together, a line each."""
+        if self.roles.grade in self.roles.external:
+            trains = f"{self.roles.grade!r} trains the graders"
+            yield f"roles.external: {trains}; an external test is on other data"
+        for name, dataset in self.datasets.items():
+            if self.scheme(name) == "file" and dataset.split_file is None:
+                yield f"datasets.{name}.split_file: the scheme 'file' needs a CSV (image_id, split); name it"
+        for name in self.experiments:
+            yield from self._unbuildable(name)
         scheme = self.scheme(self.roles.grade)
         selects = any(getattr(self.experiment(name), "select", "") == "best" for name in self.experiments)
         if scheme == "kfold" and selects and self.index.folds < 3:
-            raise ValueError(
+            yield (
                 "grade.select: 'best' needs a validation fold beside the test fold; "
                 "set index.folds to 3 or more, or grade.select to last"
             )
         if scheme == "holdout" and self.index.val_fraction + self.index.test_fraction >= 1:
-            raise ValueError(
-                "index.val_fraction: leaves no training patients; lower it or index.test_fraction"
-            )
+            yield "index.val_fraction: leaves no training patients; lower it or index.test_fraction"
         if self.patches.size > self.crop.size:
-            raise ValueError("patches.size: larger than crop.size; a patch is cut from a crop")
+            yield "patches.size: larger than crop.size; a patch is cut from a crop"
         if self.patches.published and (self.crop.rule, self.crop.aspect) != ("o_O", "squash"):
-            raise ValueError(
-                "patches.published: its boxes lie in crops of crop.rule o_O and crop.aspect squash; set both"
-            )
-        return self
+            crops = "crops of crop.rule o_O and crop.aspect squash"
+            yield f"patches.published: its boxes lie in {crops}; set both"
 
-    def _buildable(self, name: str) -> None:
-        """Refuse an experiment that builds on one that is missing, lacks its seeds, or builds on this one."""
-        try:
-            self.start(name)
-        except ValueError as error:
-            raise ValueError(f"experiments.{name}.{error}") from None
+    def _unbuildable(self, name: str) -> Iterator[str]:
+        """Why an experiment cannot be built, a line each."""
         for other in self.built_on(name):
-            if other not in self.experiments:
-                raise ValueError(
-                    f"experiments.{name}: builds on {other!r}, which is not one of experiments "
-                    f"({', '.join(self.experiments)})"
-                )
             lacking = set(self.experiments[name].seeds) - set(self.experiments[other].seeds)
             if lacking:
-                raise ValueError(
+                yield (
                     f"experiments.{name}.seeds: builds on {other!r}, which has no seed {min(lacking)}; "
                     "models are matched by seed and fold, so add it there"
                 )
         needs = GRADERS.get(self.experiments[name].grader).needs
         if "boxes" in needs and self.roles.pretrain != self.roles.grade:
-            raise ValueError(
+            yield (
                 f"experiments.{name}: its grader needs lesions of {self.roles.grade}, but the detector "
                 f"searches {self.roles.pretrain}; set roles.pretrain to {self.roles.grade}"
             )
@@ -164,7 +162,8 @@ class Params(Block):
         while todo:
             other = todo.pop()
             if other == name:
-                raise ValueError(f"experiments.{name}: builds on itself, through {', '.join(sorted(path))}")
-            if other in self.experiments and other not in path:
+                yield f"experiments.{name}: builds on itself, through {', '.join(sorted(path))}"
+                return
+            if other not in path:
                 path.add(other)
                 todo += self.built_on(other)

@@ -12,8 +12,12 @@ from drgrade.params.model import Params
 from drgrade.params.pretraining import METHODS
 
 
-def _one_line(error: ValidationError, source: str) -> str:
-    problem = error.errors()[0]
+def _lines(error: ValidationError, source: str) -> list[str]:
+    """What is wrong, a line each."""
+    return [line for problem in error.errors() for line in _lines_of(problem, source)]
+
+
+def _lines_of(problem: Any, source: str) -> list[str]:
     path = list(problem["loc"])
     # pydantic puts the method of a pretraining into the path, behind its name if it has one
     place = 2 if path[:1] == ["pretrain"] else 0
@@ -24,20 +28,36 @@ def _one_line(error: ValidationError, source: str) -> str:
     if problem["type"] == "extra_forbidden":
         text = "no such key; the schema in workflow/schemas lists them"
     elif key:
-        text = f"{text[0].lower()}{text[1:]}, not {problem['input']!r}"
-    return f"{source}: {key}: {text}" if key else f"{source}: {text}"
+        given = problem["input"]
+        text = f"{text[0].lower()}{text[1:]}" + ("" if isinstance(given, dict) else f", not {given!r}")
+    # what Params refuses as a whole has a line for each reason
+    return [f"{source}: {key}: {line}" if key else f"{source}: {line}" for line in text.splitlines()]
 
 
 def check(values: Any, source: str) -> Params:
     """Hold values to the model.
 
     Raises:
-        UserError: one line with the key's path: an unknown key, a wrong type, an impossible combination.
+        UserError: one line with the key's path: an unknown key, a wrong type, an impossible combination. Of
+            several the first; :func:`wrong` has all.
     """
     try:
         return Params.model_validate(values)
     except ValidationError as error:
-        raise UserError(_one_line(error, source)) from None
+        raise UserError(_lines(error, source)[0]) from None
+
+
+def wrong(path: Path) -> list[str]:
+    """All that is wrong with the keys and values of a params file, a line each.
+
+    Raises:
+        UserError: the file is missing or is not YAML.
+    """
+    try:
+        Params.model_validate(_values(path))
+    except ValidationError as error:
+        return _lines(error, str(path))
+    return []
 
 
 def check_block(block: Any, text: str, source: str) -> Any:
@@ -49,7 +69,7 @@ def check_block(block: Any, text: str, source: str) -> Any:
     try:
         return TypeAdapter(block).validate_json(text)
     except ValidationError as error:
-        raise UserError(_one_line(error, source)) from None
+        raise UserError(_lines(error, source)[0]) from None
 
 
 def load(path: Path) -> Params:
@@ -58,13 +78,16 @@ def load(path: Path) -> Params:
     Raises:
         UserError: the file is missing, is not YAML, or breaks the model.
     """
+    return check(_values(path), str(path))
+
+
+def _values(path: Path) -> Any:
     try:
-        values = yaml.safe_load(path.read_text())
+        return yaml.safe_load(path.read_text()) or {}
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
-    return check(values or {}, str(path))
 
 
 def json_schema() -> str:

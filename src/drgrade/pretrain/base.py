@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from drgrade.encoders import create_encoder, look
 from drgrade.grading.base import Photographs
 from drgrade.images.store import Pictures
 from drgrade.plugins import Registry
@@ -69,6 +70,19 @@ class Method(ABC):
     def __init__(self, params: dict[str, Any]) -> None:
         """Args: params: the method's block; it names the timm ``encoder``."""
         self.settings = params
+
+    def check(self, patch: int) -> None:
+        """Refuse params that cannot work, without data or weights.
+
+        Args:
+            patch: side of a patch in crop pixels.
+
+        Raises:
+            UserError: timm knows no such encoder, or it cannot take what this method would show it.
+        """
+        name = self.settings["encoder"]
+        with torch.device("meta"):
+            look(create_encoder(name, None).eval(), name, self.settings.get("input_size", patch))
 
     @abstractmethod
     def fit(self, material: Material, *, name: str, key: str, run: Any) -> torch.nn.Module:

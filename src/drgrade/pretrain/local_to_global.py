@@ -274,6 +274,13 @@ class LocalToGlobalDistillation(Method):
 
     needs_boxes = False
 
+    def check(self, patch: int) -> None:
+        """Refuse an encoder that does not take both sizes of crops, and a warm-up without an end."""
+        params = LocalToGlobal(**self.settings)
+        with torch.device("meta"):
+            vision_transformer(params, "random", 0.0)
+        learning_rates(params, steps=1)
+
     def fit(self, material: Material, *, name: str, key: str, run: Any) -> nn.Module:
         """Train and return the teacher's encoder; student and heads are dropped."""
         params = LocalToGlobal(**self.settings)

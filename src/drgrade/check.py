@@ -1,0 +1,220 @@
+"""What would stop a run, found before it starts: ``drgrade check``.
+
+Every name is looked up, every encoder is built without memory (on the device ``meta``) and shown a picture of
+its size, and start weights are held against the networks that they are for.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from drgrade.errors import UserError
+from drgrade.params import Encoded, LesionContrastive, Params
+
+if TYPE_CHECKING:
+    import torch
+
+
+def problems(params: Params) -> list[str]:
+    """All that would stop a run of these params later, a line each that begins with the key."""
+    stages = (_files, _datasets, _detector, _pretraining, _experiments, _explanations)
+    keys: dict[str, list[str]] = {}
+    for key, text in (problem for stage in stages for problem in stage(params)):
+        keys.setdefault(text, []).append(key)
+    # a file of weights that is missing stops many experiments
+    return [
+        f"{key}{f' (and {len(others)} more keys)' if others else ''}: {text}"
+        for text, (key, *others) in keys.items()
+    ]
+
+
+class Problem(NamedTuple):
+    """The key of ``params.yaml`` to change, and why."""
+
+    key: str
+    text: str
+
+
+def _tried(key: str, call: Callable[..., Any], *arguments: Any) -> list[Problem]:
+    """What a call says is wrong with ``key``; nothing if it goes through."""
+    try:
+        call(*arguments)
+    except UserError as error:
+        head, _, rest = str(error).partition(": ")
+        if head.startswith(key) or key.endswith(f".{head}"):  # it names the key itself
+            return [Problem(max(key, head, key=len), rest)]
+        return [Problem(key, str(error))]
+    return []
+
+
+def _files(params: Params) -> Iterator[Problem]:
+    named = {"index.folds_file": params.index.folds_file, "patches.published": params.patches.published}
+    for name, dataset in params.datasets.items():
+        named |= {
+            f"datasets.{name}.split_file": dataset.split_file,
+            f"datasets.{name}.exclude": dataset.exclude,
+        }
+    for key, path in named.items():
+        if path is not None and not Path(path).is_file():
+            yield Problem(key, f"{path}: no such file")
+
+
+def _datasets(params: Params) -> Iterator[Problem]:
+    from drgrade.data.registry import DATASETS
+
+    for name in params.datasets:
+        yield from _tried(f"datasets.{name}", DATASETS.get, name)
+
+
+def _detector(params: Params) -> Iterator[Problem]:
+    from drgrade.lesions.configs import backbone, config_file
+
+    wrong = _tried("detector.config", config_file, params.detector.config)
+    yield from wrong
+    start, key = params.detector.start, "detector.start"
+    if wrong or start is None:
+        return
+    name = backbone(params.detector.config)
+    if start != "imagenet" and _of_detector(start):
+        yield from _tried(key, _detector_starts, params)
+    elif name is not None:
+        yield from _tried(key, _starts, name, start, True)
+    else:
+        own = f"{params.detector.config} loads its own weights (init_cfg)"
+        yield Problem(key, f"{own}; set it to null, or to a whole detector's file")
+
+
+def _of_detector(start: str) -> bool:
+    from drgrade.lesions.start import is_detector
+
+    try:
+        return is_detector(Path(start))
+    except UserError:
+        return False  # read again for what is wrong with it
+
+
+def _detector_starts(params: Params) -> None:
+    """Load a whole detector's weights into the detector of the config.
+
+    Raises:
+        UserError: they are of another architecture.
+    """
+    from mmengine.registry import init_default_scope
+
+    from drgrade.lesions.detector import detector_config, register
+    from drgrade.lesions.start import start_from
+
+    register()
+    from mmdet.registry import MODELS
+
+    init_default_scope("mmdet")
+    start_from(MODELS.build(detector_config(params.detector).model), Path(str(params.detector.start)))
+
+
+def _pretraining(params: Params) -> Iterator[Problem]:
+    from drgrade.pretrain.base import METHODS
+
+    for name, block in params.pretrain.items():
+        key = f"pretrain.{name}"
+        learner = METHODS.get(block.method)(block.model_dump())
+        wrong = _tried(key, learner.check, params.patches.size)
+        yield from wrong or _tried(f"{key}.start", _starts, block.encoder, block.start)
+        yield from _compiled(key, block.compile)
+        if isinstance(block, LesionContrastive) and learner.needs_kinds and params.patches.published:
+            untold = f"'lesion' needs the kind of each box, which {params.patches.published} does not tell"
+            yield Problem(f"{key}.positives", f"{untold}; use 'pair'")
+
+
+def _experiments(params: Params) -> Iterator[Problem]:
+    from drgrade.grading.base import GRADERS
+
+    for name in params.experiments:
+        experiment, key = params.experiment(name), f"experiments.{name}"
+        yield from _tried(key, GRADERS.get(experiment.grader), experiment, params.crop)
+        yield from _compiled(key, getattr(experiment, "compile", False))
+        if isinstance(experiment, Encoded):
+            yield from _encoder(params, name, experiment)
+
+
+def _encoder(params: Params, name: str, experiment: Encoded) -> Iterator[Problem]:
+    """What is wrong with an experiment's encoder, its pictures, or what it starts from."""
+    from drgrade.encoders import look
+
+    key = f"experiments.{name}"
+    try:
+        encoder = _blank(experiment.encoder)
+    except UserError as error:
+        yield Problem(f"{key}.encoder", str(error))
+        return
+    yield from _tried(f"{key}.input_size", look, encoder, experiment.encoder, experiment.input_size)
+    start = params.start(name)
+    assert start is not None
+    if start.kind in ("imagenet", "file"):
+        yield from _tried(f"{key}.start", _starts, experiment.encoder, start.name)
+        return
+    if start.kind == "random":
+        return
+    source: Any = params.pretrain[start.name] if start.kind == "pretrain" else params.experiment(start.name)
+    other = getattr(source, "encoder", None)
+    if other is None:
+        yield Problem(f"{key}.start", f"{start.name} has no encoder; start from an experiment that has")
+    elif not _alike(experiment.encoder, other):
+        both = f"{start.name} is a {other}, the experiment's encoder a {experiment.encoder}"
+        yield Problem(f"{key}.start", f"{both}; set both to the same")
+
+
+def _explanations(params: Params) -> Iterator[Problem]:
+    from drgrade.explain.base import EXPLAINERS
+    from drgrade.grading.base import GRADERS, Grader
+
+    for name, block in params.explanations.items():
+        yield from _tried(f"explanations.{name}.method", EXPLAINERS.get, block.method)
+        grader = params.experiments[block.experiment].grader
+        if GRADERS.get(grader).explainable is Grader.explainable:
+            none = f"the grader {grader!r} of {block.experiment} has no network to explain"
+            yield Problem(f"explanations.{name}.experiment", f"{none}; choose another")
+
+
+def _compiled(key: str, wanted: bool) -> list[Problem]:
+    from drgrade.training import find_compiler
+
+    return _tried(f"{key}.compile", find_compiler) if wanted else []
+
+
+def _blank(name: str, trunk: bool = False) -> "torch.nn.Module":
+    """An encoder's names and shapes, without values.
+
+    Raises:
+        UserError: timm knows no such encoder.
+    """
+    import torch
+
+    from drgrade.encoders import create_encoder
+
+    with torch.device("meta"):
+        return create_encoder(name, None, features_only=trunk).eval()
+
+
+def _starts(name: str, start: str, trunk: bool = False) -> None:
+    """Hold ``imagenet``, ``random`` or a file against an encoder.
+
+    Raises:
+        UserError: timm knows no such encoder, or the weights are missing or do not fit.
+    """
+    from drgrade.encoders import start_tensors
+
+    if start != "random":
+        start_tensors(_blank(name, trunk), name, start, trunk=trunk)
+
+
+def _alike(one: str, other: str) -> bool:
+    """Whether two encoders have tensors of the same names and shapes."""
+    if one == other:
+        return True
+    try:
+        first, second = (_blank(name).state_dict() for name in (one, other))
+    except UserError:
+        return True  # which is said of the encoder that timm does not know
+    return {key: value.shape for key, value in first.items()} == {
+        key: value.shape for key, value in second.items()
+    }
