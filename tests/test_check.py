@@ -107,7 +107,7 @@ def test_what_works_is_let_through(tmp_path: Path) -> None:
         },
         [
             "patches.published: boxes.pkl: no such file",
-            "pretrain.lesion_contrastive.positives: 'lesion' needs the kind of each box, which boxes.pkl does",
+            "pretrain.lesion_contrastive.positives: 'lesion' needs the kind of each box, which boxes.pkl",
         ],
     ),
     ({"index__folds_file": "folds.csv"}, ["index.folds_file: folds.csv: no such file"]),
