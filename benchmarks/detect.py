@@ -72,7 +72,9 @@ def photographs(count: int, folder: Path) -> tuple[list[Path], str]:
     paths = sorted(Path(root).glob("*/1. Original Images/*/*.jpg")) if root else []
     kind = "IDRiD" if paths else "painted"
     if not paths:
-        DATASETS.get("demo")().download(folder, Download(demo=Demo(patients=-(-count // 2), width=2400)))
+        DATASETS.get("demo")().download(
+            folder, Download(demo=Demo(patients=max(5, -(-count // 2)), width=2400))
+        )
         paths = sorted(folder.rglob("*.jpeg"))
     return paths[:: max(1, len(paths) // count)][:count], kind
 
