@@ -129,22 +129,22 @@ def test_an_edit_of_code_reruns_its_stages_and_a_comment_nothing(finished):
     assert finished.planned("--until", "detector") == {"detector"}
 
 
-def test_masks_are_cropped_for_graders_that_learn_from_them(fresh):
+def test_masks_are_cropped_for_graders_that_learn_from_them(finished):
     """A grader in a file of its own: the rules ask it what it needs."""
-    assert "lesion_masks" not in fresh.planned()
-    majority = (fresh.folder / "src/drgrade/grading/majority.py").read_text()
+    majority = (finished.folder / "src/drgrade/grading/majority.py").read_text()
     masked = majority.replace('"majority"', '"masked"').replace(
         "    Params = Params\n", '    Params = Params\n    needs = frozenset({"masks"})\n'
     )
-    (fresh.folder / "src/drgrade/grading/masked.py").write_text(masked)
-    fresh.edit({"experiments.majority.grader": "masked"})
-    assert "lesion_masks" in fresh.planned()
-    (command,) = re.findall(r"drgrade grade --experiment majority .*", fresh.snakemake("--dry-run", "-p"))
+    (finished.folder / "src/drgrade/grading/masked.py").write_text(masked)
+    assert not finished.file("lesion_masks").exists()
+    finished.edit({"experiments.majority.grader": "masked"})
+    assert finished.planned("--until", "grade") == {"lesion_masks", "grade"}
+    (command,) = re.findall(r"drgrade grade --experiment majority .*", finished.snakemake("--dry-run", "-p"))
     assert "--masked demo results/demo" in command
-    fresh.snakemake("results/demo/grade/majority/seed0/predictions.parquet")
-    table = read_table(fresh.file("lesion_masks/masks.parquet"), MASKS)
+    finished.snakemake("results/demo/grade/majority/seed0/predictions.parquet")
+    table = read_table(finished.file("lesion_masks/masks.parquet"), MASKS)
     assert (table["status"] == "ok").all()
-    assert len(np.load(fresh.file("lesion_masks/masks.npy"), mmap_mode="r")) == len(table) > 0
+    assert len(np.load(finished.file("lesion_masks/masks.npy"), mmap_mode="r")) == len(table) > 0
 
 
 def test_a_library_reruns_the_stages_that_import_it(finished):

@@ -228,6 +228,7 @@ GPU_THREADS = max(1, CORES // max(1, GPUS))
 """Cores of a job that uses a GPU: so many of them run side by side as --resources gpu=N says."""
 
 SOURCES_OF_BOXES = sorted({boxes_of(encoder) for encoder in ENCODERS} - {None})
+MASKS_NEEDED = any("masks" in needs_of(experiment) for experiment in EXPERIMENTS)
 
 
 wildcard_constraints:

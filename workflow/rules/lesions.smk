@@ -220,3 +220,9 @@ rule all_patches:
     input:
         expand(rules.patches.output.statistics, source=SOURCES_OF_BOXES),
     localrule: True
+
+
+rule all_masks:
+    input:
+        rules.lesion_masks.output if MASKS_NEEDED else [],
+    localrule: True
