@@ -1,5 +1,6 @@
 """Pretrain encoders, train the experiments."""
 
+
 rule pretrain:
     input:
         lambda wildcards: weights_files(
