@@ -22,7 +22,7 @@ import pandas as pd
 from drgrade.params import Index, Roles
 from drgrade.splits.assign import assign_splits
 from drgrade.splits.duplicates import near_duplicates
-from drgrade.splits.overlaps import judge
+from drgrade.splits.overlaps import find_leaks
 
 BITS, SECONDS, MEGABYTES = 10, 10.0, 500.0
 """Default of index.duplicate_bits; targets of splitting, a part of index, splits and crop planning."""
@@ -87,7 +87,7 @@ def main() -> None:
     jobs = {
         "near duplicates": lambda: near_duplicates(hashes, BITS),
         "groups and splits (duplicates included)": lambda: assign_splits(table, params),
-        "overlaps of two datasets": lambda: judge(halves, Roles(external=["other"]), BITS),
+        "overlaps of two datasets": lambda: find_leaks(halves, Roles(external=["other"]), BITS),
     }
     took = {work: seconds(work) for work in jobs}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from drgrade.estimate import estimate, trained_on, trainings, works
+from drgrade.estimate import estimate, stage_costs, train_share, trainings
 from drgrade.params import Dataset, Demo, Download, Grade, Index, Params, Roles
 
 
@@ -91,7 +91,7 @@ def test_no_lesions_are_searched_where_nobody_looks_at_them(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     alone = {"lesion_contrastive": {"start": "simclr"}}
     params = Params(download=Download(demo=Demo(patients=5000)), pretrain={"simclr": {}}, experiments=alone)
-    assert [work.stage for work in works(params)] == ["pretrain", "grade"]
+    assert [cost.stage for cost in stage_costs(params)] == ["pretrain", "grade"]
 
 
 def test_the_official_training_part_is_what_is_trained_on():
@@ -100,5 +100,5 @@ def test_the_official_training_part_is_what_is_trained_on():
         roles=Roles(lesions="idrid", pretrain="idrid", grade="idrid", external=[]),
         index=Index(scheme="official", val_fraction=0.25),
     )
-    assert trained_on(params, "idrid") == pytest.approx(413 / 516 * 0.75)
-    assert trained_on(params, "ddr") == pytest.approx(6835 / 13673)  # it has a validation part of its own
+    assert train_share(params, "idrid") == pytest.approx(413 / 516 * 0.75)
+    assert train_share(params, "ddr") == pytest.approx(6835 / 13673)  # it has a validation part of its own

@@ -42,13 +42,13 @@ def lesion_pairs(positives: str, on_gpu: bool, monkeypatch: pytest.MonkeyPatch) 
     module = lesion_contrastive.LesionPairs(contrastive.projector(params), MATERIAL, params)
     if on_gpu:  # windows travel and are changed there
         monkeypatch.setattr("drgrade.pretrain.views.device", lambda: torch.device("cuda"))
-    return module, module.prepare(module.things(0)[:4], 0)
+    return module, module.prepare(module.samples(0)[:4], 0)
 
 
 def photograph_pairs() -> tuple[Module, Any]:
     params = SimCLR(**ENCODER, input_size=32).model_dump()
     module = simclr.PhotographPairs(contrastive.projector(params), MATERIAL, params)
-    return module, module.prepare(module.things(0)[:4], 0)
+    return module, module.prepare(module.samples(0)[:4], 0)
 
 
 def distillation(preset: str) -> tuple[Module, Any]:

@@ -2,7 +2,7 @@ import pandas as pd
 import pytest
 
 from drgrade.errors import UserError
-from drgrade.files import whole
+from drgrade.files import atomic_write
 from drgrade.plugins import Registry
 from drgrade.schema import LESION_BOXES, read_table, write_table
 
@@ -42,7 +42,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path):
     path.write_text("old")
 
     def fail() -> None:
-        with whole(path) as partial:
+        with atomic_write(path) as partial:
             partial.write_text("half")
             raise RuntimeError
 

@@ -35,7 +35,7 @@ class Problem(NamedTuple):
     text: str
 
 
-def _tried(key: str, call: Callable[..., Any], *arguments: Any) -> list[Problem]:
+def _problems_of(key: str, call: Callable[..., Any], *arguments: Any) -> list[Problem]:
     """What a call says is wrong with ``key``; nothing if it goes through."""
     try:
         call(*arguments)
@@ -63,22 +63,22 @@ def _datasets(params: Params) -> Iterator[Problem]:
     from drgrade.data.registry import DATASETS
 
     for name in params.datasets:
-        yield from _tried(f"datasets.{name}", DATASETS.get, name)
+        yield from _problems_of(f"datasets.{name}", DATASETS.get, name)
 
 
 def _detector(params: Params) -> Iterator[Problem]:
     from drgrade.lesions.configs import backbone, config_file
 
-    wrong = _tried("detector.config", config_file, params.detector.config)
+    wrong = _problems_of("detector.config", config_file, params.detector.config)
     yield from wrong
     start, key = params.detector.start, "detector.start"
     if wrong or start is None:
         return
     name = backbone(params.detector.config)
     if start != "imagenet" and _of_detector(start):
-        yield from _tried(key, _detector_starts, params)
+        yield from _problems_of(key, _detector_starts, params)
     elif name is not None:
-        yield from _tried(key, _starts, name, start, True)
+        yield from _problems_of(key, _check_weights, name, start, True)
     else:
         own = f"{params.detector.config} loads its own weights (init_cfg)"
         yield Problem(key, f"{own}; set it to null, or to a whole detector's file")
@@ -117,9 +117,9 @@ def _pretraining(params: Params) -> Iterator[Problem]:
     for name, block in params.pretrain.items():
         key = f"pretrain.{name}"
         learner = METHODS.get(block.method)(block.model_dump())
-        wrong = _tried(key, learner.check, params.patches.size)
-        yield from wrong or _tried(f"{key}.start", _starts, block.encoder, block.start)
-        yield from _compiled(key, block.compile)
+        wrong = _problems_of(key, learner.check, params.patches.size)
+        yield from wrong or _problems_of(f"{key}.start", _check_weights, block.encoder, block.start)
+        yield from _compiler(key, block.compile)
         if isinstance(block, LesionContrastive) and learner.needs_kinds and params.patches.published:
             untold = f"'lesion' needs the kind of each box, which {params.patches.published} does not tell"
             yield Problem(f"{key}.positives", f"{untold}; use 'pair'")
@@ -130,27 +130,29 @@ def _experiments(params: Params) -> Iterator[Problem]:
 
     for name in params.experiments:
         experiment, key = params.experiment(name), f"experiments.{name}"
-        yield from _tried(key, GRADERS.get(experiment.grader), experiment, params.crop)
-        yield from _compiled(key, getattr(experiment, "compile", False))
+        yield from _problems_of(key, GRADERS.get(experiment.grader), experiment, params.crop)
+        yield from _compiler(key, getattr(experiment, "compile", False))
         if isinstance(experiment, Encoded):
             yield from _encoder(params, name, experiment)
 
 
 def _encoder(params: Params, name: str, experiment: Encoded) -> Iterator[Problem]:
     """What is wrong with an experiment's encoder, its pictures, or what it starts from."""
-    from drgrade.encoders import look
+    from drgrade.encoders import forward_blank
 
     key = f"experiments.{name}"
     try:
-        encoder = _blank(experiment.encoder)
+        encoder = _meta_encoder(experiment.encoder)
     except UserError as error:
         yield Problem(f"{key}.encoder", str(error))
         return
-    yield from _tried(f"{key}.input_size", look, encoder, experiment.encoder, experiment.input_size)
+    yield from _problems_of(
+        f"{key}.input_size", forward_blank, encoder, experiment.encoder, experiment.input_size
+    )
     start = params.start(name)
     assert start is not None
     if start.kind in ("imagenet", "file"):
-        yield from _tried(f"{key}.start", _starts, experiment.encoder, start.name)
+        yield from _problems_of(f"{key}.start", _check_weights, experiment.encoder, start.name)
         return
     if start.kind == "random":
         return
@@ -158,7 +160,7 @@ def _encoder(params: Params, name: str, experiment: Encoded) -> Iterator[Problem
     other = getattr(source, "encoder", None)
     if other is None:
         yield Problem(f"{key}.start", f"{start.name} has no encoder; start from an experiment that has")
-    elif not _alike(experiment.encoder, other):
+    elif not _same_architecture(experiment.encoder, other):
         both = f"{start.name} is a {other}, the experiment's encoder a {experiment.encoder}"
         yield Problem(f"{key}.start", f"{both}; set both to the same")
 
@@ -168,20 +170,20 @@ def _explanations(params: Params) -> Iterator[Problem]:
     from drgrade.grading.base import GRADERS, Grader
 
     for name, block in params.explanations.items():
-        yield from _tried(f"explanations.{name}.method", EXPLAINERS.get, block.method)
+        yield from _problems_of(f"explanations.{name}.method", EXPLAINERS.get, block.method)
         grader = params.experiments[block.experiment].grader
         if GRADERS.get(grader).explainable is Grader.explainable:
             none = f"the grader {grader!r} of {block.experiment} has no network to explain"
             yield Problem(f"explanations.{name}.experiment", f"{none}; choose another")
 
 
-def _compiled(key: str, wanted: bool) -> list[Problem]:
+def _compiler(key: str, wanted: bool) -> list[Problem]:
     from drgrade.training import find_compiler
 
-    return _tried(f"{key}.compile", find_compiler) if wanted else []
+    return _problems_of(f"{key}.compile", find_compiler) if wanted else []
 
 
-def _blank(name: str, trunk: bool = False) -> "torch.nn.Module":
+def _meta_encoder(name: str, trunk: bool = False) -> "torch.nn.Module":
     """An encoder's names and shapes, without values.
 
     Raises:
@@ -195,7 +197,7 @@ def _blank(name: str, trunk: bool = False) -> "torch.nn.Module":
         return create_encoder(name, None, features_only=trunk).eval()
 
 
-def _starts(name: str, start: str, trunk: bool = False) -> None:
+def _check_weights(name: str, start: str, trunk: bool = False) -> None:
     """Hold ``imagenet``, ``random`` or a file against an encoder.
 
     Raises:
@@ -204,15 +206,15 @@ def _starts(name: str, start: str, trunk: bool = False) -> None:
     from drgrade.encoders import start_tensors
 
     if start != "random":
-        start_tensors(_blank(name, trunk), name, start, trunk=trunk)
+        start_tensors(_meta_encoder(name, trunk), name, start, trunk=trunk)
 
 
-def _alike(one: str, other: str) -> bool:
+def _same_architecture(one: str, other: str) -> bool:
     """Whether two encoders have tensors of the same names and shapes."""
     if one == other:
         return True
     try:
-        first, second = (_blank(name).state_dict() for name in (one, other))
+        first, second = (_meta_encoder(name).state_dict() for name in (one, other))
     except UserError:
         return True  # which is said of the encoder that timm does not know
     return {key: value.shape for key, value in first.items()} == {

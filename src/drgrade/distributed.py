@@ -106,7 +106,7 @@ def mean_over_processes(value: "torch.Tensor") -> "torch.Tensor":
     return value if world() == 1 else sum_over_processes(value) / world()
 
 
-def follow_first(network: "torch.nn.Module") -> None:
+def broadcast_buffers(network: "torch.nn.Module") -> None:
     """Give every process the first one's buffers: BatchNorm's statistics differ if not synchronised."""
     import torch.distributed as processes
 

@@ -60,7 +60,7 @@ def create_encoder(
     return model
 
 
-def look(encoder: "torch.nn.Module", name: str, side: int) -> "torch.Tensor":
+def forward_blank(encoder: "torch.nn.Module", name: str, side: int) -> "torch.Tensor":
     """What an encoder says of a blank picture (1, 3, side, side), on the device it is on, ``meta`` too.
 
     Raises:

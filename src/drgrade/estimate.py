@@ -36,7 +36,7 @@ def count(params: Params, dataset: str) -> int:
     return min(limit, known) if limit and known else limit or known
 
 
-class Work(NamedTuple):
+class StageCost(NamedTuple):
     """What a stage does: so many trainings (or searches), passes over pictures or tiles, hours on 2 cores."""
 
     stage: str
@@ -51,7 +51,7 @@ def trainings(params: Params) -> dict[str, int]:
     return {name: len(trainings_of(params, name)) for name in tuned}
 
 
-def trained_on(params: Params, dataset: str, select: str = "best") -> float:
+def train_share(params: Params, dataset: str, select: str = "best") -> float:
     """Share of a dataset's photographs that one training of it learns from."""
     scheme, index = params.scheme(dataset), params.index
     if scheme == "kfold":
@@ -71,7 +71,7 @@ def _parts(dataset: str) -> dict[str, int]:
     return {name: part.photographs for name, part in DATASETS.get(dataset).card.counts.items()}
 
 
-def works(params: Params) -> Iterator[Work]:
+def stage_costs(params: Params) -> Iterator[StageCost]:
     """What the stages that run networks have before them."""
     searched = {block.boxes for block in params.pretrain.values() if isinstance(block, LesionContrastive)}
     if searched & {"detector", "random"} and params.patches.published is None:
@@ -92,32 +92,36 @@ def _megapixels(params: Params, dataset: str) -> float:
     return whole * boxes.scale**2 / ((1 - boxes.overlap) ** 2 if boxes.tile else 1)
 
 
-def _detector(params: Params) -> Work:
+def _detector(params: Params) -> StageCost:
     dataset = params.roles.lesions
     painted = getattr(params.download, dataset, None)
     photographs = painted.segmentation if painted else _parts(dataset).get("segmentation train", 0)
     passes = photographs * (1 - params.index.val_fraction) * params.detector.epochs
-    return Work("detector", 1, passes, passes * _megapixels(params, dataset) / SEARCH_RATE / FORWARD / 3600)
+    return StageCost(
+        "detector", 1, passes, passes * _megapixels(params, dataset) / SEARCH_RATE / FORWARD / 3600
+    )
 
 
-def _search(params: Params) -> Work:
+def _search(params: Params) -> StageCost:
     dataset = params.roles.pretrain
     photographs = count(params, dataset)
-    return Work("lesions", 1, photographs, photographs * _megapixels(params, dataset) / SEARCH_RATE / 3600)
+    return StageCost(
+        "lesions", 1, photographs, photographs * _megapixels(params, dataset) / SEARCH_RATE / 3600
+    )
 
 
-def _pretraining(params: Params) -> Work:
+def _pretraining(params: Params) -> StageCost:
     dataset, networks = params.roles.pretrain, 0
     passes = hours = 0.0
     for block in params.pretrain.values():
         by_fold = params.scheme(dataset) == "kfold" and dataset == params.roles.grade
         encoders = len(folds_of(params)) if by_fold else 1
-        share = 1 - 1 / encoders if by_fold else trained_on(params, dataset)
+        share = 1 - 1 / encoders if by_fold else train_share(params, dataset)
         seen = count(params, dataset) * share * block.epochs * encoders
         networks += encoders
         passes += seen
         hours += seen * _pixels(params, block) / 288**2 / CPU_RATE / 3600
-    return Work("pretrain", networks, passes, hours)
+    return StageCost("pretrain", networks, passes, hours)
 
 
 def _pixels(params: Params, block: Pretraining) -> float:
@@ -131,20 +135,20 @@ def _pixels(params: Params, block: Pretraining) -> float:
     return 2 * (1 + FORWARD) * block.global_size**2 + block.local_crops * block.local_size**2
 
 
-def _grading(params: Params) -> Work:
+def _grading(params: Params) -> StageCost:
     graded, networks = count(params, params.roles.grade), trainings(params)
     passes = hours = 0.0
     for name, times in networks.items():
         block = params.experiment(name)
         assert isinstance(block, Grade)
-        share = trained_on(params, params.roles.grade, block.select) * block.label_fraction
+        share = train_share(params, params.roles.grade, block.select) * block.label_fraction
         own = graded * share * block.epochs * times
         passes += own
         hours += own * (block.input_size / 288) ** 2 / CPU_RATE / 3600
-    return Work("grade", sum(networks.values()), passes, hours)
+    return StageCost("grade", sum(networks.values()), passes, hours)
 
 
-def _probes(params: Params) -> Work:
+def _probes(params: Params) -> StageCost:
     """Features of frozen encoders: each photograph once a training, forward only."""
     graded = count(params, params.roles.grade) + sum(count(params, name) for name in params.roles.external)
     probes = {
@@ -160,7 +164,7 @@ def _probes(params: Params) -> Work:
         own = graded * times[name]
         passes += own
         hours += own * (block.input_size / 288) ** 2 * FORWARD / CPU_RATE / 3600
-    return Work("probes", sum(times.values()), passes, hours)
+    return StageCost("probes", sum(times.values()), passes, hours)
 
 
 def estimate(params: Params, cores: int) -> list[str]:
@@ -178,7 +182,7 @@ def estimate(params: Params, cores: int) -> list[str]:
             f"{name}: {photographs} photographs; disk: {store:.1f} GB of crops{beside}; "
             f"index and crop about {hours:.1f} h on {cores} cores"
         )
-    stages = list(works(params))
+    stages = list(stage_costs(params))
     if lines or sum(stage.hours for stage in stages) > 1:
         lines += [
             f"{stage.stage}: {stage.trainings} runs, {stage.passes:.0f} photograph passes: about "

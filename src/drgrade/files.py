@@ -23,12 +23,12 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A temporary name beside ``path``, renamed to it when the block ends well.
 
     It keeps the suffix, which writers of pictures go by.
 
-    >>> with whole(Path("table.csv")) as partial:
+    >>> with atomic_write(Path("table.csv")) as partial:
     ...     partial.write_text("a,b")
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -47,7 +47,7 @@ def _writer() -> str:
 
 def write_json(values: Mapping[str, Any], path: Path) -> None:
     """Write JSON with sorted keys."""
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
 
 

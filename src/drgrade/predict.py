@@ -8,7 +8,7 @@ import pandas as pd
 
 from drgrade.errors import UserError
 from drgrade.evaluate.metrics import to_grades
-from drgrade.files import whole
+from drgrade.files import atomic_write
 from drgrade.grading.base import Grader, Photographs
 from drgrade.grading.models import load_model
 from drgrade.images.crop import crop_photograph
@@ -57,7 +57,7 @@ def predict_files(paths: list[Path], model: Path, out: Path) -> None:
     for start in range(0, len(files), BATCH):
         tables.append(_predict_batch(files[start : start + BATCH], grader))
         log.info("%d of %d photographs", min(start + BATCH, len(files)), len(files))
-    with whole(out) as partial:
+    with atomic_write(out) as partial:
         pd.concat(tables).to_csv(partial, index=False, float_format="%.4f")
 
 

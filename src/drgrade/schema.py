@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from drgrade.errors import UserError
-from drgrade.files import whole
+from drgrade.files import atomic_write
 
 GRADES = (0, 1, 2, 3, 4)
 GRADE_NAMES = ("none", "mild", "moderate", "severe", "proliferative")
@@ -130,5 +130,5 @@ def read_table(path: Path, columns: dict[str, str]) -> pd.DataFrame:
 
 def write_table(table: pd.DataFrame, path: Path, columns: dict[str, str]) -> None:
     """Write a parquet table under its contract; whole or not at all."""
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         conform(table, columns).to_parquet(partial, index=False)

@@ -31,9 +31,9 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from drgrade.background import read_ahead
 from drgrade.device import half_precision, use_fast_kernels
-from drgrade.distributed import follow_first, launch, mean_over_processes, rank, synchronised, world
+from drgrade.distributed import broadcast_buffers, launch, mean_over_processes, rank, synchronised, world
 from drgrade.errors import UserError
-from drgrade.files import whole
+from drgrade.files import atomic_write
 from drgrade.images.store import Pictures
 from drgrade.memory import keep_memory
 from drgrade.seeding import numpy_rng, seed_everything
@@ -221,7 +221,7 @@ class WholeCheckpoint(TorchCheckpointIO):
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
         """Write beside ``path``, then rename."""
-        with whole(Path(path)) as partial:
+        with atomic_write(Path(path)) as partial:
             torch.save(checkpoint, partial)
 
 
@@ -261,7 +261,7 @@ class Module(pl.LightningModule):
         values = {"loss": float(mean_over_processes(torch.stack(self.losses).mean()))}
         speed = {"images_per_s": self.progress.rate()}  # the loss has waited for the device
         self.losses.clear()
-        follow_first(self)
+        broadcast_buffers(self)
         with self.average.applied(self) if self.average else nullcontext():
             values |= self.validate()
         values |= {"lr": self.trainer.optimizers[0].param_groups[0]["lr"], **speed}
@@ -402,7 +402,7 @@ def save_tensors(module: torch.nn.Module, path: Path) -> None:
     from safetensors.torch import save_file
 
     tensors = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         save_file(tensors, partial)
 
 

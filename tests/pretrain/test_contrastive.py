@@ -17,10 +17,10 @@ from drgrade.pretrain.views import Pairs as Views
 class Pairs(Contrast):
     """Nothing to look at."""
 
-    def things(self, epoch):
+    def samples(self, epoch):
         return np.arange(4)
 
-    def pairs(self, things, epoch):
+    def pairs(self, samples, epoch):
         raise NotImplementedError
 
 
@@ -35,9 +35,9 @@ def block(**changes):
     return SimCLR(encoder="test_efficientnet", start="random", **changes).model_dump()
 
 
-def random_views(things, values, seed):
+def random_views(samples, values, seed):
     generator = torch.Generator().manual_seed(seed)
-    return torch.randn(2, things, values, dtype=torch.float64, generator=generator)
+    return torch.randn(2, samples, values, dtype=torch.float64, generator=generator)
 
 
 def by_hand(first, second, temperature, kinds):
@@ -55,9 +55,9 @@ def by_hand(first, second, temperature, kinds):
 
 @settings(max_examples=20)
 @given(st.integers(1, 5), st.integers(2, 6), st.floats(0.05, 1), st.integers(0, 99))
-def test_the_loss_is_nt_xent_by_brute_force(things, values, temperature, seed):
-    first, second = random_views(things, values, seed)
-    expected = by_hand(first, second, temperature, range(things))
+def test_the_loss_is_nt_xent_by_brute_force(samples, values, temperature, seed):
+    first, second = random_views(samples, values, seed)
+    expected = by_hand(first, second, temperature, range(samples))
     assert float(SupCon(temperature)(first, second)) == pytest.approx(expected, rel=1e-6, abs=1e-6)
 
 
@@ -82,7 +82,7 @@ def test_supcon_of_things_of_a_kind_of_their_own_is_nt_xent():
 
 
 def test_supcon_of_two_processes_is_that_of_one_on_the_joined_batch(monkeypatch):
-    """What the processes exchange is played: each holds half of the things."""
+    """What the processes exchange is played: each holds half of the samples."""
     first, second = random_views(6, 8, 1)
     kinds = torch.tensor([0, 1, 0, 2, 0, 1])
     halves = [slice(0, 3), slice(3, 6)]

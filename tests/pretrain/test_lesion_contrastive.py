@@ -68,9 +68,11 @@ def test_an_epoch_shows_so_many_different_lesions_of_each_photograph(counts, k, 
     module = object.__new__(LesionPairs)
     torch.nn.Module.__init__(module)
     module.material, module.seed, module.settings = material(counts), 1, {"boxes_per_image": k}
-    things = module.things(epoch)
-    assert len({tuple(thing) for thing in things}) == len(things)
-    shown = [sorted(box for place, box in things if place == photograph) for photograph in range(len(counts))]
+    samples = module.samples(epoch)
+    assert len({tuple(sample) for sample in samples}) == len(samples)
+    shown = [
+        sorted(box for place, box in samples if place == photograph) for photograph in range(len(counts))
+    ]
     for boxes, count in zip(shown, counts, strict=True):
         assert len(boxes) == min(k, count)
         assert set(boxes) <= set(range(count))
@@ -80,17 +82,17 @@ def test_all_lesions_come_up_equally_often():
     module = pairs(material([5, 2, 1]), boxes_per_image=2)
     seen = np.zeros((3, 5), int)
     for epoch in range(2000):
-        np.add.at(seen, tuple(module.things(epoch).T), 1)
+        np.add.at(seen, tuple(module.samples(epoch).T), 1)
     assert (np.abs(seen[0] - 800) < 110).all()  # five standard deviations
     assert seen[1].tolist() == [2000, 2000, 0, 0, 0]
     assert seen[2].tolist() == [2000, 0, 0, 0, 0]
 
 
 def test_what_a_photograph_shows_does_not_depend_on_the_others():
-    alone = pairs(material([6], rows=[4]), boxes_per_image=3).things(7)
-    among = pairs(material([9, 6, 2], rows=[0, 4, 5]), boxes_per_image=3).things(7)
+    alone = pairs(material([6], rows=[4]), boxes_per_image=3).samples(7)
+    among = pairs(material([9, 6, 2], rows=[0, 4, 5]), boxes_per_image=3).samples(7)
     assert alone[:, 1].tolist() == among[among[:, 0] == 1][:, 1].tolist()
-    other = pairs(material([6], rows=[4]), boxes_per_image=3, seed=2).things(7)
+    other = pairs(material([6], rows=[4]), boxes_per_image=3, seed=2).samples(7)
     assert alone[:, 1].tolist() != other[:, 1].tolist()
 
 
@@ -98,26 +100,26 @@ def test_what_a_photograph_shows_does_not_depend_on_the_others():
 def test_views_are_windows_around_the_chosen_boxes(window):
     given = material([3, 1, 2], rows=[2, 0, 1])
     module = pairs(given, window=window)
-    things = np.array([[0, 2], [2, 1]])
+    samples = np.array([[0, 2], [2, 1]])
     expected = pair_views(
         given.images, np.array([2, 1]), np.stack([given.boxes[0][2], given.boxes[2][1]]), 32,
         module.settings["augment"], module.seeds(np.array([[2, 2], [1, 1]]), 4), window=window,
     )  # fmt: skip
-    assert torch.equal(module.views(module.prepare(things, 4).pairs), made(expected))
+    assert torch.equal(module.views(module.prepare(samples, 4).pairs), made(expected))
 
 
 def test_positives_are_pairs_or_lesions_of_a_kind():
     given = material([4, 4, 4], kinds=True)
     generator = torch.Generator().manual_seed(0)
     first, second = torch.randn(2, 3, 128, generator=generator)
-    things = np.array([[0, 1], [1, 3], [2, 1]])
+    samples = np.array([[0, 1], [1, 3], [2, 1]])
     plain, alike = pairs(given), pairs(given, positives="lesion")
-    assert plain.kinds(things) is None
-    assert alike.kinds(things).tolist() == [1, 3, 1]
+    assert plain.kinds(samples) is None
+    assert alike.kinds(samples).tolist() == [1, 3, 1]
     assert float(plain.criterion(first, second, None)) == pytest.approx(
         float(NTXentLoss(0.07)(first, second)), abs=1e-5
     )
-    found = alike.criterion(first, second, alike.kinds(things))
+    found = alike.criterion(first, second, alike.kinds(samples))
     assert found == SupCon(0.07)(first, second, torch.tensor([1, 3, 1]))
     method = METHODS.get("lesion_contrastive")
     for positives, needed in (("pair", False), ("lesion", True)):

@@ -28,17 +28,17 @@ def module(rows, images):
 def test_an_epoch_shows_every_photograph_once():
     pairs = module(np.array([5, 1, 2]), np.zeros((6, 48, 48, 3), np.uint8))
     for epoch in range(2):
-        assert pairs.things(epoch).tolist() == [5, 1, 2]
+        assert pairs.samples(epoch).tolist() == [5, 1, 2]
 
 
 def test_views_are_two_changes_of_the_whole_photograph():
     images = np.random.default_rng(0).integers(0, 256, (3, 48, 48, 3)).astype(np.uint8)
     pairs = module(np.arange(3), images)
-    things = np.array([2, 0])
-    views = pairs.views(pairs.prepare(things, 3).pairs)
+    samples = np.array([2, 0])
+    views = pairs.views(pairs.prepare(samples, 3).pairs)
     assert views.shape == (4, 3, 32, 32)
-    seeds = pairs.seeds(things, 3)
-    for place, row in enumerate(things):
+    seeds = pairs.seeds(samples, 3)
+    for place, row in enumerate(samples):
         whole = torch.from_numpy(scale(images[[row]], 32)).permute(0, 3, 1, 2)
         for view in (0, 1):
             alone = augment(whole, pairs.settings["augment"], [int(seeds[place, view])], 32)

@@ -14,8 +14,8 @@ from drgrade.params import Roles
 from drgrade.schema import INDEX, write_table
 from drgrade.splits.overlaps import (
     COLUMNS,
-    JUDGED,
-    judge,
+    LEAK_COLUMNS,
+    find_leaks,
     overlaps,
     straddling,
 )
@@ -100,9 +100,9 @@ def cell(indexes: dict[str, pd.DataFrame], dataset: str, image_id: str) -> tuple
 def test_found_pairs_overlap_and_every_overlap_is_seen_from_both_sides(first, second) -> None:
     indexes = {"one": first, "two": second}
     expected = brute_force(indexes)
-    judged = judge(indexes, ALL, BITS)  # these datasets have no role
-    assert set(judged["verdict"]) <= {"unused"}
-    found = judged[COLUMNS]
+    leaks = find_leaks(indexes, ALL, BITS)  # these datasets have no role
+    assert set(leaks["verdict"]) <= {"unused"}
+    found = leaks[COLUMNS]
     keys = [(r.dataset_a, r.image_a, r.dataset_b, r.image_b, r.level) for r in found.itertuples(index=False)]
     assert len(set(keys)) == len(keys)
     assert {key: expected.get(key) for key in keys} == dict(zip(keys, found["distance"], strict=True))
@@ -138,7 +138,7 @@ APART = Roles(lesions="masks", pretrain="pool", grade="main", external=["out"])
 
 
 def verdicts(roles: Roles, **indexes: pd.DataFrame) -> list[str]:
-    return judge(indexes, roles, BITS)["verdict"].tolist()
+    return find_leaks(indexes, roles, BITS)["verdict"].tolist()
 
 
 @pytest.mark.parametrize(
@@ -220,8 +220,8 @@ def test_external_photographs_are_all_tested(name, row, verdict, split) -> None:
 
 def test_a_dataset_that_trains_and_is_external_leaks_by_itself() -> None:
     table = make_index({"split": "train"}, {"split": "test"})
-    judged = judge({"pool": table}, APART.model_copy(update={"external": ["pool"]}), BITS)
-    assert judged[["image_a", "image_b", "level", "verdict", "use_a"]].to_numpy().tolist() == [
+    leaks = find_leaks({"pool": table}, APART.model_copy(update={"external": ["pool"]}), BITS)
+    assert leaks[["image_a", "image_b", "level", "verdict", "use_a"]].to_numpy().tolist() == [
         ["i0", "i0", "image", "leak", "train test"]
     ]
 
@@ -229,24 +229,24 @@ def test_a_dataset_that_trains_and_is_external_leaks_by_itself() -> None:
 def test_patients_are_compared_within_a_dataset_only() -> None:
     one = make_index({"patient_id": "7", "split": "train"}, {"patient_id": "7", "split": "test"})
     two = make_index({"patient_id": "7", "split": "test"}, {"patient_id": "8", "split": "test"})
-    judged = judge({"main": one, "out": two}, APART, BITS)
-    assert judged[["dataset_a", "image_a", "dataset_b", "image_b", "level"]].to_numpy().tolist() == [
+    leaks = find_leaks({"main": one, "out": two}, APART, BITS)
+    assert leaks[["dataset_a", "image_a", "dataset_b", "image_b", "level"]].to_numpy().tolist() == [
         ["main", "i0", "main", "i1", "patient"]
     ]
 
 
 def test_two_eyes_in_one_part_are_no_news() -> None:
-    assert judge({"main": make_index(*[{"patient_id": "7"}] * 2)}, ALL, BITS).empty
+    assert find_leaks({"main": make_index(*[{"patient_id": "7"}] * 2)}, ALL, BITS).empty
 
 
 @pytest.mark.parametrize("apart", [9, 10, 11])
 def test_perceptual_copies_across_datasets(apart) -> None:
     one = make_index({"phash": HASHES[0], "split": "train"})
     two = make_index({"phash": near(HASHES[0], apart), "split": "test"})
-    judged = judge({"main": one, "out": two}, APART, BITS)
+    leaks = find_leaks({"main": one, "out": two}, APART, BITS)
     expected = [["perceptual", apart, "leak"]] if apart <= BITS else []
-    assert judged[["level", "distance", "verdict"]].to_numpy().tolist() == expected
-    assert judge({"main": one, "out": two}, APART, None).empty
+    assert leaks[["level", "distance", "verdict"]].to_numpy().tolist() == expected
+    assert find_leaks({"main": one, "out": two}, APART, None).empty
 
 
 def leaking() -> dict[str, pd.DataFrame]:
@@ -259,13 +259,13 @@ def leaking() -> dict[str, pd.DataFrame]:
 
 def test_leaving_out_the_training_side_settles_it() -> None:
     indexes = leaking()
-    judged = judge(indexes, APART, BITS)
-    drop = judged[judged["dataset"] == "main"]["image_id"]
+    leaks = find_leaks(indexes, APART, BITS)
+    drop = leaks[leaks["dataset"] == "main"]["image_id"]
     assert set(drop) == {f"i{n}" for n in range(13)}
-    assert set(judged["dataset"]) == {"main", ""}
+    assert set(leaks["dataset"]) == {"main", ""}
     main = indexes["main"]
     main.loc[main["image_id"].isin(drop), "status"] = "filtered"
-    assert judge(indexes, APART, BITS)["verdict"].tolist() == ["same part"]
+    assert find_leaks(indexes, APART, BITS)["verdict"].tolist() == ["same part"]
 
 
 @settings(max_examples=40, deadline=None)
@@ -275,11 +275,11 @@ def test_leaving_out_the_training_side_always_settles_it(first, second, together
     roles = Roles(lesions="main", pretrain="out" if together else "main", grade="main")
     if not together:
         roles = roles.model_copy(update={"external": ["out"]})
-    judged = judge(indexes, roles, BITS)
+    leaks = find_leaks(indexes, roles, BITS)
     for name, table in indexes.items():
-        drop = judged.loc[judged["dataset"] == name, "image_id"]
+        drop = leaks.loc[leaks["dataset"] == name, "image_id"]
         table.loc[table["image_id"].isin(drop), "status"] = "filtered"
-    assert "leak" not in set(judge(indexes, roles, BITS)["verdict"])
+    assert "leak" not in set(find_leaks(indexes, roles, BITS)["verdict"])
 
 
 def test_the_stage_writes_both_files_before_it_refuses(tmp_path: Path) -> None:
@@ -296,7 +296,7 @@ def test_the_stage_writes_both_files_before_it_refuses(tmp_path: Path) -> None:
     remedy = "which names those on the training side, and give the copy as datasets.<name>.exclude"
     assert text.endswith(f"copy {tmp_path / 'once/leaks.csv'}, {remedy}")
     written = pd.read_csv(tmp_path / "once" / "overlaps.csv", keep_default_na=False)
-    assert list(written.columns) == JUDGED
+    assert list(written.columns) == LEAK_COLUMNS
     assert len(written) == 15
     assert set(written.loc[written["dataset"] == "main", "image_id"]) == {f"i{n}" for n in range(13)}
     summary = json.loads((tmp_path / "once" / "overlaps.json").read_text())
@@ -318,5 +318,5 @@ def test_nothing_to_find(tmp_path: Path) -> None:
     write_table(make_index({}, {}), tmp_path / "main.parquet", INDEX)
     overlaps({"main": tmp_path / "main.parquet"}, ALL, BITS, tmp_path)
     assert not (tmp_path / "leaks.csv").exists()
-    assert (tmp_path / "overlaps.csv").read_text() == ",".join(JUDGED) + "\n"
+    assert (tmp_path / "overlaps.csv").read_text() == ",".join(LEAK_COLUMNS) + "\n"
     assert json.loads((tmp_path / "overlaps.json").read_text())["pairs"] == {}

@@ -15,7 +15,7 @@ import pandas as pd
 from drgrade.evaluate.intervals import bootstrap, interval
 from drgrade.evaluate.metrics import confusion, qwk, recall, summary
 from drgrade.evaluate.predictions import Measured, gather, same_photographs, tested, tested_externally
-from drgrade.files import whole, write_json
+from drgrade.files import atomic_write, write_json
 from drgrade.params import Evaluate
 from drgrade.report.plots import confusion_chart, leaderboard_chart
 from drgrade.schema import GRADES
@@ -190,5 +190,5 @@ def rounded(value: Any) -> Any:
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:
     """Write a CSV; whole or not at all."""
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         table.to_csv(partial, index=False, lineterminator="\n")

@@ -13,7 +13,7 @@ from drgrade.errors import UserError
 from drgrade.explain.base import EXPLAINERS
 from drgrade.explain.overlay import contact_sheet, overlay
 from drgrade.explain.score import scores, to_original
-from drgrade.files import whole, write_json
+from drgrade.files import atomic_write, write_json
 from drgrade.grading.base import Explainable
 from drgrade.grading.models import load_model
 from drgrade.images.dataset import CroppedDataset
@@ -61,7 +61,7 @@ def explain(
     means = pd.DataFrame(list(table.values())).mean().sort_index()
     summary = {key: round(value, 6) for key, value in means.items()}
     write_json({"mean": summary, "photographs": table, "n": len(table)}, out / "scores.json")
-    with whole(out / "heat_maps.png") as partial:
+    with atomic_write(out / "heat_maps.png") as partial:
         cv2.imwrite(str(partial), cv2.cvtColor(contact_sheet(panels, columns=4), cv2.COLOR_RGB2BGR))
 
 

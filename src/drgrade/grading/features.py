@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from drgrade.encoders import create_encoder, look, normalisation
+from drgrade.encoders import create_encoder, forward_blank, normalisation
 from drgrade.errors import UserError
 from drgrade.evaluate.metrics import qwk, to_grades
 from drgrade.images.scaled import at_size
@@ -55,7 +55,7 @@ class Frozen(nn.Module):
         self.size = size
         self.blocks = blocks and _has_class_token(encoder)
         self.eval()
-        self.width = look(self, name, size).shape[1]
+        self.width = forward_blank(self, name, size).shape[1]
 
     def train(self, mode: bool = True) -> "Frozen":
         """Stay in evaluation mode, whatever the network around it does."""

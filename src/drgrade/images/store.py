@@ -103,10 +103,10 @@ class CropStore:
         """
         chosen = self._numbers[rows]
         if chosen.ndim == 0:
-            self._announce(int(chosen), 0, self.size)
+            self._prefetch(int(chosen), 0, self.size)
             return self.picture(int(chosen))
         pictures = np.empty((len(chosen), *self.shape[1:]), np.uint8)
-        self.announce(chosen, np.zeros(len(chosen), np.int64), self.size)
+        self.prefetch(chosen, np.zeros(len(chosen), np.int64), self.size)
 
         def read(place: int) -> None:
             pictures[place] = self.picture(int(chosen[place]))
@@ -114,10 +114,10 @@ class CropStore:
         _each(read, range(len(chosen)), threads=self.format != "raw")
         return pictures
 
-    def announce(self, rows: npt.NDArray[Any], tops: npt.NDArray[Any], lines: int) -> None:
+    def prefetch(self, rows: npt.NDArray[Any], tops: npt.NDArray[Any], lines: int) -> None:
         """Have the disk fetch ``lines`` of each picture from the line ``tops`` on, while others are read."""
         for row, top in zip(rows, tops, strict=True):
-            self._announce(int(row), int(top), min(lines, self.size - int(top)))
+            self._prefetch(int(row), int(top), min(lines, self.size - int(top)))
 
     def picture(self, row: int) -> Pixels:
         """A picture (size, size, 3); raw it is not copied, and only what is looked at is read.
@@ -179,7 +179,7 @@ class CropStore:
         number = bisect.bisect_right(self._starts, row) - 1
         return self._shard(number), row - self._starts[number]
 
-    def _announce(self, row: int, line: int, lines: int) -> None:
+    def _prefetch(self, row: int, line: int, lines: int) -> None:
         """Have the disk fetch a picture, of a raw one only some lines, while others are still read."""
         shard, place = self._find(row)
         start, end = (int(edge) for edge in shard.offsets[place : place + 2])

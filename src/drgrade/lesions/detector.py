@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from drgrade.encoders import start_record
 from drgrade.errors import UserError
-from drgrade.files import whole, write_json
+from drgrade.files import atomic_write, write_json
 from drgrade.lesions.configs import config_file
 from drgrade.memory import keep_memory
 from drgrade.params import Detector
@@ -55,9 +55,9 @@ def train_detector(boxes: Path, params: Detector, out: Path, run: "Run") -> None
         work = CACHE / f"detector-{key_of(text, boxes, params, start)[:16]}"
         _point_at(config, boxes, work, params)
         model, validated = _fit(config, params, run)
-    with whole(out / "model.pth") as partial, partial.open("wb") as file:
+    with atomic_write(out / "model.pth") as partial, partial.open("wb") as file:
         _save(model, file)
-    with whole(out / "config.py") as partial:
+    with atomic_write(out / "config.py") as partial:
         partial.write_text(text)
     write_json(validated, out / "metrics.json")
     shutil.rmtree(work)

@@ -17,7 +17,7 @@ import pandas as pd
 
 from drgrade.data.registry import DATASETS, raw_root
 from drgrade.errors import UserError
-from drgrade.files import whole
+from drgrade.files import atomic_write
 from drgrade.images.geometry import CropGeometry
 from drgrade.images.workers import in_order
 from drgrade.lesions.masks import read_mask
@@ -115,7 +115,7 @@ def write_masks(
         )
     shape = (len(table), size, size)
     rows: list[tuple[int, str]] = []
-    with whole(out / ARRAY) as partial_file:
+    with atomic_write(out / ARRAY) as partial_file:
         array = np.lib.format.open_memmap(partial_file, "w+", np.uint8, shape)
         records = table.to_dict("records")
         chunks = [records[start : start + CHUNK] for start in range(0, len(records), CHUNK)]

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from drgrade.errors import UserError
-from drgrade.files import whole
+from drgrade.files import atomic_write
 from drgrade.params import Patches
 from drgrade.schema import LESIONS
 
@@ -39,7 +39,7 @@ def fitting(boxes: np.ndarray, params: Patches, size: int) -> np.ndarray:
 
 def write_patches(patches: Boxes, path: Path) -> None:
     """Write the pickle; the same boxes give the same bytes."""
-    with whole(path) as partial:
+    with atomic_write(path) as partial:
         partial.write_bytes(pickle.dumps(patches, protocol=PROTOCOL))
 
 

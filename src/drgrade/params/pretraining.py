@@ -16,7 +16,7 @@ CONTRASTIVE = Augment(
 
 
 class Contrastive(Block):
-    """What contrastive methods share: two views of a thing are pulled together, other things pushed away."""
+    """Keys of all contrastive methods: views of one sample are pulled together, others pushed away."""
 
     encoder: str = "tf_efficientnet_lite0"
     """Any timm backbone."""

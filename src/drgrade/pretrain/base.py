@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from drgrade.encoders import create_encoder, look
+from drgrade.encoders import create_encoder, forward_blank
 from drgrade.grading.base import Photographs
 from drgrade.images.store import Pictures
 from drgrade.plugins import Registry
@@ -82,7 +82,7 @@ class Method(ABC):
         """
         name = self.settings["encoder"]
         with torch.device("meta"):
-            look(create_encoder(name, None).eval(), name, self.settings.get("input_size", patch))
+            forward_blank(create_encoder(name, None).eval(), name, self.settings.get("input_size", patch))
 
     @abstractmethod
     def fit(self, material: Material, *, name: str, key: str, run: Any) -> torch.nn.Module:

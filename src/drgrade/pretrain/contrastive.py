@@ -1,6 +1,6 @@
 """What contrastive methods share, whatever their views show: head, losses, optimisers, schedule, training.
 
-Two views of a thing are pulled together behind a projection head and those of other things pushed away
+Two views of a sample are pulled together behind a projection head and those of other samples pushed away
 (SimCLR, Chen et al., ICML 2020, arXiv 2002.05709), with the settings of Huang et al., MICCAI 2021
 (arXiv 2107.08274).
 """
@@ -60,7 +60,7 @@ class Projector(nn.Module):
 class SupCon(nn.Module):
     """Supervised contrastive loss (Khosla et al., NeurIPS 2020, arXiv 2004.11362, equation 2).
 
-    Positives of a view are all other views of its kind in the batch, over all devices; where each thing is
+    Positives of a view are all other views of its kind in the batch, over all devices; where each sample is
     of a kind of its own this is NT-Xent (Chen et al., equation 1). lightly has NT-Xent alone, and selects by
     masks, for whose size a GPU's host must wait in each step.
 
@@ -76,7 +76,7 @@ class SupCon(nn.Module):
         """Mean over all views of the mean over their positives, a scalar.
 
         Args:
-            first: projections of the first view of each thing, (n, d).
+            first: projections of the first view of each sample, (n, d).
             second: of the second, (n, d).
             kinds: integers (n,); None: all differ.
         """
@@ -132,7 +132,7 @@ def schedule(
     )
 
 
-class Remembering(nn.Module):
+class RecordingProjector(nn.Module):
     """The projections alone, as :func:`chunked_backward` wants them; the monitor gets what passes by."""
 
     def __init__(self, network: Projector) -> None:
@@ -150,14 +150,14 @@ class Remembering(nn.Module):
 
 
 class Batch(NamedTuple):
-    """Two views of each of n things, and the kinds of the things for losses that look at them."""
+    """Two views of each of n samples, and the kinds of the samples for losses that look at them."""
 
     pairs: Pairs
     kinds: Tensor | None
 
 
 class Contrast(Module):
-    """One training. A subclass says which things an epoch shows, and gives two views of each.
+    """One training. A subclass says which samples an epoch shows, and gives two views of each.
 
     Args:
         network: encoder and head.
@@ -185,19 +185,19 @@ class Contrast(Module):
         self.automatic_optimization = params["chunk"] is None
 
     @abstractmethod
-    def things(self, epoch: int) -> np.ndarray:
-        """What an epoch shows, one row for each thing (n, ...); n is the same for all epochs."""
+    def samples(self, epoch: int) -> np.ndarray:
+        """What an epoch shows, one row for each sample (n, ...); n is the same for all epochs."""
 
     @abstractmethod
-    def pairs(self, things: np.ndarray, epoch: int) -> Pairs:
-        """Two views of each of n things, or what it takes to make them; in the background, on the host."""
+    def pairs(self, samples: np.ndarray, epoch: int) -> Pairs:
+        """Two views of each of n samples, or what it takes to make them; in the background, on the host."""
 
     def views(self, pairs: Pairs) -> Tensor:
-        """Two augmented views of each of n things, (2n, 3, P, P) in 0-1 on the device, first views first."""
+        """Two augmented views of each of n samples, (2n, 3, P, P) in 0-1 on the device, first views first."""
         return made(pairs)
 
-    def kinds(self, things: np.ndarray) -> Tensor | None:
-        """Of n things, int64 (n,), for :class:`SupCon`; None where only a thing's views are alike."""
+    def kinds(self, samples: np.ndarray) -> Tensor | None:
+        """Of n samples, int64 (n,), for :class:`SupCon`; None where only a sample's views are alike."""
         return None
 
     def seeds(self, keys: np.ndarray, epoch: int) -> np.ndarray:
@@ -207,16 +207,16 @@ class Contrast(Module):
     def train_dataloader(self) -> Loader:
         """Batches of this epoch."""
         epoch = self.current_epoch
-        things = self.things(epoch)
-        batches = self._batches(len(things), epoch)
-        return Loader(batches, lambda items: self.prepare(things[items], epoch), ahead=self.ahead)
+        samples = self.samples(epoch)
+        batches = self._batches(len(samples), epoch)
+        return Loader(batches, lambda items: self.prepare(samples[items], epoch), ahead=self.ahead)
 
-    def prepare(self, things: np.ndarray, epoch: int) -> Batch:
-        """A batch of an epoch's things, read and its changes drawn."""
-        return Batch(self.pairs(things, epoch), self.kinds(things))
+    def prepare(self, samples: np.ndarray, epoch: int) -> Batch:
+        """A batch of an epoch's samples, read and its changes drawn."""
+        return Batch(self.pairs(samples, epoch), self.kinds(samples))
 
-    def _batches(self, things: int, epoch: int) -> Batches:
-        return Batches(things, self.settings["batch_size"], self.seed, epoch, True)
+    def _batches(self, samples: int, epoch: int) -> Batches:
+        return Batches(samples, self.settings["batch_size"], self.seed, epoch, True)
 
     def training_step(self, batch: Batch, number: int) -> Tensor:
         """Loss of a batch."""
@@ -241,7 +241,7 @@ class Contrast(Module):
 
     def _step_in_chunks(self, batch: Tensor, kinds: Tensor | None) -> Tensor:
         """A whole step of the optimiser; a part of the batch is in memory at a time."""
-        network = Remembering(self.network)
+        network = RecordingProjector(self.network)
         chunks = batch.split(self.settings["chunk"])
         loss = chunked_backward(
             network,
@@ -279,7 +279,7 @@ class Contrast(Module):
     def configure_optimizers(self) -> Any:
         """The chosen optimiser; the learning rate follows :func:`schedule`, stepped every batch."""
         optimizer = optimiser(self.network, self.settings)
-        steps = len(self._batches(len(self.things(0)), 0)) * self.settings["epochs"]
+        steps = len(self._batches(len(self.samples(0)), 0)) * self.settings["epochs"]
         plan = schedule(optimizer, steps, self.settings["warmup"])
         return [optimizer], [{"scheduler": plan, "interval": "step"}]
 

@@ -29,7 +29,7 @@ class LesionPairs(Contrast):
         # torchvision draws from torch's one generator, which the training step draws from as well
         self.ahead = params["order"] != "published"
 
-    def things(self, epoch: int) -> np.ndarray:
+    def samples(self, epoch: int) -> np.ndarray:
         """Photograph and box, int64 (n, 2), places in the material.
 
         Of each photograph ``boxes_per_image`` boxes, or all where there are fewer, drawn without replacement
@@ -49,26 +49,26 @@ class LesionPairs(Contrast):
         photograph, rank = np.nonzero(np.arange(most) < counts[:, None])
         return np.stack([photograph, order[photograph, rank]], axis=1)
 
-    def pairs(self, things: np.ndarray, epoch: int) -> Pairs:
+    def pairs(self, samples: np.ndarray, epoch: int) -> Pairs:
         """Two windows around each box."""
-        rows = self.material.rows[things[:, 0]]
+        rows = self.material.rows[samples[:, 0]]
         return pair_views(
             self.material.images,
             rows,
-            np.stack([self.material.boxes[place][box] for place, box in things]),
+            np.stack([self.material.boxes[place][box] for place, box in samples]),
             self.material.patch,
             self.settings["augment"],
-            self.seeds(np.stack([rows, things[:, 1]], axis=1), epoch),
+            self.seeds(np.stack([rows, samples[:, 1]], axis=1), epoch),
             window=self.settings["window"],
             order=self.settings["order"],
         )
 
-    def kinds(self, things: np.ndarray) -> torch.Tensor | None:
+    def kinds(self, samples: np.ndarray) -> torch.Tensor | None:
         """Kinds of lesions, int64 (n,), where those of a kind are alike."""
         if self.settings["positives"] == "pair":
             return None
         assert self.material.kinds is not None
-        return torch.tensor([self.material.kinds[place][box] for place, box in things])
+        return torch.tensor([self.material.kinds[place][box] for place, box in samples])
 
 
 @METHODS.register("lesion_contrastive")

@@ -166,7 +166,7 @@ class SelfDistillation(Module):
         self.momenta = cosine(params.teacher_momentum, 1.0, params.epochs * steps)
         self.watch = Watch(material.graded, params.encoder, params.global_size, params.knn_every)
         self.monitor: TeacherMonitor | None = None
-        self.life: dict[str, float] = {}
+        self.collapse_stats: dict[str, float] = {}
 
     def _batches(self, epoch: int) -> Batches:
         return Batches(len(self.material.rows), self.params.batch_size, self.params.seed, epoch, True)
@@ -202,12 +202,12 @@ class SelfDistillation(Module):
         crops, count = self._views(batch), len(batch.photographs)
         with torch.no_grad():
             features = self.teacher.features(crops[:2])  # the global views only
-            taught = self.teacher.head(features)
-        said = self.student(crops)
+            teacher_out = self.teacher.head(features)
+        student_out = self.student(crops)
         with exact(self.device):  # sums of 65536 terms are too long for bfloat16
-            taught, said = taught.float(), said.float()
-            self._watch(taught, features.float())
-            loss = self._loss(list(taught.split(count)), list(said.split(count)))
+            teacher_out, student_out = teacher_out.float(), student_out.float()
+            self._watch(teacher_out, features.float())
+            loss = self._loss(list(teacher_out.split(count)), list(student_out.split(count)))
         self.losses.append(loss.detach())
         return loss
 
@@ -216,18 +216,18 @@ class SelfDistillation(Module):
         with exact(batch.photographs.device):
             return self.crops(batch.photographs, batch.views)
 
-    def _loss(self, taught: list[Tensor], said: list[Tensor]) -> Tensor:
+    def _loss(self, teacher_out: list[Tensor], student_out: list[Tensor]) -> Tensor:
         """Of views (B, K); the centre stays, so that all batches of a step are centred alike."""
         centre = self.criterion.center.clone()
-        loss: Tensor = self.criterion(taught, said)
+        loss: Tensor = self.criterion(teacher_out, student_out)
         self.centres.append(self.criterion.center.clone())
         self.criterion.center.copy_(centre)
         return loss
 
-    def _watch(self, taught: Tensor, features: Tensor) -> None:
+    def _watch(self, teacher_out: Tensor, features: Tensor) -> None:
         if self.monitor is None:
-            self.monitor = TeacherMonitor(taught.shape[1], features.shape[1], taught.device)
-        centred = (taught - self.criterion.center[0]) / self.params.teacher_temperature
+            self.monitor = TeacherMonitor(teacher_out.shape[1], features.shape[1], teacher_out.device)
+        centred = (teacher_out - self.criterion.center[0]) / self.params.teacher_temperature
         self.monitor.update(centred.softmax(dim=-1), features)
 
     def configure_optimizers(self) -> Any:
@@ -259,13 +259,13 @@ class SelfDistillation(Module):
     def validate(self) -> dict[str, float]:
         """How far the teacher is from collapse, and its k-NN."""
         if self.monitor is not None:
-            self.life, self.monitor = self.monitor.summary(), None
-        return self.life | self.watch.values(self.teacher.encoder, self.current_epoch)
+            self.collapse_stats, self.monitor = self.monitor.summary(), None
+        return self.collapse_stats | self.watch.values(self.teacher.encoder, self.current_epoch)
 
     def on_train_epoch_end(self) -> None:
         """Measure, report, and stop a run that has collapsed."""
         super().on_train_epoch_end()
-        stop_if_dead(self.life, self.current_epoch)
+        stop_if_dead(self.collapse_stats, self.current_epoch)
 
 
 @METHODS.register("local_to_global")

@@ -1,4 +1,4 @@
-"""How a contrastive training goes beside its loss: are pairs close, are things apart, is the space used.
+"""How a contrastive training goes beside its loss: are pairs close, are samples apart, is the space used.
 
 Alignment and uniformity after Wang and Isola, ICML 2020 (arXiv 2005.10242), at their exponents and at the
 temperature of the loss; effective rank after Roy and Vetterli, EUSIPCO 2007, of features without centring,
@@ -22,7 +22,7 @@ PHOTOGRAPHS = 4
 
 
 def alignment(first: Tensor, second: Tensor) -> Tensor:
-    """Mean squared distance of the two views of each thing, unit vectors (n, d): 0 (same) to 4."""
+    """Mean squared distance of the two views of each sample, unit vectors (n, d): 0 (same) to 4."""
     return (first - second).square().sum(1).mean()
 
 
@@ -86,7 +86,7 @@ class Monitor:
         """Take note of a batch.
 
         Args:
-            features: of the encoder, of the first view of each thing, (n, D).
+            features: of the encoder, of the first view of each sample, (n, D).
             first: projections of these, of any length, (n, d).
             second: projections of the second views, (n, d).
         """
@@ -100,10 +100,10 @@ class Monitor:
         """Means over the epoch's batches; begins anew.
 
         - ``alignment``: squared distance of two views (exponent 2).
-        - ``uniformity``: log of the mean of exp(-2 * squared distance) over pairs of different things.
+        - ``uniformity``: log of the mean of exp(-2 * squared distance) over pairs of different samples.
         - ``scaled_alignment`` and ``scaled_uniformity``: the same with the squared distance over twice the
           temperature; for NT-Xent on n pairs their sum and log(2n - 1) are about the loss.
-        - ``feature_rank``: effective rank of the encoder's features, those of the last :data:`SAMPLE` things.
+        - ``feature_rank``: effective rank of the encoder's features of the last :data:`SAMPLE` samples.
         """
         if not self._distances:
             return {}

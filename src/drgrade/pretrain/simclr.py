@@ -27,14 +27,14 @@ class PhotographPairs(Contrast):
         self.rows = material.rows
         self.images = at_size(material.images, params["input_size"])
 
-    def things(self, epoch: int) -> np.ndarray:
+    def samples(self, epoch: int) -> np.ndarray:
         """Rows of the store, (n,): every photograph once."""
         return self.rows
 
-    def pairs(self, things: np.ndarray, epoch: int) -> Pairs:
+    def pairs(self, samples: np.ndarray, epoch: int) -> Pairs:
         """Each photograph once, (n, 3, S, S), and what its two views go through."""
-        changes, seeds = self.settings["augment"], self.seeds(things, epoch).T.ravel()
-        return Pairs(pictures(self.images, things), plan(changes, draw(changes, seeds)))
+        changes, seeds = self.settings["augment"], self.seeds(samples, epoch).T.ravel()
+        return Pairs(pictures(self.images, samples), plan(changes, draw(changes, seeds)))
 
     def views(self, pairs: Pairs) -> torch.Tensor:
         """Two augmented views of each photograph, (2n, 3, S, S) in 0-1, first views first."""

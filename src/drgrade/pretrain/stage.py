@@ -15,7 +15,7 @@ import pandas as pd
 
 from drgrade.encoders import normalisation, start_record
 from drgrade.errors import UserError
-from drgrade.files import sha256, whole, write_json
+from drgrade.files import atomic_write, sha256, write_json
 from drgrade.grading.base import Photographs
 from drgrade.grading.photographs import splits
 from drgrade.images.dataset import CroppedDataset
@@ -109,7 +109,7 @@ def pretrain(
                 if rank() == 0:
                     save_tensors(encoder, finished[-1])
             if rank() == 0:
-                with whole(written[-1]) as partial:
+                with atomic_write(written[-1]) as partial:
                     shutil.copyfile(finished[-1], partial)
         if rank() == 0:  # others have trained with it, and have nothing of their own to say
             about = {"method": method, "patch": patch, "start": start, "inputs": digests}

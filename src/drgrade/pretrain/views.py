@@ -37,7 +37,7 @@ Corners = npt.NDArray[np.int64]
 
 
 class Pairs(NamedTuple):
-    """Two views of each of n things, or what it takes to make them.
+    """Two views of each of n samples, or what it takes to make them.
 
     Attributes:
         pixels: (2n, 3, P, P), first views first: the views, float32 in 0-1, or uint8 windows to be changed.
@@ -162,8 +162,8 @@ class Cuts:
         self._read = images.picture if isinstance(images, CropStore) else images.__getitem__
         if isinstance(images, CropStore):
             tops = corners[:, 1].reshape(2, -1)
-            images.announce(rows, tops[0], patch)
-            images.announce(rows, tops[1], patch)
+            images.prefetch(rows, tops[0], patch)
+            images.prefetch(rows, tops[1], patch)
 
     def __len__(self) -> int:
         """Number of windows, 2n."""

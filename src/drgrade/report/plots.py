@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from drgrade.files import whole
+from drgrade.files import atomic_write
 from drgrade.schema import GRADES, LESION_NAMES
 
 INK, MUTED, BAR, SEED = "#1b2430", "#5b6572", "#9db8d6", "#c2410c"
@@ -46,7 +46,7 @@ STYLE: Any = {
 @contextmanager
 def figure(path: Path, width: float, height: float) -> Iterator[Figure]:
     """A figure of so many inches in the project's style, written to ``path`` as PNG when the block ends."""
-    with matplotlib.rc_context(STYLE), whole(path) as partial:
+    with matplotlib.rc_context(STYLE), atomic_write(path) as partial:
         drawn = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(h_pad=0.08, w_pad=0.08))
         FigureCanvasAgg(drawn)
         yield drawn

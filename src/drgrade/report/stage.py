@@ -11,7 +11,7 @@ import pandas as pd
 import yaml
 
 from drgrade.errors import UserError
-from drgrade.files import whole
+from drgrade.files import atomic_write
 from drgrade.images.store import Crops
 from drgrade.report.detection import add_detector
 from drgrade.report.inputs import grade_counts, input_counts
@@ -59,7 +59,7 @@ def make_report(
     rows = read_table(index, INDEX)
     out.mkdir(parents=True, exist_ok=True)
     counts = input_counts(rows, read_table(crops_table, CROPS))
-    with whole(out / "input.csv") as partial:
+    with atomic_write(out / "input.csv") as partial:
         counts.to_csv(partial, index=False, lineterminator="\n")
     boxes = None if lesions is None else read_table(lesions, LESION_BOXES)
     draw_sheets(rows, Crops(store, crops_table), boxes, params, out)
@@ -80,7 +80,7 @@ def make_report(
         page.folded(name, card)
     page.section("Parameters")
     page.folded("params.yaml, defaults filled in", yaml.safe_dump(params, sort_keys=False))
-    with whole(out / "report.html") as partial:
+    with atomic_write(out / "report.html") as partial:
         partial.write_text(page.render())
     log.info("%s: written", out / "report.html")
 
@@ -261,7 +261,7 @@ def write_cards(cards: dict[str, str], folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for name, card in cards.items():
-        with whole(folder / f"{name}.md") as partial:
+        with atomic_write(folder / f"{name}.md") as partial:
             partial.write_text(card)
 
 

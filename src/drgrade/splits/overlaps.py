@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from drgrade.errors import UserError
-from drgrade.files import sha256, whole, write_json
+from drgrade.files import atomic_write, sha256, write_json
 from drgrade.params import Roles
 from drgrade.schema import INDEX, read_table
 from drgrade.splits.duplicates import near_pairs
@@ -25,7 +25,7 @@ KEYS = {"image": ["dataset", "image_id"], "patient": ["dataset", "patient_id"], 
 """Levels of exact overlap, and the columns that are then equal. The fourth level is ``perceptual``."""
 LEVELS = (*KEYS, "perceptual")
 COLUMNS = ["dataset_a", "image_a", "part_a", "dataset_b", "image_b", "part_b", "level", "distance"]
-JUDGED = ["dataset", "image_id", *COLUMNS, "use_a", "use_b", "verdict"]
+LEAK_COLUMNS = ["dataset", "image_id", *COLUMNS, "use_a", "use_b", "verdict"]
 SHOWN = 10
 TRAIN, VAL, TEST = 1, 1 << 21, 1 << 22
 """Uses of a photograph as bits, the least strict first; fold k, tested by its own model and trained on by the
@@ -154,7 +154,7 @@ def uses(rows: pd.DataFrame, roles: Roles) -> Ints:
     )
 
 
-def judge(indexes: Mapping[str, pd.DataFrame], roles: Roles, bits: int | None) -> pd.DataFrame:
+def find_leaks(indexes: Mapping[str, pd.DataFrame], roles: Roles, bits: int | None) -> pd.DataFrame:
     """Overlapping pairs within and across datasets: a leak is a pair whose photographs are not for one thing.
 
     Args:
@@ -163,7 +163,7 @@ def judge(indexes: Mapping[str, pd.DataFrame], roles: Roles, bits: int | None) -
         bits: perceptual hashes within this many bits are copies (0-15); None compares bytes alone.
 
     Returns:
-        A row a pair and level (image, patient, content, perceptual), with columns JUDGED. Each photograph is
+        A row a pair and level (image, patient, content, perceptual), with LEAK_COLUMNS. Each photograph is
         paired with the first of every part it overlaps, rather than with all; a patient's photographs in one
         part are left out; a photograph that is itself trained on and tested on is a pair with itself. use_a
         and use_b are train, val, test, fold k or several of these, over all roles; the verdict is leak, same
@@ -179,7 +179,7 @@ def judge(indexes: Mapping[str, pd.DataFrame], roles: Roles, bits: int | None) -
     leak = (np.bitwise_count(a | b) > 1) & (a > 0) & (b > 0)
     drop = rows.loc[np.where((a & -a) <= (b & -b), pairs["a"], pairs["b"])].reset_index(drop=True)
     names = {bits_: _use_name(int(bits_)) for bits_ in np.unique(use)}
-    judged = _named(rows, pairs).assign(
+    found = _named(rows, pairs).assign(
         use_a=[names[one] for one in a],
         use_b=[names[one] for one in b],
         verdict=np.where(leak, "leak", np.where((a == 0) | (b == 0), "unused", "same part")),
@@ -187,7 +187,7 @@ def judge(indexes: Mapping[str, pd.DataFrame], roles: Roles, bits: int | None) -
         image_id=drop["image_id"].where(leak, ""),
     )
     order = ["verdict", "dataset_a", "image_a", "dataset_b", "image_b", "level"]
-    return judged[JUDGED].sort_values(order, ignore_index=True)
+    return found[LEAK_COLUMNS].sort_values(order, ignore_index=True)
 
 
 def _use_name(use: int) -> str:
@@ -197,9 +197,9 @@ def _use_name(use: int) -> str:
     )
 
 
-def _refuse(judged: pd.DataFrame, levels: Collection[str], file: Path) -> None:
+def _refuse(found: pd.DataFrame, levels: Collection[str], file: Path) -> None:
     """Stop when a pair leaks at one of these levels; ``file`` lists the leaks."""
-    leaks = judged[(judged["verdict"] == "leak") & judged["level"].isin(list(levels))]
+    leaks = found[(found["verdict"] == "leak") & found["level"].isin(list(levels))]
     if leaks.empty:
         return
     shown = [
@@ -229,7 +229,7 @@ def overlaps(
         indexes: ``index.parquet`` of every dataset that has a role.
         roles: which dataset plays which.
         bits: as ``overlaps.duplicate_bits``.
-        out: folder to write to. ``overlaps.csv`` has the columns JUDGED; where there are leaks,
+        out: folder to write to. ``overlaps.csv`` has the columns LEAK_COLUMNS; where there are leaks,
             ``leaks.csv`` has those alone; a copy of it can be given as ``datasets.<name>.exclude``.
         refuse: levels at which a leak stops the run; at the others it is only listed.
 
@@ -237,24 +237,24 @@ def overlaps(
         UserError: such a leak; the files are written before.
     """
     tables = {name: read_table(path, INDEX) for name, path in sorted(indexes.items())}
-    judged = judge(tables, roles, bits)
-    with whole(out / "overlaps.csv") as partial:
-        judged.to_csv(partial, index=False, lineterminator="\n")
-    counts = judged.groupby(["verdict", "level"]).size()
+    found = find_leaks(tables, roles, bits)
+    with atomic_write(out / "overlaps.csv") as partial:
+        found.to_csv(partial, index=False, lineterminator="\n")
+    counts = found.groupby(["verdict", "level"]).size()
     summary = {
         "duplicate_bits": bits,
         "photographs": {name: int((table["status"] == "ok").sum()) for name, table in tables.items()},
         "indexes": {name: sha256(path) for name, path in sorted(indexes.items())},
-        "leaks": int((judged["verdict"] == "leak").sum()),
+        "leaks": int((found["verdict"] == "leak").sum()),
         "pairs": {
             verdict: {str(level): int(n) for level, n in counts[verdict].items()}
-            for verdict in sorted(set(judged["verdict"]))
+            for verdict in sorted(set(found["verdict"]))
         },
     }
     write_json(summary, out / "overlaps.json")
     leaks = out / "leaks.csv"
     leaks.unlink(missing_ok=True)
     if summary["leaks"]:  # a file of its own: Snakemake takes away what a failed job was to make
-        judged[judged["verdict"] == "leak"].to_csv(leaks, index=False, lineterminator="\n")
-    log.info("%d overlapping pairs, %d of them leaks", len(judged), summary["leaks"])
-    _refuse(judged, refuse, leaks)
+        found[found["verdict"] == "leak"].to_csv(leaks, index=False, lineterminator="\n")
+    log.info("%d overlapping pairs, %d of them leaks", len(found), summary["leaks"])
+    _refuse(found, refuse, leaks)
