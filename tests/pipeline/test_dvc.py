@@ -30,9 +30,9 @@ def test_repro_on_a_clean_checkout_does_the_job(versioned):
     (versioned.folder / "dvc.lock").unlink()
     shutil.rmtree(versioned.folder / ".dvc/cache")
     shutil.rmtree(versioned.folder / "data/raw")
-    output = versioned.run("dvc", "repro", "patches", "grade@majority")
-    assert {"download", "index", "crop", "lesion_boxes", "detector", "lesions", "patches"} <= executed(output)
-    assert versioned.planned("--until", "patches") == set()
+    output = versioned.run("dvc", "repro", "lesion_boxes")  # trainings are no different, and slow
+    assert {"download", "index", "overlaps", "crop", "lesion_boxes"} <= executed(output)
+    assert versioned.planned("--until", "lesion_boxes") == set()
 
 
 def test_an_edit_reruns_one_stage_and_is_recorded(versioned):
