@@ -13,7 +13,8 @@ import time
 import numpy as np
 from sklearn.metrics import cohen_kappa_score
 
-from drgrade.evaluate.intervals import bootstrap, patient_weights
+from drgrade.bootstrap import resample_weights
+from drgrade.evaluate.intervals import bootstrap
 
 PATIENTS, LOOPED, FASTER = 21_335, 10, 20.0
 
@@ -21,7 +22,7 @@ PATIENTS, LOOPED, FASTER = 21_335, 10, 20.0
 def loop(y: np.ndarray, predicted: np.ndarray, resamples: int) -> np.ndarray:
     """Mean-over-seeds QWK of the first resamples (R,); both eyes of patient i are rows 2i and 2i + 1."""
     values = []
-    for weights in next(patient_weights(PATIENTS, resamples, 1)):
+    for weights in next(resample_weights(PATIENTS, resamples, 1)):
         patients = np.repeat(np.arange(PATIENTS), weights.astype(int))
         rows = np.concatenate([2 * patients, 2 * patients + 1])
         kappas = [

@@ -24,7 +24,7 @@ import numpy as np
 import yaml
 from matplotlib.figure import Figure
 
-from drgrade.evaluate.intervals import interval
+from drgrade.bootstrap import interval
 from drgrade.evaluate.leaderboard import resampled, seed_values
 from drgrade.evaluate.predictions import Measured, gather, tested
 from drgrade.params import Evaluate, check

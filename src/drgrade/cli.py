@@ -7,6 +7,7 @@ Snakemake's rules call these verbs; every one also runs by itself. A verb gets t
 import argparse
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,9 @@ from typing import NoReturn
 
 from drgrade import verbs as do
 from drgrade.errors import UserError
+from drgrade.tracking import PARENT
 
+log = logging.getLogger(__name__)
 Verb = Callable[..., argparse.ArgumentParser]
 """Adds the parser of a function in :mod:`drgrade.verbs`; ``params=False`` for one that has no block."""
 
@@ -177,6 +180,7 @@ def _by_hand(verb: Verb) -> None:
     sub.add_argument("photographs", type=Path, nargs="+")
     _paths(sub, "model", "out")
     verb(do.check, params=False).add_argument("file", type=Path, nargs="?", default=Path("params.yaml"))
+    verb(do.params, params=False).add_argument("file", type=Path, nargs="?", default=Path("params.yaml"))
     verb(do.schema, params=False)
     verb(do.verify, params=False).add_argument("store", type=Path, nargs="+", metavar="STORE.json")
     verb(do.sync, params=False)
@@ -205,6 +209,8 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
         args = _parser().parse_args(argv)
+        if PARENT in os.environ:  # a job of Snakemake, whose log begins with the command
+            log.info("drgrade %s", shlex.join(sys.argv[1:] if argv is None else argv))
         args.call(args)
     except UserError as error:
         print(f"drgrade: error: {error}", file=sys.stderr)

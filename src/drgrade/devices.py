@@ -54,12 +54,19 @@ def cards() -> list[str]:
     """The GPUs this process may use, by the names that ``CUDA_VISIBLE_DEVICES`` takes."""
     if VISIBLE in os.environ:
         return [name.strip() for name in os.environ[VISIBLE].split(",") if name.strip()]
-    if not any(Path("/dev").glob("nvidia[0-9]*")):  # spares a job without a network the import
+    if not gpu_present():  # spares the import of torch
         return []
     import torch
 
     # asks the driver without starting CUDA, which would fix the choice
     return [str(number) for number in range(torch.cuda.device_count())]
+
+
+def gpu_present() -> bool:
+    """Whether this process may use a GPU, as far as can be told without torch."""
+    if VISIBLE in os.environ:
+        return bool(cards())
+    return any(Path("/dev").glob("nvidia[0-9]*"))
 
 
 def _first_free(names: list[str]) -> str | None:

@@ -266,6 +266,15 @@ def check(args: Arguments) -> None:
     print(f"{args.file}: ok")
 
 
+def params(args: Arguments) -> None:
+    """Print a params file with all defaults filled in."""
+    import yaml
+
+    from drgrade.params import load
+
+    yaml.safe_dump(load(args.file).model_dump(), sys.stdout, sort_keys=False)
+
+
 def schema(args: Arguments) -> None:
     """Print the JSON Schema of params.yaml."""
     from drgrade.params import json_schema

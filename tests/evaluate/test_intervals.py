@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
+from drgrade.bootstrap import interval, resample_weights
 from drgrade.evaluate import intervals, metrics
 
 
@@ -19,7 +20,7 @@ def naive(y, predicted, names, resamples, seed):
     unique = sorted(set(names))
     rows_of = {name: np.flatnonzero(names == name) for name in unique}
     values = []
-    weights = np.concatenate(list(intervals.patient_weights(len(unique), resamples, seed)))
+    weights = np.concatenate(list(resample_weights(len(unique), resamples, seed)))
     for weight in weights:
         rows = np.concatenate(
             [rows_of[n] for n, w in zip(unique, weight, strict=True) for _ in range(int(w))]
@@ -48,7 +49,7 @@ def test_rows_may_come_in_any_order_and_patients_may_have_any_number_of_them():
 
 
 def test_weights_are_draws_with_replacement():
-    weights = np.concatenate(list(intervals.patient_weights(12, 4000, 3)))
+    weights = np.concatenate(list(resample_weights(12, 4000, 3)))
     assert weights.shape == (4000, 12)
     assert (weights.sum(axis=1) == 12).all()
     np.testing.assert_allclose(weights.mean(axis=0), 1, atol=0.08)
@@ -83,8 +84,8 @@ def test_paired_difference_is_narrower_than_an_unpaired_one():
     y, predicted, names = drawn(np.random.default_rng(4), patients=100, seeds=2)
     predicted[1] = np.where(np.arange(len(y)) % 40 == 0, 0, predicted[0])  # a slightly worse twin
     one, two = (intervals.bootstrap(y, p[None], names, 500, 1) for p in predicted)
-    low, high = intervals.interval(one - two)
-    unpaired = intervals.interval(one - np.random.default_rng(0).permutation(two))
+    low, high = interval(one - two)
+    unpaired = interval(one - np.random.default_rng(0).permutation(two))
     assert one.mean() > two.mean()
     assert high - low < 0.7 * (unpaired[1] - unpaired[0])
 
@@ -100,7 +101,7 @@ def test_interval_covers_the_true_value_about_95_times_of_100():
         draws = intervals.bootstrap(
             y[some].ravel(), predicted[some].reshape(1, -1), np.repeat(np.arange(80), 2), 300, 1
         )
-        low, high = intervals.interval(draws)
+        low, high = interval(draws)
         hits += low <= truth <= high
     # nominal 190; four binomial standard deviations below, and the known shortfall at 80 patients
     assert 174 <= hits <= 200
@@ -109,14 +110,14 @@ def test_interval_covers_the_true_value_about_95_times_of_100():
 def test_any_metric_of_the_confusion_matrix():
     y, predicted, names = drawn(np.random.default_rng(6), patients=25)
     values = intervals.bootstrap(y, predicted, names, 40, 1, metrics.accuracy)
-    weights = np.concatenate(list(intervals.patient_weights(25, 40, 1)))
+    weights = np.concatenate(list(resample_weights(25, 40, 1)))
     right = (y == predicted[0]).reshape(25, 2).sum(axis=1)
     np.testing.assert_allclose(values, weights @ right / 50, atol=1e-12)
 
 
 def test_interval_leaves_out_undefined_resamples():
-    assert intervals.interval([np.nan, *np.arange(101.0)]) == pytest.approx((2.5, 97.5))
-    assert np.isnan(intervals.interval([np.nan, np.nan])).all()
+    assert interval([np.nan, *np.arange(101.0)]) == pytest.approx((2.5, 97.5))
+    assert np.isnan(interval([np.nan, np.nan])).all()
 
 
 def test_eyepacs_size():

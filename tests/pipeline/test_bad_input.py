@@ -41,7 +41,7 @@ def clinic(root) -> None:
 
 def test_bad_photographs_become_rows_and_the_run_goes_on(finished):
     clinic(finished.folder / "data/raw/folder")
-    finished.edit({"datasets.folder": {"limit": None}, "crop.max_failed_fraction": 0.3})
+    finished.edit({"datasets.folder": {}, "crop.max_failed_fraction": 0.3})
     finished.snakemake("--", "results/folder/crop/store.json")
     results = finished.folder / "results/folder"
     index = read_table(results / "index/index.parquet", INDEX)
@@ -71,7 +71,7 @@ def test_bad_photographs_become_rows_and_the_run_goes_on(finished):
 
 def test_too_many_bad_photographs_stop_the_run_with_a_reason(finished):
     clinic(finished.folder / "data/raw/folder")
-    finished.edit({"datasets.folder": {"limit": None}, "crop.max_failed_fraction": 0.01})
+    finished.edit({"datasets.folder": {}, "crop.max_failed_fraction": 0.01})
     output = finished.snakemake("--", "results/folder/crop/store.json", ok=False)
     assert "drgrade: error:" in output
     assert "max_failed_fraction" in output
@@ -79,11 +79,9 @@ def test_too_many_bad_photographs_stop_the_run_with_a_reason(finished):
 
 
 def test_a_dataset_behind_a_form_says_what_to_put_where(finished):
-    finished.edit({"datasets.eyepacs": {"limit": None}})
+    finished.edit({"datasets.eyepacs": {}})
     output = finished.snakemake("--", "results/eyepacs/download/manifest.tsv", ok=False)
     assert "drgrade: error:" in output
     assert "trainLabels.csv" in output
-    assert yaml.safe_load((finished.folder / "params.yaml").read_text())["datasets"]["eyepacs"] == {
-        "limit": None
-    }
+    assert yaml.safe_load((finished.folder / "params.yaml").read_text())["datasets"]["eyepacs"] == {}
     assert pd.read_csv(finished.file("evaluate/leaderboard.csv")).shape[0] == 2

@@ -3,36 +3,23 @@
 import json
 
 import pandas as pd
-import yaml
 
 from drgrade.lesions.patches import read_patches
-from drgrade.params import check
 from drgrade.schema import CROPS, INDEX, LESION_BOXES, read_table
 
 REAL = {
     "datasets": {"idrid": {"limit": 10}},
-    "roles": {"lesions": "idrid", "pretrain": "idrid", "grade": "idrid"},
+    "roles": {"lesions": "idrid", "pretrain": "idrid", "grade": "idrid", "external": []},
     "index": {"scheme": "kfold", "folds": 2},
     "crop": {"size": 128},
     "lesion_boxes": {"tile": 256, "scale": 0.125},
-    "detector": {"epochs": 1},
-    "lesions": {"min_score": 0.001},
-    "patches": {"size": 48, "min_score": 0.001, "border": 0},
-    "pretrain": {"lesion_contrastive": {"epochs": 1, "batch_size": 4}},
-    "grade": {"input_size": 64, "epochs": 1, "select": "last"},
-    "experiments": {
-        "majority": {"grader": "majority"},
-        "lesion_contrastive": {"start": "lesion_contrastive"},
-    },
-    "evaluate": {"bootstrap": 100},
+    "grade": {"input_size": 64, "epochs": 1, "batch_size": 4, "select": "last"},
     "explanations": {"cam": {"images": 1}},
-    "report": {"sheet": 4},
 }
 
 
 def test_real_photographs_end_to_end(idrid, fresh):
-    complete = json.loads(check(REAL, "real").model_dump_json())
-    (fresh.folder / "params.yaml").write_text(yaml.safe_dump(complete))
+    fresh.edit(REAL)
     fresh.snakemake(DRGRADE_IDRID_ROOT=str(idrid))
     results = fresh.folder / "results/idrid"
     index = read_table(results / "index/index.parquet", INDEX)

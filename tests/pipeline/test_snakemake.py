@@ -36,7 +36,7 @@ def test_every_stage_leaves_what_the_contract_says(snakemade):
 def test_the_number_of_jobs_does_not_depend_on_the_number_of_photographs(fresh):
     totals = []
     for patients in (10, 50_000):
-        fresh.edit({"download.demo.patients": patients, "datasets.demo.limit": None})
+        fresh.edit({"download.demo.patients": patients})
         plan = fresh.snakemake("--dry-run", "--quiet", "rules")
         totals.append(int(re.search(r"^total\s+(\d+)", plan, re.M)[1]))
     assert totals[0] == totals[1] < 25
@@ -82,8 +82,7 @@ def test_a_photograph_that_is_trained_on_and_tested_elsewhere_stops_the_run(fini
     (folder / "images").mkdir(parents=True)
     Image.open(trained).save(folder / "images/copy.png")  # other bytes, same picture
     (folder / "labels.csv").write_text("image,grade\ncopy,1\n")
-    new = {"limit": None, "scheme": None, "split_file": None, "exclude": None}
-    finished.edit({"datasets.folder": new, "roles.external": ["folder"]})
+    finished.edit({"datasets.folder": {}, "roles.external": ["folder"]})
     refused = finished.snakemake(ok=False)
     assert "drgrade: error: 1 overlaps between training and test" in refused
     assert "same picture but for 0 bits" in refused
@@ -196,7 +195,7 @@ def test_start_weights_are_inputs(finished):
 
 
 def test_photographs_and_labels_are_inputs(fresh):
-    fresh.edit({"datasets.folder": {"limit": None, "scheme": None, "split_file": None, "exclude": None}})
+    fresh.edit({"datasets.folder": {}})
     target = ("--", "results/folder/index/index.parquet")
     folder = fresh.write_photographs(0, 1, 2, 3, 4)
     assert fresh.planned(*target) == {"download", "index"}

@@ -9,13 +9,15 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 
 from drgrade.data import listing
+from drgrade.devices import gpu_present
 from drgrade.encoders import placed_file
 from drgrade.errors import UserError
 from drgrade.estimate import estimate
 from drgrade.params import GRADERS, check
 from drgrade.params.trainings import trainings
+from drgrade.summary import summary
 
-# files in params/ are complete: with --configfile, params.yaml must not shine through
+# a --configfile takes the place of params.yaml, whose values must not shine through
 if not workflow.overwrite_configfiles:
 
     configfile: "params.yaml"
@@ -220,12 +222,20 @@ def training_options(wildcards):
 
 
 # a cluster's profile names no cores: --set-threads gives its jobs another number than this
+CLUSTER = workflow.resource_settings.cores is None
 CORES = workflow.resource_settings.cores or 8
 GPUS = (
     workflow.global_resources["gpu"].value if "gpu" in workflow.global_resources else 1
 )
-GPU_THREADS = max(1, CORES // max(1, GPUS))
-"""Cores of a job that uses a GPU: so many of them run side by side as --resources gpu=N says."""
+JOB_GPUS = int(CLUSTER or gpu_present())
+"""GPUs that a job with a network asks for: none on a machine without, where --resources gpu=N limits nothing."""
+CPU_THREADS = 2 if CORES >= 4 else 1
+"""Cores of such a job without a GPU. It computes with two threads, whatever the machine has; on 2 or 3 cores two
+jobs share them, as each only imports and reads for a third of its time."""
+JOB_THREADS = max(1, CORES // max(1, GPUS)) if JOB_GPUS else CPU_THREADS
+
+LONGEST_CHAIN = 1
+"""Priority of what leads to pretrained encoders: it starts first, baselines run beside it."""
 
 SOURCES_OF_BOXES = sorted({boxes_of(encoder) for encoder in ENCODERS} - {None})
 MASKS_NEEDED = any("masks" in needs_of(experiment) for experiment in EXPERIMENTS)
@@ -250,3 +260,16 @@ if workflow.is_main_process:
 onstart:
     for line in estimate(PARAMS, CORES):
         print(line, file=sys.stderr)
+
+
+onsuccess:
+    # of a run to the end; a run to some other target (as DVC asks for) has no leaderboard to show
+    if (
+        "all" in (workflow.dag_settings.targets or ["all"])
+        and not workflow.dag_settings.until
+    ):
+        for line in summary(
+            Path(at(GRADE, "evaluate/leaderboard.csv")),
+            Path(at(GRADE, "report/report.html")),
+        ):
+            print(line, file=sys.stderr)

@@ -23,9 +23,10 @@ rule pretrain:
         weights=directory(at(PRETRAIN, "pretrain/{encoder}/weights")),
     log:
         f"logs/{PRETRAIN}/pretrain_{{encoder}}.log",
-    threads: GPU_THREADS
+    priority: LONGEST_CHAIN
+    threads: JOB_THREADS
     resources:
-        gpu=1,
+        gpu=JOB_GPUS,
     params:
         software=pretrain_software,
         block=lambda wildcards: block("pretrain", wildcards.encoder),
@@ -64,9 +65,9 @@ rule grade:
         model=directory(at(GRADE, "grade/{experiment}/{training}/model")),
     log:
         f"logs/{GRADE}/grade_{{experiment}}_{{training}}.log",
-    threads: GPU_THREADS
+    threads: JOB_THREADS
     resources:
-        gpu=1,
+        gpu=JOB_GPUS,
     params:
         software=grade_software,
         block=lambda wildcards: experiment_block(wildcards.experiment),

@@ -13,6 +13,7 @@ rule lesion_boxes:
         images=directory(at(LESIONS, "lesion_boxes/images")),
     log:
         f"logs/{LESIONS}/lesion_boxes.log",
+    priority: LONGEST_CHAIN
     params:
         software=software("lesion_boxes", f"drgrade.data.{LESIONS}"),
         block=block("lesion_boxes"),
@@ -61,9 +62,10 @@ rule detector:
         metrics=at(LESIONS, "detector/metrics.json"),
     log:
         f"logs/{LESIONS}/detector.log",
-    threads: GPU_THREADS
+    priority: LONGEST_CHAIN
+    threads: JOB_THREADS
     resources:
-        gpu=1,
+        gpu=JOB_GPUS,
     params:
         software=software("detector"),
         config=DETECTOR_CONFIG,
@@ -94,9 +96,9 @@ rule lesions_shard:
         temp(touch(at(PRETRAIN, "lesions/{scatteritem}.searched"))),
     log:
         f"logs/{PRETRAIN}/lesions_{{scatteritem}}.log",
-    threads: GPU_THREADS
+    threads: JOB_THREADS
     resources:
-        gpu=1,
+        gpu=JOB_GPUS,
     params:
         software=software("lesions"),
         block=block("lesions"),
@@ -125,9 +127,10 @@ rule lesions:
         searched=at(PRETRAIN, "lesions/searched.parquet"),
     log:
         f"logs/{PRETRAIN}/lesions.log",
-    threads: GPU_THREADS
+    priority: LONGEST_CHAIN
+    threads: JOB_THREADS
     resources:
-        gpu=1,
+        gpu=JOB_GPUS,
     params:
         software=software("lesions"),
         block=block("lesions"),
@@ -156,9 +159,9 @@ rule lesion_metrics:
         verdicts=at(LESIONS, "lesion_metrics/verdicts.png"),
     log:
         f"logs/{LESIONS}/lesion_metrics.log",
-    threads: GPU_THREADS
+    threads: JOB_THREADS
     resources:
-        gpu=1,
+        gpu=JOB_GPUS,
     params:
         software=software("lesion_metrics", f"drgrade.data.{LESIONS}"),
         block=block("lesion_metrics"),
@@ -198,6 +201,7 @@ rule patches:
         statistics=at(PRETRAIN, "patches/{source}/statistics.json"),
     log:
         f"logs/{PRETRAIN}/patches_{{source}}.log",
+    priority: LONGEST_CHAIN
     params:
         software=software("patches", f"drgrade.data.{PRETRAIN}"),
         block=block("patches"),

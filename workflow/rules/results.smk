@@ -64,9 +64,9 @@ rule explain:
         ),
     log:
         f"logs/{GRADE}/explain_{{explanation}}.log",
-    threads: GPU_THREADS
+    threads: JOB_THREADS
     resources:
-        gpu=1,
+        gpu=JOB_GPUS,
     params:
         software=explain_software,
         block=lambda wildcards: block("explanations", wildcards.explanation),
@@ -137,6 +137,7 @@ rule report:
             category="2 What went in",
         ),
         cards=directory(at(GRADE, "report/model_cards")),
+        resolved=at(GRADE, "report/params.yaml"),
     log:
         f"logs/{GRADE}/report.log",
     params:

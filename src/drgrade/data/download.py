@@ -1,14 +1,11 @@
 """Bring a dataset's raw files into place and write down what is there: the manifest."""
 
 import logging
-import tarfile
-import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from drgrade.data.fetch import fetch, unpack
 from drgrade.data.listing import HEADER, Known, raw_root, remember, scan
-from drgrade.data.registry import DATASETS, Card, Dataset, count_report
+from drgrade.data.registry import DATASETS, Dataset, count_report
 from drgrade.errors import UserError
 from drgrade.files import sha256, write_file
 from drgrade.params import Download
@@ -53,20 +50,6 @@ def write_manifest(root: Path, manifest: Path, listing: Path | None = None) -> i
     return len(lines)
 
 
-def fetch_files(card: Card, root: Path) -> None:
-    """Fetch, verify and unpack what a card lists; nothing is fetched or unpacked twice.
-
-    Raises:
-        UserError: a server refuses, a hash is wrong, or an archive is not safe to unpack.
-    """
-    for file in card.files:
-        path = root / file.path
-        fetch(file.url, path, file.sha256)
-        folder = path.with_suffix("")
-        if (zipfile.is_zipfile(path) or tarfile.is_tarfile(path)) and not folder.exists():
-            unpack(path, folder)
-
-
 def check_counts(part: Dataset, root: Path) -> None:
     """Warn of what a copy of a dataset lacks; nothing to say where the card gives no counts.
 
@@ -94,7 +77,6 @@ def download(dataset: str, params: Download, manifest: Path, listing: Path | Non
     part: Dataset = DATASETS.get(dataset)()
     root = raw_root(dataset)
     log.info("%s: %s, licence: %s, source: %s", dataset, part.card.title, part.card.licence, part.card.source)
-    fetch_files(part.card, root)
     part.download(root, params)
     check_counts(part, root)
     log.info("%s: %d files listed in %s", root, write_manifest(root, manifest, listing), manifest)

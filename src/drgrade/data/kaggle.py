@@ -10,7 +10,7 @@ import re
 import shutil
 from pathlib import Path
 
-from drgrade.data.fetch import unpack
+from drgrade.data.archives import unpack
 from drgrade.data.registry import Card
 from drgrade.errors import UserError
 

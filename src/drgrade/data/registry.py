@@ -32,17 +32,6 @@ READ_COLUMNS = (
 
 
 @dataclass(frozen=True)
-class RemoteFile:
-    """A file of an open dataset: where it is, where it goes, what it must hash to."""
-
-    url: str
-    path: str
-    """Relative to the dataset's root; an archive (zip, tar) is unpacked into a folder of its name."""
-    sha256: str | None
-    """None where the source publishes none; the hash is then logged."""
-
-
-@dataclass(frozen=True)
 class Count:
     """How many photographs a part of a complete dataset has, and how they are graded."""
 
@@ -66,8 +55,6 @@ class Card:
     citation: str
     instructions: str
     """Which files to put where; ``{root}`` stands for the dataset's folder, ``{source}`` for the source."""
-    files: tuple[RemoteFile, ...] = ()
-    """What is fetched for the user before the dataset's own ``download``."""
     kaggle: str | None = None
     """Name of the competition on Kaggle that holds the files."""
     counts: Mapping[str, Count] = field(default_factory=dict)

@@ -6,37 +6,19 @@ a thousand resamples are a few matrix products. The interval speaks of the test 
 training seeds is reported beside it, not in it.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.sparse import coo_array
 
+from drgrade.bootstrap import Floats, resample_weights
 from drgrade.evaluate.metrics import N_GRADES, kappa
-from drgrade.rng import numpy_rng
-
-Floats = NDArray[np.float64]
-_CHUNK = 50  # resamples at a time: bounds memory at 21,000 patients to about 10 MB
 
 
 def qwk_of(matrices: ArrayLike) -> Floats:
     """Quadratic weighted kappa of confusion matrices (..., 5, 5)."""
     return kappa(matrices, "quadratic")
-
-
-def patient_weights(patients: int, resamples: int, seed: int) -> Iterator[Floats]:
-    """How often each patient is drawn, with replacement, in each resample.
-
-    Yields:
-        (r, patients) with r of at most 50 and ``resamples`` in all; every row sums to ``patients``.
-        The draws depend on the three arguments only, so that two experiments meet the same resamples.
-    """
-    rng = numpy_rng(seed, "bootstrap")
-    for start in range(0, resamples, _CHUNK):
-        rows = min(_CHUNK, resamples - start)
-        drawn = rng.integers(patients, size=(rows, patients)) + patients * np.arange(rows)[:, None]
-        counts = np.bincount(drawn.ravel(), minlength=rows * patients)
-        yield counts.reshape(rows, patients).astype(np.float64)
 
 
 def bootstrap(
@@ -58,8 +40,8 @@ def bootstrap(
         metric: takes confusion matrices (..., 5, 5), gives (...).
 
     Returns:
-        (R,) values. Their 2.5th and 97.5th percentiles are the 95 % interval (:func:`interval`); the
-        differences of two experiments' values are paired.
+        (R,) values. Their 2.5th and 97.5th percentiles are the 95 % interval
+        (:func:`drgrade.bootstrap.interval`); the differences of two experiments' values are paired.
     """
     y, predicted = np.asarray(y, dtype=np.int64), np.asarray(predicted, dtype=np.int64)
     names, patient = np.unique(np.asarray(patients), return_inverse=True)
@@ -71,16 +53,6 @@ def bootstrap(
     places = np.tile(patient, seeds), cell.ravel()
     by_patient = coo_array((np.ones(cell.size), places), shape=(len(names), seeds * N_GRADES**2)).tocsr()
     matrices = np.concatenate(
-        [weights @ by_patient for weights in patient_weights(len(names), resamples, seed)]
+        [weights @ by_patient for weights in resample_weights(len(names), resamples, seed)]
     ).reshape(resamples, seeds, N_GRADES, N_GRADES)
     return metric(matrices).mean(1)
-
-
-def interval(values: ArrayLike) -> tuple[float, float]:
-    """The central 95 % of bootstrap values, by percentiles; resamples without a value (NaN) are left out."""
-    known = np.asarray(values, dtype=np.float64)
-    known = known[~np.isnan(known)]
-    if not known.size:
-        return float("nan"), float("nan")
-    low, high = np.percentile(known, [2.5, 97.5])
-    return float(low), float(high)

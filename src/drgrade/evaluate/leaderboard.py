@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from drgrade.evaluate.intervals import bootstrap, interval
+from drgrade.bootstrap import interval
+from drgrade.evaluate.intervals import bootstrap
 from drgrade.evaluate.metrics import confusion, qwk, recall, summary
 from drgrade.evaluate.predictions import Measured, gather, same_photographs, tested, tested_externally
 from drgrade.files import atomic_write, write_json
@@ -106,7 +107,7 @@ def measure(experiment: Measured, draws: np.ndarray) -> dict[str, Any]:
         summary(experiment.grades, predicted, score)
         for predicted, score in zip(experiment.predicted, experiment.score, strict=True)
     ]
-    low, high = interval(draws)
+    low, high = map(float, interval(draws))
     matrices = np.stack([confusion(experiment.grades, predicted) for predicted in experiment.predicted])
     counts, recalls = matrices[0].sum(axis=1), recall(matrices).mean(axis=0)
     return {
@@ -140,7 +141,8 @@ def leaderboard(metrics: Mapping[str, dict[str, Any]], draws: Mapping[str, np.nd
         for column, other in (("vs_majority", BASELINE), ("vs_best", best)):
             if other in metrics and other != name:
                 row[column] = values["qwk"] - metrics[other]["qwk"]
-                row[f"{column}_low"], row[f"{column}_high"] = interval(draws[name] - draws[other])
+                ends = interval(draws[name] - draws[other])
+                row[f"{column}_low"], row[f"{column}_high"] = map(float, ends)
         rows.append(row)
     table = pd.DataFrame(rows).reindex(columns=list(COLUMNS))
     return table.sort_values(["qwk", "experiment"], ascending=[False, True], ignore_index=True).round(DIGITS)

@@ -153,14 +153,12 @@ def auc(positive: ArrayLike, score: ArrayLike) -> float:
     Returns:
         0 to 1, or NaN when all are positive or none is.
     """
+    from sklearn.metrics import roc_auc_score  # a second that trainings, which ask for QWK, do not wait
+
     positive = np.asarray(positive, dtype=bool)
-    n_positive, n_negative = int(positive.sum()), int((~positive).sum())
-    if not n_positive or not n_negative:
+    if positive.all() or not positive.any():
         return float("nan")
-    _, place, ties = np.unique(np.asarray(score, dtype=np.float64), return_inverse=True, return_counts=True)
-    ranks = (np.cumsum(ties) - (ties - 1) / 2)[place]  # from 1; equal scores share their mean rank
-    wins = ranks[positive].sum() - n_positive * (n_positive + 1) / 2
-    return float(wins / (n_positive * n_negative))
+    return float(roc_auc_score(positive, score))
 
 
 def referable(y: ArrayLike, score: ArrayLike) -> dict[str, float]:

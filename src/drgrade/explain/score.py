@@ -6,6 +6,7 @@ All scores look at pixels inside the field of view only, so black borders earn n
 import cv2
 import numpy as np
 import numpy.typing as npt
+from sklearn.metrics import roc_auc_score
 
 from drgrade.images.geometry import CropGeometry
 
@@ -63,9 +64,9 @@ def scores(heat: Floats, lesion: Mask, fov: Mask, tolerance: float = TOLERANCE) 
     near = _squared_distance(~lesion)[fov] <= (tolerance * diameter) ** 2
     prior = _squared_distance(np.pad(fov, 1))[1:-1, 1:-1][fov]
     return {
-        "auc": _auc(heat[fov], inside),
+        "auc": float(roc_auc_score(inside, heat[fov])),
         "pointing": _pointing(heat[fov], near),
-        "prior_auc": _auc(prior, inside),
+        "prior_auc": float(roc_auc_score(inside, prior)),
         "prior_pointing": _pointing(prior, near),
         "random_auc": 0.5,
         "random_pointing": float(near.mean()),
@@ -80,14 +81,6 @@ def _squared_distance(mask: Mask) -> Floats:
     """
     distance = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     return np.rint(distance.astype(np.float32) ** 2)
-
-
-def _auc(values: Floats, positive: Mask) -> float:
-    """Area under the ROC curve, exact: mean rank of the positives among the sorted negatives."""
-    negatives, positives = np.sort(values[~positive]), values[positive]
-    below = np.searchsorted(negatives, positives, "left").mean()
-    up_to = np.searchsorted(negatives, positives, "right").mean()
-    return float((below + up_to) / (2 * len(negatives)))
 
 
 def _pointing(values: Floats, hit: Mask) -> float:

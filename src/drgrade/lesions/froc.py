@@ -6,7 +6,7 @@ on: a photograph where detections were merged to photographs, a tile where they 
 compared.
 
 Every figure takes ``weights`` (R, photographs), how often each photograph counts, and gives R values: ones
-give the figure itself, the rows of :func:`resamples` its bootstrap.
+give the figure itself, those of :func:`drgrade.bootstrap.resample_weights` its bootstrap.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,9 +16,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from drgrade.bootstrap import interval, resample_weights
 from drgrade.errors import UserError
 from drgrade.lesions.matching import Matches
-from drgrade.rng import numpy_rng
 from drgrade.schema import LESIONS
 
 Floats = NDArray[np.float64]
@@ -31,22 +31,11 @@ RESAMPLES = 1000
 FEWEST = 5
 """Photographs below which an interval would claim a precision that resampling so few cannot have."""
 RECALLS = np.linspace(0, 1, 101)
-_CHUNK = 50  # resamples at a time: 15,000 lesions would fill 120 MB with a thousand
 
 
 def once(matches: Matches) -> Floats:
     """Weights (1, photographs) under which each photograph counts once."""
     return np.ones((1, len(matches.names)))
-
-
-def resamples(matches: Matches, number: int = RESAMPLES, seed: int = 0) -> Floats:
-    """Weights (number, photographs) of photographs drawn with replacement.
-
-    They depend on the number of photographs, ``number`` and ``seed`` alone: two detectors meet the same.
-    """
-    count = len(matches.names)
-    drawn = numpy_rng(seed, "bootstrap").multinomial(count, np.full(count, 1 / count), size=number)
-    return drawn.astype(np.float64)
 
 
 def sensitivity(matches: Matches, weights: Floats, rates: tuple[float, ...] = RATES) -> Floats:
@@ -137,18 +126,8 @@ def by_size(matches: Matches, scores: Mapping[str, float | None]) -> tuple[list[
 
 def bootstrap(matches: Matches, statistic: Statistic, number: int = RESAMPLES, seed: int = 0) -> Floats:
     """The statistic on each resample of the photographs; (number, ...)."""
-    weights = resamples(matches, number, seed)
-    return np.concatenate([statistic(matches, weights[i : i + _CHUNK]) for i in range(0, number, _CHUNK)])
-
-
-def interval(values: Floats) -> tuple[Floats, Floats]:
-    """The central 95 % of bootstrap values (R, ...), by percentiles; resamples without a value left out."""
-    columns = values.reshape(len(values), -1)
-    known = ~np.isnan(columns).all(axis=0)
-    ends = np.full((2, columns.shape[1]), np.nan)
-    ends[:, known] = np.nanpercentile(columns[:, known], [2.5, 97.5], axis=0)
-    low, high = ends.reshape(2, *values.shape[1:])
-    return low, high
+    draws = resample_weights(len(matches.names), number, seed)
+    return np.concatenate([statistic(matches, weights) for weights in draws])
 
 
 def paired_difference(

@@ -7,6 +7,8 @@ from pydantic import BaseModel, ConfigDict, Field
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 Seed = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Pair = Annotated[list[float], Field(min_length=2, max_length=2)]
+"""From, to."""
 
 
 class Block(BaseModel):
@@ -22,9 +24,9 @@ class Augment(Block):
     """Chance of a horizontal and, drawn apart, of a vertical flip."""
     rotation: Annotated[float, Field(ge=0, le=180)] = 180.0
     """Rotation in degrees, uniform in plus and minus this."""
-    scale: Annotated[list[float], Field(min_length=2, max_length=2)] = [0.87, 1.15]
+    scale: Pair = [0.87, 1.15]
     """Range of the area that is cropped and resized, relative to the picture."""
-    ratio: Annotated[list[float], Field(min_length=2, max_length=2)] = [0.8, 1.25]
+    ratio: Pair = [0.8, 1.25]
     """Range of the crop's aspect ratio."""
     translate: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Shift along each axis as a share of the side, uniform in plus and minus this."""

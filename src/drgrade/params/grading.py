@@ -31,7 +31,7 @@ class Shared(Block):
 class Grade(Shared):
     """How graders learn; shared by all experiments, each of which may override any key."""
 
-    epochs: Annotated[int, Field(ge=1)] = 8
+    epochs: Annotated[int, Field(ge=1)] = 6
     """Passes over the training photographs."""
     batch_size: Annotated[int, Field(ge=1)] = 16
     """Photographs in memory at a time, over all devices."""

@@ -12,11 +12,11 @@ class LesionBoxes(Block):
 
     mode: Literal["corrected", "parity"] = "corrected"
     """corrected: clamped boxes, minimum area, fragments merged; parity: as published."""
-    tile: Annotated[int, Field(ge=64, le=4096)] | None = 384
+    tile: Annotated[int, Field(ge=64, le=4096)] | None = 320
     """Side of a training tile in pixels after scaling; null takes each photograph whole."""
     overlap: Annotated[float, Field(ge=0, lt=0.9)] = 0.1
     """Least overlap of neighbouring tiles as a share of their side."""
-    scale: Annotated[float, Field(gt=0, le=2)] = 1.0
+    scale: Annotated[float, Field(gt=0, le=2)] = 0.75
     """Resize the photographs by this factor before tiling."""
     min_area: Annotated[int, Field(ge=1)] = 4
     """Smallest lesion kept, in original mask pixels (corrected mode)."""
@@ -41,11 +41,11 @@ class Detector(Block):
     start: str | None = "imagenet"
     """Start weights: imagenet (the packaged backbone's), a file (of the backbone, or of a whole detector as
     MMDetection gives them out), or null for a random start."""
-    epochs: Annotated[int, Field(ge=1)] = 7
+    epochs: Annotated[int, Field(ge=1)] = 6
     """Passes over the training tiles."""
     batch_size: Annotated[int, Field(ge=1)] = 4
     """Tiles a step."""
-    lr: Annotated[float, Field(gt=0)] = 0.002
+    lr: Annotated[float, Field(gt=0)] = 0.003
     """Peak learning rate."""
     background_tiles: Fraction = 0.25
     """Share of lesion-free training tiles kept."""

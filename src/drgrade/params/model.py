@@ -31,14 +31,14 @@ class Params(Block):
     lesion_metrics: LesionMetrics = LesionMetrics()
     patches: Patches = Patches()
     pretrain: dict[Name, Pretraining] = {
-        "lesion_contrastive": LesionContrastive(epochs=16, boxes_per_image=4, knn_every=4)
+        "lesion_contrastive": LesionContrastive(boxes_per_image=4, knn_every=5)
     }
     """Encoders pretrained without grades, by name; the name is the method where ``method`` is not given."""
     grade: Grade = Grade()
     experiments: dict[Name, Annotated[Experiment, BY_GRADER]] = Field(
         default={
             "majority": {"grader": "majority"},
-            "random": {"start": "random", "seeds": [0, 1]},
+            "random": {"start": "random"},
             "imagenet": {"start": "imagenet", "seeds": [0, 1]},
             "lesion_contrastive": {"start": "lesion_contrastive", "seeds": [0, 1]},
         },

@@ -37,7 +37,7 @@ def make_report(
     out: Path,
     heat_maps: Sequence[Path] = (),
 ) -> None:
-    """Write ``report.html``, its pictures, ``input.csv`` and ``model_cards/*.md``.
+    """Write ``report.html``, its pictures, ``input.csv``, ``params.yaml`` and ``model_cards/*.md``.
 
     Args:
         index: ``index.parquet`` of the photographs that were searched for lesions.
@@ -78,8 +78,11 @@ def make_report(
     page.section("Model cards")
     for name, card in cards.items():
         page.folded(name, card)
+    resolved = yaml.safe_dump(params, sort_keys=False)
     page.section("Parameters")
-    page.folded("params.yaml, defaults filled in", yaml.safe_dump(params, sort_keys=False))
+    page.folded("params.yaml, defaults filled in", resolved)
+    with atomic_write(out / "params.yaml") as partial:
+        partial.write_text(resolved)
     with atomic_write(out / "report.html") as partial:
         partial.write_text(page.render())
     log.info("%s: written", out / "report.html")

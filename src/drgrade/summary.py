@@ -1,0 +1,30 @@
+"""The last lines that a run prints: its leaderboard, and where the report is."""
+
+import csv
+from pathlib import Path
+
+
+def summary(leaderboard: Path, report: Path) -> list[str]:
+    """A line for each experiment, then the paths of both files.
+
+    Args:
+        leaderboard: ``leaderboard.csv`` of the stage evaluate.
+        report: ``report.html``.
+
+    Returns:
+        Lines; none if the leaderboard is not there.
+    """
+    if not leaderboard.is_file():
+        return []
+    with leaderboard.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    width = max(len("experiment"), *(len(row["experiment"]) for row in rows))
+    lines = [f"{'experiment':<{width}}  QWK    95 % interval"]
+    lines += [f"{row['experiment']:<{width}}  {_qwk(row)}" for row in rows]
+    return [*lines, f"leaderboard: {leaderboard}", f"report: {report}"]
+
+
+def _qwk(row: dict[str, str]) -> str:
+    """Of an experiment, with its interval if there is one."""
+    low, high = row["qwk_low"], row["qwk_high"]
+    return f"{float(row['qwk']):.3f}" + (f"  {float(low):.3f} to {float(high):.3f}" if low and high else "")

@@ -1,0 +1,137 @@
+"""Snakemake's console output in a line a job: when, which stage, what it does, how long, where its log is.
+
+Snakemake finds this package by its name (``logger: drgrade`` in ``profiles/default``). Commands are the first
+line of each job's log; ``--printshellcmds`` shows them here too. Dry runs and ``--verbose`` print Snakemake's
+own output.
+"""
+
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from snakemake.logging import ColorizingTextHandler, DefaultFormatter
+from snakemake_interface_logger_plugins.base import LogHandlerBase
+from snakemake_interface_logger_plugins.common import LogEvent
+
+TAIL = 20
+"""Lines of a failed job's log that are shown."""
+WORTH_SAYING = ("Nothing to be done", "This was a dry-run", "Complete log(s)", "Touching")
+"""First words of Snakemake's plain messages that are passed on; warnings and errors always are."""
+
+
+def tail(path: str, lines: int = TAIL) -> list[str]:
+    """The last lines of a text file; a line that says so if there is none."""
+    try:
+        text = Path(path).read_text(errors="replace")
+    except OSError:
+        return ["(no log)"]
+    return text.splitlines()[-lines:] or ["(the log is empty)"]
+
+
+class JobLines(DefaultFormatter):
+    """Formats Snakemake's events: a line when a job starts, one when it ends."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.jobs: dict[int, dict[str, Any]] = {}
+        self.done = 0
+        self.total = 0
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line, or several for a failed job; empty for what is not worth a line."""
+        event = getattr(record, "event", None)
+        values = record.__dict__
+        if event == LogEvent.RUN_INFO:
+            self.total = values.get("stats", {}).get("total", 0)
+            return f"{self.total} jobs"
+        if event == LogEvent.JOB_INFO:
+            return self._started(values)
+        if event == LogEvent.JOB_FINISHED:
+            return self._finished(values)
+        if event in (LogEvent.JOB_ERROR, LogEvent.GROUP_ERROR):
+            failed = [values] if event == LogEvent.JOB_ERROR else values["job_error_info"]
+            return "\n".join(line for job in failed for line in self._failed(job, record.created))
+        if event == LogEvent.SHELLCMD:
+            return f"          {values.get('shellcmd') or ''}".rstrip()
+        if record.levelno >= logging.WARNING or record.getMessage().startswith(WORTH_SAYING):
+            return super().format(record)
+        return ""
+
+    def _started(self, job: dict[str, Any]) -> str:
+        self.jobs[job["jobid"]] = job
+        if not job["log"]:  # only names what others make
+            return ""
+        return _line(job["created"], job["rule_name"], f"{_what(job)} (log: {job['log'][0]})")
+
+    def _finished(self, values: dict[str, Any]) -> str:
+        job = self.jobs.pop(values["job_id"], None)
+        self.done += 1
+        if job is None or not job["log"]:
+            return ""
+        seconds = values["created"] - job["created"]
+        done = f"done in {seconds:.0f} s, {self.done} of {self.total} jobs"
+        return _line(values["created"], job["rule_name"], f"{_what(job)}: {done}")
+
+    def _failed(self, job: dict[str, Any], now: float) -> list[str]:
+        started = self.jobs.pop(job["jobid"], None)
+        after = f" after {now - started['created']:.0f} s" if started else ""
+        logs = job["log"]
+        lines = [_line(now, job["rule_name"], f"FAILED{after}; the end of {', '.join(logs) or 'its log'}:")]
+        return lines + [f"    {line}" for path in logs for line in tail(path)]
+
+
+def _what(job: dict[str, Any]) -> str:
+    """The rule's message; what it writes for a rule without one."""
+    return str(job["rule_msg"] or ", ".join(job["output"]))
+
+
+def _line(moment: float, rule: str, text: str) -> str:
+    return f"{time.strftime('%H:%M:%S', time.localtime(moment))}  {rule:<14}  {text}"
+
+
+class LogHandler(LogHandlerBase, ColorizingTextHandler):  # type: ignore[misc]
+    """Writes :class:`JobLines` to stderr, or what Snakemake always prints for dry runs and ``--verbose``."""
+
+    def __post_init__(self) -> None:
+        settings = self.common_settings
+        stream = sys.stdout if settings.stdout else sys.stderr
+        ColorizingTextHandler.__init__(self, nocolor=settings.nocolor, stream=stream)
+        if settings.dryrun or settings.verbose:
+            self.setFormatter(DefaultFormatter(settings.quiet, settings.show_failed_logs))
+        else:
+            self.setFormatter(JobLines())
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a record; nothing for those that have no line."""
+        if not isinstance(self.formatter, JobLines):
+            ColorizingTextHandler.emit(self, record)
+        elif text := self.format(record):
+            self.stream.write(self.decorate(record, text) + "\n")
+            self.flush()
+
+    @property
+    def writes_to_stream(self) -> bool:
+        """In place of Snakemake's own output."""
+        return True
+
+    @property
+    def writes_to_file(self) -> bool:
+        """Snakemake's own log in ``.snakemake/log`` stays as it is."""
+        return False
+
+    @property
+    def has_filter(self) -> bool:
+        """Whether to show rules, progress or commands is Snakemake's to filter."""
+        return False
+
+    @property
+    def has_formatter(self) -> bool:
+        """:class:`JobLines`, or Snakemake's."""
+        return True
+
+    @property
+    def needs_rulegraph(self) -> bool:
+        """No picture is drawn."""
+        return False
