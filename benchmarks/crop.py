@@ -3,7 +3,7 @@
     uv run python benchmarks/crop.py [--photographs 4] [--repeats 5] [--quality 92] [--workers 1 2]
 
 Photographs are IDRiD's (DRGRADE_IDRID_ROOT), resized to the 4752x3168 of many EyePACS files and saved
-again; without them, painted ones, which decode faster. All methods start from the file and end with a
+again; without them, synthetic ones, which decode faster. All methods start from the file and end with a
 512 px crop in memory. Speed is that of one core; memory that of a fresh process which has imported what a
 worker of the stage imports; scaling that of a warm pool of workers. Prints tables; the last line is one JSON
 object.

@@ -1,4 +1,4 @@
-"""Draw the pictures of docs/demo.md: painted beside real photographs by grade, and the difficulty settings.
+"""Draw the images of docs/demo.md: painted beside real photographs by grade, and the difficulty settings.
 
     DRGRADE_IDRID_ROOT=... uv run python benchmarks/demo_pictures.py [--images docs/images]
 
@@ -23,10 +23,10 @@ from matplotlib.figure import Figure
 from drgrade.data.hospital import plan_patients
 from drgrade.data.idrid import IDRiD
 from drgrade.files import write_file
-from drgrade.painting.painter import Eye, paint
 from drgrade.params import Demo
 from drgrade.report.plots import STYLE
 from drgrade.schema import GRADES
+from drgrade.synthetic.painter import Eye, paint
 
 SIDE = 300
 """Of a tile, in pixels."""
@@ -54,7 +54,7 @@ def tile(picture: np.ndarray, x: float, y: float, half: float) -> np.ndarray:
 
 
 def painted_tile(eye: Eye, whole: bool = False) -> np.ndarray:
-    """A painted photograph as its JPEG shows it, cut to the field, or the whole picture."""
+    """A synthetic photograph as its JPEG shows it, cut to the field, or the whole image."""
     camera = eye.camera
     jpeg = cv2.imencode(".jpg", paint(eye)[0][..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, camera.quality])[1]
     picture = np.asarray(cv2.imdecode(jpeg, cv2.IMREAD_COLOR))[..., ::-1]

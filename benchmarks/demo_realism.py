@@ -1,4 +1,4 @@
-"""How the painted photographs differ from real ones: the tables and the figure of docs/demo.md.
+"""How the synthetic photographs differ from real ones: the tables and the figure of docs/demo.md.
 
     DRGRADE_IDRID_ROOT=... uv run python benchmarks/demo_realism.py [--images docs/images]
 
@@ -24,10 +24,10 @@ from drgrade.data.eyepacs import EyePACS
 from drgrade.data.hospital import Photograph, plan_patients, plan_segmentation
 from drgrade.data.idrid import MASKS, PART_A, SETS, IDRiD
 from drgrade.lesions.masks import read_mask
-from drgrade.painting.painter import paint
 from drgrade.params import Demo, Download
 from drgrade.report.plots import BAR, INK, SEED, figure
 from drgrade.schema import GRADES, LESIONS
+from drgrade.synthetic.painter import paint
 
 SMALLEST = 0.002
 """Parts of a mask with a diameter below this share of the field's are specks."""
@@ -41,12 +41,12 @@ MEASURES = {
     "contrast": "Contrast of green with the ring around",
 }
 LOOKS = {"red": 0, "green": 0, "blue": 0, "sharpness": 3, "edge light": 2}
-"""Measures of a whole picture, and the digits to print."""
+"""Measures of a whole image, and the digits to print."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Lesions and whole pictures of some photographs; ``masked`` are those whose lesions are known."""
+    """Lesions and whole images of some photographs; ``masked`` are those whose lesions are known."""
 
     lesions: pd.DataFrame  # photograph, kind, and MEASURES as shares
     pictures: pd.DataFrame  # photograph, grade, and LOOKS
@@ -113,7 +113,7 @@ def picture_row(picture: np.ndarray) -> dict[str, float]:
 
 
 def developed(photograph: Photograph) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """A painted photograph as its JPEG shows it, and its masks."""
+    """A synthetic photograph as its JPEG shows it, and its masks."""
     picture, masks = paint(photograph.eye)
     quality = [cv2.IMWRITE_JPEG_QUALITY, photograph.eye.camera.quality]
     jpeg = cv2.imencode(".jpg", picture[..., ::-1], quality)[1]
@@ -135,7 +135,7 @@ def measure_painted(plan: list[Photograph]) -> Measured:
 
 
 def measure_real(root: Path) -> Measured:
-    """Lesions of IDRiD part A; pictures, at a quarter of their size, of both parts."""
+    """Lesions of IDRiD part A; images, at a quarter of their size, of both parts."""
     reader, lesions, pictures, masked = IDRiD(), [], [], []
     for row in reader.read(root).dropna(subset=["path"]).itertuples():
         file, paths = root / row.path, reader.masks(root, row.image_id)
@@ -186,7 +186,7 @@ def print_lesions(sides: dict[str, Measured]) -> None:
 
 
 def print_grades(graded: Measured) -> None:
-    """Lesions per painted photograph by grade."""
+    """Lesions per synthetic photograph by grade."""
     rows = []
     for grade in GRADES:
         own = list(graded.pictures.loc[graded.pictures["grade"] == grade, "photograph"])
@@ -200,7 +200,7 @@ def print_grades(graded: Measured) -> None:
 
 
 def print_shares(graded: Measured) -> None:
-    """Grades of the painted dataset beside those that real ones publish."""
+    """Grades of the synthetic dataset beside those that real ones publish."""
     painted = [int((graded.pictures["grade"] == grade).sum()) for grade in GRADES]
     rows = []
     for name, numbers in (
@@ -214,7 +214,7 @@ def print_shares(graded: Measured) -> None:
 
 
 def print_pictures(sides: dict[str, Measured]) -> None:
-    """Colours, sharpness and light of whole pictures."""
+    """Colours, sharpness and light of whole images."""
     rows = [
         [f"{name} ({len(side.pictures)})", *(spread(side.pictures[c], d) for c, d in LOOKS.items())]
         for name, side in sides.items()

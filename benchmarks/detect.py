@@ -1,9 +1,9 @@
-"""Search of tiles for lesions: ours in batches against MMDetection's one picture at a time, in one run.
+"""Search of tiles for lesions: ours in batches against MMDetection's one image at a time, in one run.
 
     uv run python benchmarks/detect.py [--photographs 1] [--tiles 8] [--repeats 5] [--detector FOLDER]
 
 Tiles of 384 px at native resolution, of IDRiD's photographs (DRGRADE_IDRID_ROOT) or, without them, of
-painted eyes. The detector is rtmdet-tiny_tiles without training, or a trained one. Both ways have the tiles
+synthetic eyes. The detector is rtmdet-tiny_tiles without training, or a trained one. Both ways have the tiles
 in memory, the same tensors, the same number of threads and a process of their own, because ours changes how
 its process holds memory; they take turns, after a round of warm-up. The baseline is the faster of
 inference_detector called with the list of tiles, which builds its pipeline once, and called for each tile.

@@ -5,7 +5,7 @@
 Photographs are IDRiD's (DRGRADE_IDRID_ROOT) or all below --folder. All pairs of different photographs are
 compared; every third photograph is copied, from half its resolution, in each of the ways of COPIES, through
 a file that is read as the index stage reads it. The baseline is ImageHash's plain ``phash`` of the whole
-picture. Prints tables; the last line is one JSON object.
+image. Prints tables; the last line is one JSON object.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def curve(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Picture], Pic
 
 
 def sized(factor: float) -> Callable[[Picture], Picture]:
-    """A resized picture."""
+    """A resized image."""
     return lambda picture: cv2.resize(picture, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
 
 
@@ -49,7 +49,7 @@ def framed(top: float, bottom: float, left: float, right: float) -> Callable[[Pi
 
 
 def cropped(margin: float) -> Callable[[Picture], Picture]:
-    """Cut to the field of view and a margin, as a share of the radius; black where there is no picture."""
+    """Cut to the field of view and a margin, as a share of the radius; black where there is no image."""
 
     def cut(picture: Picture) -> Picture:
         circle = fit_disc(picture)
@@ -64,7 +64,7 @@ def cropped(margin: float) -> Callable[[Picture], Picture]:
 
 
 def same(picture: Picture) -> Picture:
-    """The picture."""
+    """The image."""
     return picture
 
 

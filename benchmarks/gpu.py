@@ -67,7 +67,7 @@ class Size(NamedTuple):
     lite: str  # encoders
     resnet: str
     vit: str
-    fine_tune: dict[int, int]  # batch by side of the picture
+    fine_tune: dict[int, int]  # batch by side of the image
     patch: int
     pairs: int  # of a contrastive batch
     chunk: int
@@ -161,7 +161,7 @@ def stepping(
 
 
 def pixels(count: int, side: int) -> torch.Tensor:
-    """Pictures in the device's memory."""
+    """Images in the device's memory."""
     batch = torch.rand(count, 3, side, side, device=device())
     return batch.contiguous(memory_format=torch.channels_last)
 
@@ -360,7 +360,7 @@ def detector(toy: bool, folder: Path) -> dict[str, Any]:
 
 
 def _detector_step(folder: Path, batch: int, side: int) -> Callable[[], None]:
-    """Backbone, neck and head of the trained detector on pictures in memory, without matching and losses."""
+    """Backbone, neck and head of the trained detector on images in memory, without matching and losses."""
     from drgrade.device import half_precision
     from drgrade.lesions.amp import half_features
     from drgrade.lesions.detector import load_detector
@@ -382,7 +382,7 @@ def _detector_step(folder: Path, batch: int, side: int) -> Callable[[], None]:
 
 
 def search(toy: bool, folder: Path) -> dict[str, Any]:
-    """Megapixels/s of a search of painted photographs, and the share of it that the detector does not run."""
+    """Megapixels/s of a search of synthetic photographs, and the share of it outside the detector."""
     from detect import CUT, PARAMS, outside, photographs, tiles_of, untrained  # benchmarks/detect.py
 
     from drgrade.lesions.tile_detector import TileDetector

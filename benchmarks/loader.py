@@ -2,7 +2,7 @@
 
     uv run python benchmarks/loader.py [--photographs 48] [--batches 12]
 
-Crops are of IDRiD's photographs (DRGRADE_IDRID_ROOT) or, without them, of painted eyes, each also turned
+Crops are of IDRiD's photographs (DRGRADE_IDRID_ROOT) or, without them, of synthetic eyes, each also turned
 and mirrored, which makes 8. A batch ends as one uint8 array (64, 512, 512, 3); the readers take turns with
 the same rows. One core: the process is bound to it. All cores: files are read by as many threads, a store
 sees to its own. Warm: all is in the page cache. Cold, on all cores: the kernel is asked to forget the files

@@ -5,11 +5,11 @@
 Crops of 512 px and views of 128 px, all augmentations of the paper, normalised, in batches. The published
 loader is written from its specification (Huang et al., MICCAI 2021, sections 7.1 and 7.2): for each pair it
 decodes a JPEG file (quality 100, 4:4:4, as its crops are stored) with Pillow, and for each view cuts the
-window and augments it with torchvision's transforms on Pillow's pictures, one after the other. Ours reads a
+window and augments it with torchvision's transforms on Pillow's images, one after the other. Ours reads a
 raw store; a JPEG store is printed beside it. Both are bound to one core, take turns with the same boxes, and
 have all files in the page cache; the first turn is not timed. Times are of the CPU, nothing waits for a disk,
 and neighbours on a busy machine then disturb least. Crops are of IDRiD's photographs
-(DRGRADE_IDRID_ROOT) or, without them, of painted eyes. The limit is what memory allows: the windows copied,
+(DRGRADE_IDRID_ROOT) or, without them, of synthetic eyes. The limit is what memory allows: the windows copied,
 and the normalised batch written once. With a GPU, the share of a training (ResNet-50, 768 pairs, bf16) that
 is spent waiting for views, by comparison with training on views that are there. The last line is one JSON
 object.

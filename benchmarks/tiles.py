@@ -100,7 +100,7 @@ def parts(fold: int) -> dict[str, list[str]]:
 
 
 def prepare() -> None:
-    """Tables of the photographs, what is on them, and the pictures both ways train on."""
+    """Tables of the photographs, what is on them, and the images both ways train on."""
     if (WORK / "truth.parquet").exists():
         return
     root, index, crops = raw_root("idrid"), [], []

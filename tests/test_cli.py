@@ -123,14 +123,14 @@ def test_shards_and_limits_reach_their_verbs(arguments, name, value, monkeypatch
 @pytest.mark.parametrize("shard", ["3/2", "2/2", "0/0", "a/b", "-1/2", "1", "1/", "/2", "1/2/3", "", "0.5/2"])
 def test_a_malformed_shard_is_one_line_and_status_2(shard, capsys):
     assert main([*SEARCH, f"--shard={shard}"]) == 2
-    message = f"argument --shard: {shard!r} is no part I/N, such as 0/4, 1/4, 2/4 or 3/4"
+    message = f"argument --shard: {shard!r} must be a part I/N, such as 0/4, 1/4, 2/4 or 3/4"
     assert capsys.readouterr().err == f"drgrade: error: {message}; see drgrade lesions --help\n"
 
 
 @pytest.mark.parametrize("limit", ["0", "-1", "1.5", "many", "none"])
 def test_a_malformed_limit_is_one_line_and_status_2(limit, capsys):
     assert main([*LISTING, f"--limit={limit}"]) == 2
-    message = f"argument --limit: {limit!r} is no whole number from 1 on"
+    message = f"argument --limit: {limit!r} must be an integer >= 1"
     assert capsys.readouterr().err == f"drgrade: error: {message}; see drgrade index --help\n"
 
 

@@ -46,9 +46,11 @@ def test_the_pages_have_snippets() -> None:
 @pytest.mark.parametrize("snippet", SNIPPETS.values(), ids=SNIPPETS)
 def test_a_snippet_in_params_yaml_is_read_by_snakemake_and_dvc(snippet: str, project: Path) -> None:
     """Put into params.yaml as it stands: its blocks take the place of those that are there."""
-    values = yaml.safe_load((ROOT / "params.yaml").read_text()) | yaml.safe_load(snippet)
-    if "experiments" in values and "lesion_contrastive" not in values["experiments"]:
-        values["explanations"] = {}
+    blocks = yaml.safe_load(snippet)
+    if "pretrain" in blocks:  # experiments start from its encoders, no longer from those that were there
+        blocks = {"experiments": {name: {"start": name} for name in blocks["pretrain"]}} | blocks
+        blocks["explanations"] = {}
+    values = yaml.safe_load((ROOT / "params.yaml").read_text()) | blocks
     check(values, "params.yaml")
     (project / "params.yaml").write_text(yaml.safe_dump(values))
     keys = params_that_dvc_reads(project)

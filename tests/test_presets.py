@@ -66,7 +66,7 @@ def test_majority_of_the_local_to_global_protocol(
     write_table(index, tmp_path / "eyepacs/index/index.parquet", INDEX)
     cut = index[["image_id"]].assign(row=range(len(index)), status="ok").reindex(columns=list(CROPS))
     write_table(cut, tmp_path / "eyepacs/crop/crops.parquet", CROPS)
-    # majority looks at no picture
+    # majority looks at no image
     blank = np.lib.format.open_memmap(tmp_path / "blank.npy", "w+", np.uint8, (len(index), 1, 1, 3))
     write_store(blank, tmp_path / "eyepacs/crop/store.json", "raw")
     data = CroppedDataset("eyepacs", tmp_path / "eyepacs")

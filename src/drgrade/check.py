@@ -1,6 +1,6 @@
 """What would stop a run, found before it starts: ``drgrade check``.
 
-Every name is looked up, every encoder is built without memory (on the device ``meta``) and shown a picture of
+Every name is looked up, every encoder is built without memory (on the device ``meta``) and shown a image of
 its size, and start weights are held against the networks that they are for.
 """
 
@@ -137,7 +137,7 @@ def _experiments(params: Params) -> Iterator[Problem]:
 
 
 def _encoder(params: Params, name: str, experiment: Encoded) -> Iterator[Problem]:
-    """What is wrong with an experiment's encoder, its pictures, or what it starts from."""
+    """What is wrong with an experiment's encoder, its images, or what it starts from."""
     from drgrade.encoders import forward_blank
 
     key = f"experiments.{name}"

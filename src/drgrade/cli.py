@@ -189,7 +189,7 @@ def _by_hand(verb: Verb) -> None:
 
 def _number(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 1 on")
+        raise argparse.ArgumentTypeError(f"{text!r} must be an integer >= 1")
     return int(text)
 
 
@@ -200,7 +200,7 @@ def _limit(text: str) -> int | None:
 def _shard(text: str) -> tuple[int, int]:
     part, _, of = text.partition("/")
     if not (part.isdecimal() and of.isdecimal() and int(part) < int(of)):
-        raise argparse.ArgumentTypeError(f"{text!r} is no part I/N, such as 0/4, 1/4, 2/4 or 3/4")
+        raise argparse.ArgumentTypeError(f"{text!r} must be a part I/N, such as 0/4, 1/4, 2/4 or 3/4")
     return int(part), int(of)
 
 

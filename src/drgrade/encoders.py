@@ -32,7 +32,7 @@ def create_encoder(
 ) -> "torch.nn.Module":
     """A timm backbone with start weights loaded.
 
-    Plain vision transformers take pictures of any multiple of their patch: positions are interpolated.
+    Plain vision transformers take images of any multiple of their patch: positions are interpolated.
 
     Args:
         name: timm model name, e.g. ``tf_efficientnet_lite0``.
@@ -61,10 +61,10 @@ def create_encoder(
 
 
 def forward_blank(encoder: "torch.nn.Module", name: str, side: int) -> "torch.Tensor":
-    """What an encoder says of a blank picture (1, 3, side, side), on the device it is on, ``meta`` too.
+    """What an encoder says of a blank image (1, 3, side, side), on the device it is on, ``meta`` too.
 
     Raises:
-        UserError: it takes no pictures of this size.
+        UserError: it takes no images of this size.
     """
     import torch
 
@@ -87,7 +87,7 @@ def width(encoder: "torch.nn.Module") -> int:
 
 
 def normalisation(name: str) -> tuple[list[float], list[float]]:
-    """Channel mean and standard deviation (RGB, pictures in 0-1) the backbone's weights expect."""
+    """Channel mean and standard deviation (RGB, images in 0-1) the backbone's weights expect."""
     import timm
 
     config = timm.get_pretrained_cfg(name, allow_unregistered=True)

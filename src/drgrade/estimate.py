@@ -15,11 +15,11 @@ PUBLISHED = {"eyepacs": (88_702, 90.0), "idrid": (597, 1.1), "aptos": (5_590, 10
 CROP_SECONDS = 0.07  # a look and a crop at 15 megapixels on one core, benchmarks/index.py and crop.py
 SIZE = {"raw": 1.0, "png": 0.35, "jpeg": 0.09}
 """Bytes of a stored crop relative to its pixels, benchmarks/loader.py."""
-CPU_RATE = 9.0  # pictures a second, forward and backward, EfficientNet-Lite0 at 288 px on 2 cores
+CPU_RATE = 9.0  # images a second, forward and backward, EfficientNet-Lite0 at 288 px on 2 cores
 FORWARD = 1 / 3
 """Share of a training step that a forward pass takes."""
 SEARCH_RATE = 2.0  # megapixels a second of rtmdet-tiny_tiles on 2 cores, benchmarks/detect.py
-MEGAPIXELS = 12.0  # of a photograph, as of IDRiD's; painted ones are as wide as they say
+MEGAPIXELS = 12.0  # of a photograph, as of IDRiD's; synthetic ones are as wide as they say
 
 
 def count(params: Params, dataset: str) -> int:
@@ -29,15 +29,15 @@ def count(params: Params, dataset: str) -> int:
     if manifest.exists():
         names = (line.split("\t")[0].lower() for line in manifest.read_text().splitlines())
         known = sum(name.endswith((".jpg", ".jpeg", ".png", ".tif", ".tiff", ".dcm")) for name in names)
-    elif painted := getattr(params.download, dataset, None):
-        known = 2 * painted.patients + painted.segmentation
+    elif synthetic := getattr(params.download, dataset, None):
+        known = 2 * synthetic.patients + synthetic.segmentation
     else:
         known = PUBLISHED.get(dataset, (0, 0.0))[0]
     return min(limit, known) if limit and known else limit or known
 
 
 class StageCost(NamedTuple):
-    """What a stage does: so many trainings (or searches), passes over pictures or tiles, hours on 2 cores."""
+    """What a stage does: so many trainings (or searches), passes over images or tiles, hours on 2 cores."""
 
     stage: str
     trainings: int
@@ -86,16 +86,16 @@ def stage_costs(params: Params) -> Iterator[StageCost]:
 
 def _megapixels(params: Params, dataset: str) -> float:
     """Of a photograph as the detector sees it, overlaps of tiles counted twice."""
-    painted = getattr(params.download, dataset, None)
-    whole = 0.75 * painted.width**2 / 1e6 if painted else MEGAPIXELS
+    synthetic = getattr(params.download, dataset, None)
+    whole = 0.75 * synthetic.width**2 / 1e6 if synthetic else MEGAPIXELS
     boxes = params.lesion_boxes
     return whole * boxes.scale**2 / ((1 - boxes.overlap) ** 2 if boxes.tile else 1)
 
 
 def _detector(params: Params) -> StageCost:
     dataset = params.roles.lesions
-    painted = getattr(params.download, dataset, None)
-    photographs = painted.segmentation if painted else _parts(dataset).get("segmentation train", 0)
+    synthetic = getattr(params.download, dataset, None)
+    photographs = synthetic.segmentation if synthetic else _parts(dataset).get("segmentation train", 0)
     passes = photographs * (1 - params.index.val_fraction) * params.detector.epochs
     return StageCost(
         "detector", 1, passes, passes * _megapixels(params, dataset) / SEARCH_RATE / FORWARD / 3600

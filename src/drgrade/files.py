@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and their digests."""
+"""Files that appear atomically, and their digests."""
 
 import hashlib
 import json
@@ -26,7 +26,7 @@ def write_file(path: Path, content: bytes) -> None:
 def atomic_write(path: Path) -> Iterator[Path]:
     """A temporary name beside ``path``, renamed to it when the block ends well.
 
-    It keeps the suffix, which writers of pictures go by.
+    It keeps the suffix, which writers of images go by.
 
     >>> with atomic_write(Path("table.csv")) as partial:
     ...     partial.write_text("a,b")

@@ -23,15 +23,15 @@ log = logging.getLogger(__name__)
 R = TypeVar("R")
 
 CPU_BATCH = 32
-"""Pictures in a batch on a CPU, of any size. Another number would change last digits."""
+"""Images in a batch on a CPU, of any size. Another number would change last digits."""
 GPU_PIXELS = 256 * 224**2
-"""Pixels of a batch on a GPU: 256 pictures of 224 px. Where they do not fit, the batch is halved."""
+"""Pixels of a batch on a GPU: 256 images of 224 px. Where they do not fit, the batch is halved."""
 LEAST = 8
-"""Pictures in a batch on a GPU at least."""
+"""Images in a batch on a GPU at least."""
 
 
 def batch_size(side: int, cpu: int) -> int:
-    """Square pictures of ``side`` pixels in a batch on this machine's device: ``cpu`` of them on a CPU."""
+    """Square images of ``side`` pixels in a batch on this machine's device: ``cpu`` of them on a CPU."""
     return max(LEAST, GPU_PIXELS // side**2) if torch.cuda.is_available() else cpu
 
 
@@ -82,19 +82,19 @@ def outputs(
     std: Sequence[float],
     shape: tuple[int, ...] = (),
 ) -> np.ndarray:
-    """What a network says of pictures, without augmentation.
+    """What a network says of images, without augmentation.
 
     Of several processes that have met each runs its share of the batches, and all get the whole result:
     then all must call this.
 
     Args:
-        network: takes normalised pictures (B, 3, S, S); moved to the GPU where there is one. Its mode,
+        network: takes normalised images (B, 3, S, S); moved to the GPU where there is one. Its mode,
             training or evaluation, is left as it is.
         images: uint8 RGB (N, S, S, 3), of the network's size.
         rows: which of them, integers (n,).
         mean: of the channels (0-1) that the network expects.
         std: of the same.
-        shape: of the output for one picture.
+        shape: of the output for one image.
 
     Returns:
         float32 (n, *shape).

@@ -129,6 +129,6 @@ def read_table(path: Path, columns: dict[str, str]) -> pd.DataFrame:
 
 
 def write_table(table: pd.DataFrame, path: Path, columns: dict[str, str]) -> None:
-    """Write a parquet table under its contract; whole or not at all."""
+    """Write a parquet table under its contract; atomically."""
     with atomic_write(path) as partial:
         conform(table, columns).to_parquet(partial, index=False)

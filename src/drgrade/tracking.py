@@ -157,7 +157,7 @@ def publish(
         results: test QWK by experiment.
         best: the experiment with the highest *validation* QWK, or None when nothing was held out.
         models: manifest of trained models (``training.json``) by experiment.
-        figures: folder of pictures.
+        figures: folder of images.
     """
     try:
         client, experiment_id, parent = _open()

@@ -124,13 +124,13 @@ class EpochSeed(Callback):
         self.seed = seed
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Seed for this epoch; processes hold different pictures, and draw differently for them."""
+        """Seed for this epoch; processes hold different images, and draw differently for them."""
         other = (trainer.global_rank,) if trainer.global_rank else ()
         seed_everything(self.seed, "epoch", trainer.current_epoch, *other)
 
 
 class Progress(Callback):
-    """How fast this training goes: pictures of the epoch and seconds since it and the process began."""
+    """How fast this training goes: images of the epoch and seconds since it and the process began."""
 
     def __init__(self) -> None:
         self.images, self.epochs = 0, 0
@@ -150,7 +150,7 @@ class Progress(Callback):
         self.images += len(loader.batches[batch_idx]) * trainer.world_size
 
     def rate(self) -> float:
-        """Pictures a second of this epoch so far."""
+        """Images a second of this epoch so far."""
         return self.images / max(time.monotonic() - self.epoch_began, 1e-9)
 
     def left(self, epochs: int) -> timedelta:
@@ -238,7 +238,7 @@ class Module(pl.LightningModule):
         self.weight = 1.0
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Weigh the batch by its share of the pictures that make this step."""
+        """Weigh the batch by its share of the images that make this step."""
         together = self.trainer.accumulate_grad_batches
         loader: Any = self.trainer.train_dataloader
         batches, first = loader.batches, batch_idx - batch_idx % together
@@ -398,7 +398,7 @@ def pictures(images: Pictures, rows: np.ndarray) -> torch.Tensor:
 
 
 def save_tensors(module: torch.nn.Module, path: Path) -> None:
-    """Write a network's state as safetensors, whole or not at all."""
+    """Write a network's state as safetensors, atomically."""
     from safetensors.torch import save_file
 
     tensors = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}

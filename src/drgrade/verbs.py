@@ -23,7 +23,7 @@ def _block(text: str, name: str) -> Any:
 
 
 def download(args: Arguments) -> None:
-    """Fetch, verify or paint the raw photographs of a dataset."""
+    """Fetch, verify or generate the raw photographs of a dataset."""
     from drgrade.data.download import download
 
     download(args.dataset, _block(args.params, "download"), args.manifest, args.listing)

@@ -133,5 +133,5 @@ class LogHandler(LogHandlerBase, ColorizingTextHandler):  # type: ignore[misc]
 
     @property
     def needs_rulegraph(self) -> bool:
-        """No picture is drawn."""
+        """No image is drawn."""
         return False

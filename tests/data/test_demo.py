@@ -12,10 +12,10 @@ from drgrade.data import demo as module
 from drgrade.data.demo import Demo
 from drgrade.data.hospital import GRADED, plan_graded, plan_patients, plan_segmentation
 from drgrade.errors import UserError
-from drgrade.painting.icdr import icdr_grade
-from drgrade.painting.painter import paint
 from drgrade.params import Demo as DemoParams
 from drgrade.params import Download
+from drgrade.synthetic.icdr import icdr_grade
+from drgrade.synthetic.painter import paint
 
 AVX2 = 11  # CV_CPU_AVX2, which the Python module does not name
 SMALL = DemoParams(patients=5, segmentation=8, width=256)

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drgrade.data.hospital import plan_graded, plan_patients, plan_segmentation, written_grade
-from drgrade.painting.icdr import icdr_grade
 from drgrade.params import Demo
+from drgrade.synthetic.icdr import icdr_grade
 
 NAMES = [f"eyepacs/train/{n}_left.jpeg" for n in range(3000)]
 

@@ -26,7 +26,7 @@ class Recorded(NullRun):
 
 @pytest.fixture
 def fitted() -> Callable[[Grader, pd.DataFrame, pd.DataFrame], dict[str, float]]:
-    """Fits a grader whose features do not come from pictures; given are its tables of photographs.
+    """Fits a grader whose features do not come from images; given are its tables of photographs.
 
     Returns what the grader measures.
     """
@@ -42,7 +42,7 @@ def fitted() -> Callable[[Grader, pd.DataFrame, pd.DataFrame], dict[str, float]]
 
 @pytest.fixture
 def dataset(tmp_path, monkeypatch) -> Callable[..., CroppedDataset]:
-    """Writes datasets of random pictures, both eyes of each patient, in a folder that is the working one."""
+    """Writes datasets of random images, both eyes of each patient, in a folder that is the working one."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("DRGRADE_TRACKING", "off")
 

@@ -1,4 +1,4 @@
-"""Where the pictures come from must not change what is learnt; steps and averages are exact."""
+"""Where the images come from must not change what is learnt; steps and averages are exact."""
 
 import cv2
 import numpy as np
@@ -24,7 +24,7 @@ PARAMS = Params(encoder="tf_efficientnet_lite0", input_size=32, epochs=2, batch_
 
 @pytest.fixture
 def crops(tmp_path):
-    """A store in three shards, and its pictures."""
+    """A store in three shards, and its images."""
     rng = np.random.default_rng(0)
     pictures = rng.integers(0, 256, (ROWS, 6, 6, 3)).astype(np.uint8).repeat(8, axis=1).repeat(8, axis=2)
     write_store(pictures, tmp_path / "store.json", "png", shard_bytes=5 * SIZE * SIZE * 3 // 2)
@@ -43,7 +43,7 @@ def trained(images, train, val, test, params=PARAMS) -> np.ndarray:
 
 
 def test_a_store_gives_what_pictures_scaled_beforehand_give(crops, tmp_path, monkeypatch):
-    """The oracle holds each split's pictures in memory, scaled one by one, in the order of its table."""
+    """The oracle holds each split's images in memory, scaled one by one, in the order of its table."""
     monkeypatch.chdir(tmp_path)
     manifest, pictures = crops
     train, val, test = [9, 2, 13, 4, 11, 7, 1], [12, 0, 3], [5, 8]
@@ -58,7 +58,7 @@ def test_a_store_gives_what_pictures_scaled_beforehand_give(crops, tmp_path, mon
         np.arange(10, 12),
     )
     np.testing.assert_array_equal(found, expected)
-    # and the pictures matter: other test photographs get other grades
+    # and the images matter: other test photographs get other grades
     assert np.abs(found - trained(ready, table([0, 1, 2, 3]), table([]), np.arange(10, 12))).max() > 0
 
 
@@ -198,7 +198,7 @@ def test_a_compiled_network_is_saved_under_plain_names(crops, tmp_path, monkeypa
 
 
 def test_augmentation_is_exact_under_mixed_precision(crops, tmp_path, monkeypatch):
-    """The network sees the same pictures, bit for bit, whether the trainer casts to bfloat16 or not."""
+    """The network sees the same images, bit for bit, whether the trainer casts to bfloat16 or not."""
     monkeypatch.chdir(tmp_path)
     _, pictures = crops
     seen = []

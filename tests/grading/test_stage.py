@@ -1,4 +1,4 @@
-"""The stage on a small store of random pictures: what it writes, what it refuses, what it resumes."""
+"""The stage on a small store of random images: what it writes, what it refuses, what it resumes."""
 
 import json
 

@@ -78,7 +78,7 @@ class TestRead:
     @pytest.mark.parametrize("orientation", range(1, 9))
     def test_exif_orientation(self, tmp_path, orientation):
         upright = eye(64, 48, 20, spot=(8, 8, 6))
-        stored = {  # EXIF: where the stored first row and column belong in the upright picture
+        stored = {  # EXIF: where the stored first row and column belong in the upright image
             1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1],
             5: upright.transpose(1, 0, 2), 6: np.rot90(upright), 7: np.rot90(upright, 2).transpose(1, 0, 2),
             8: np.rot90(upright, -1),

@@ -38,7 +38,7 @@ def published_box(picture):
 
 
 def with_strip(picture, columns):
-    """A bright strip down the picture, as a label or a light leak makes it."""
+    """A bright strip down the image, as a label or a light leak makes it."""
     lit = picture.copy()
     lit[:, columns] = 255
     return lit
@@ -145,7 +145,7 @@ FRAMES = {
     "fills a square": (600, 600, 300, 300, 299),
     "small in its frame": (900, 600, 400, 330, 200),
 }
-"""Width and height of the picture, centre and radius of the eye."""
+"""Width and height of the image, centre and radius of the eye."""
 
 
 def away(width, height, x, y, radius):
@@ -240,7 +240,7 @@ def test_disc_within_pixels_at_512(paint, tolerance, frame):
 
 
 def visible_share(width, height, x, y, radius):
-    """Share of a circle's outline that lies in the picture."""
+    """Share of a circle's outline that lies in the image."""
     angles = np.linspace(0, 2 * np.pi, 3600)
     columns, rows = x + radius * np.cos(angles), y + radius * np.sin(angles)
     return np.mean((columns > 0) & (columns < width) & (rows > 0) & (rows < height))
@@ -313,8 +313,8 @@ class TestMiddleRow:
         [
             (disc(900, 600, 450, 300, 280), (170, 20, 730, 580)),
             (disc(900, 600, 450, 300, 400), (50, -100, 850, 700)),
-            (disc(600, 900, 300, 450, 330), (0, 150, 600, 750)),  # the row ends with the picture
-            (disc(901, 601, 470, 300, 250), (200, 50, 700, 550)),  # the middle is the picture's, as published
+            (disc(600, 900, 300, 450, 330), (0, 150, 600, 750)),  # the row ends with the image
+            (disc(901, 601, 470, 300, 250), (200, 50, 700, 550)),  # the middle is the image's, as published
         ],
         ids=["whole", "cut off", "portrait", "off centre"],
     )

@@ -1,4 +1,4 @@
-"""Networks get each picture scaled as it would be alone, once."""
+"""Networks get each image scaled as it would be alone, once."""
 
 import cv2
 import numpy as np

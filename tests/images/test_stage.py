@@ -39,7 +39,7 @@ def test_shards_hold_all_and_keep_to_their_size(count, size, format, most):
 
 def test_the_largest_dataset_is_few_files():
     assert len(shard_rows(88_702, 512, "jpeg")) < 30
-    assert len(shard_rows(88_702, 512, "raw")) == 261  # 341 pictures of 786,432 bytes in 256 MiB
+    assert len(shard_rows(88_702, 512, "raw")) == 261  # 341 images of 786,432 bytes in 256 MiB
 
 
 statuses = st.sampled_from(["ok", "unlabelled", "filtered", "unreadable", "missing"])

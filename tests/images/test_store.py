@@ -21,7 +21,7 @@ SIZE = 24
 
 
 def smooth(count: int) -> np.ndarray:
-    """Pictures that a codec can hold: colour gradients, another one each."""
+    """Images that a codec can hold: colour gradients, another one each."""
     column, row = np.meshgrid(np.linspace(0, 1, SIZE), np.linspace(0, 1, SIZE))
     pictures = [
         np.stack([column * (k + 1) / count, row, np.full_like(row, k / count)], axis=2) for k in range(count)
@@ -36,7 +36,7 @@ def pictures():
 
 @pytest.fixture(params=FORMATS)
 def manifest(request, tmp_path, pictures):
-    """A store of 11 pictures in three shards."""
+    """A store of 11 images in three shards."""
     path = tmp_path / request.param / "store.json"
     share = {"raw": 1, "png": 0.5, "jpeg": 0.1}[request.param]
     write_store(pictures, path, request.param, 100, shard_bytes=int(4.5 * SIZE * SIZE * 3 * share))

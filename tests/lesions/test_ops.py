@@ -197,7 +197,7 @@ def test_focal_loss_through_mmcv(device: str) -> None:
 def brute_attention(
     value: torch.Tensor, shapes: list[tuple[int, int]], locations: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
-    """Each level's picture is read between pixel centres, zero outside, one sample at a time."""
+    """Each level's image is read between pixel centres, zero outside, one sample at a time."""
     batch, _, heads, width = value.shape
     _, queries, _, _, points, _ = locations.shape
     rows = []
@@ -223,7 +223,7 @@ def brute_attention(
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_deformable_attention_value_and_gradient(device: str) -> None:
-    """Through the function that mmcv calls on CUDA; some samples lie outside the picture."""
+    """Through the function that mmcv calls on CUDA; some samples lie outside the image."""
     from mmcv.ops.multi_scale_deform_attn import MultiScaleDeformableAttnFunction
 
     generator = torch.Generator().manual_seed(9)

@@ -9,7 +9,7 @@ EX = 3
 
 
 def truth_of(boxes: list[list[float]]) -> dict[str, Any]:
-    """One picture with these boxes (x, y, width, height) of EX."""
+    """One image with these boxes (x, y, width, height) of EX."""
     return {
         "images": [{"id": 1, "width": 99, "height": 99}],
         "annotations": [

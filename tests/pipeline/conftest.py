@@ -103,7 +103,7 @@ class Project:
         return Project(folder)
 
     def write_photographs(self, *grades: int) -> Path:
-        """The dataset ``folder`` of random pictures, 0.png, 1.png and so on, with these grades; its place."""
+        """The dataset ``folder`` of random images, 0.png, 1.png and so on, with these grades; its place."""
         folder = self.folder / "data/raw/folder"
         (folder / "images").mkdir(parents=True, exist_ok=True)
         for number in range(len(grades)):

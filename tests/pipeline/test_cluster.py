@@ -42,7 +42,7 @@ def outspoken(fresh):
         ("0", "8", "16", {"threads": "1", "gpu": "1"}),
         # without a GPU, gpu=1 holds nothing back: a job computes with two threads, so many run side by side
         ("", "8", "1", {"threads": "2", "gpu": "0"}),
-        ("", "2", "1", {"threads": "1", "gpu": "0"}),
+        ("", "2", "1", {"threads": "2", "gpu": "0"}),
     ],
 )
 def test_jobs_on_one_machine_share_its_cores(outspoken, cards, cores, gpus, job):

@@ -80,7 +80,7 @@ def test_a_photograph_that_is_trained_on_and_tested_elsewhere_stops_the_run(fini
     trained = finished.folder / "data/raw/demo" / index["path"].iloc[0]
     folder = finished.folder / "data/raw/folder"
     (folder / "images").mkdir(parents=True)
-    Image.open(trained).save(folder / "images/copy.png")  # other bytes, same picture
+    Image.open(trained).save(folder / "images/copy.png")  # other bytes, same image
     (folder / "labels.csv").write_text("image,grade\ncopy,1\n")
     finished.edit({"datasets.folder": {}, "roles.external": ["folder"]})
     refused = finished.snakemake(ok=False)
@@ -284,7 +284,7 @@ def test_mlflow_has_one_parent_and_a_child_for_each_training(snakemade, monkeypa
 
 
 def test_reruns_are_bit_identical(snakemade, finished):
-    """Everything from the painted photographs on, made again from nothing."""
+    """Everything from the synthetic photographs on, made again from nothing."""
     models = json.loads(finished.file("grade/lesion_contrastive/seed0/training.json").read_text())
     finished.snakemake("--forcerun", "pretrain", "--until", "grade")
     assert json.loads(finished.file("grade/lesion_contrastive/seed0/training.json").read_text()) == models

@@ -28,13 +28,13 @@ SIZE, PATCH = 96, 32
 
 
 def coordinates(count=3, size=SIZE):
-    """Pictures that tell where a pixel was: red is x, green is y, blue the number of the picture."""
+    """Images that tell where a pixel was: red is x, green is y, blue the number of the image."""
     y, x = np.mgrid[:size, :size]
     return np.stack([np.dstack([x, y, np.full_like(x, 9 + k)]) for k in range(count)]).astype(np.uint8)
 
 
 def smooth(count=3, size=SIZE):
-    """Pictures without edges; colours from 40 to 215."""
+    """Images without edges; colours from 40 to 215."""
     noise = np.random.default_rng(0).normal(size=(count, size, size, 3))
     waves = np.stack([cv2.GaussianBlur(each, (0, 0), 8) for each in noise])
     return np.uint8(40 + 175 * (waves - waves.min()) / np.ptp(waves))

@@ -36,5 +36,5 @@ def test_page_in_a_browser(chromium, run, tmp_path):
     assert "CONSOLE" not in result.stderr
     picture = cv2.imread(str(shot))
     assert picture.shape == (2600, 1100, 3)
-    # the bars of the leaderboard (BGR of #9db8d6) can only come from the embedded picture
+    # the bars of the leaderboard (BGR of #9db8d6) can only come from the embedded image
     assert (abs(picture.astype(int) - (0xD6, 0xB8, 0x9D)).max(axis=2) < 4).sum() > 2000

@@ -229,10 +229,8 @@ GPUS = (
 )
 JOB_GPUS = int(CLUSTER or gpu_present())
 """GPUs that a job with a network asks for: none on a machine without, where --resources gpu=N limits nothing."""
-CPU_THREADS = 2 if CORES >= 4 else 1
-"""Cores of such a job without a GPU. It computes with two threads, whatever the machine has; on 2 or 3 cores two
-jobs share them, as each only imports and reads for a third of its time."""
-JOB_THREADS = max(1, CORES // max(1, GPUS)) if JOB_GPUS else CPU_THREADS
+JOB_THREADS = max(1, CORES // max(1, GPUS)) if JOB_GPUS else min(2, CORES)
+"""Cores of such a job. Without a GPU it computes with two threads, however many cores there are."""
 
 LONGEST_CHAIN = 1
 """Priority of what leads to pretrained encoders: it starts first, baselines run beside it."""

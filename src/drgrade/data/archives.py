@@ -83,7 +83,7 @@ def _extract(archive: BinaryIO, name: Path, folder: Path) -> None:
 
 
 def unpack(archive: Path | Sequence[Path], folder: Path) -> None:
-    """Unpack a zip or tar into a new ``folder``, whole or not at all.
+    """Unpack a zip or tar into a new ``folder``, atomically.
 
     Args:
         archive: a file, or the files it was cut into, in order.

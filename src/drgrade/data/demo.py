@@ -1,4 +1,4 @@
-"""The painted dataset: graded pairs of eyes laid out as EyePACS, lesion masks and further grades as IDRiD.
+"""The synthetic dataset: graded pairs of eyes laid out as EyePACS, lesion masks and further grades as IDRiD.
 
 Everything follows from ``download.demo`` in the parameters; how many processes paint does not matter.
 """
@@ -31,15 +31,15 @@ from drgrade.data.idrid import LABEL_COLUMNS, LABEL_FILES, LABELS, PART_B, SETS,
 from drgrade.data.registry import DATASETS, Card
 from drgrade.errors import UserError
 from drgrade.files import write_file
-from drgrade.painting.painter import Eye, paint
 from drgrade.params import Demo as DemoParams
 from drgrade.params import Download
 from drgrade.schema import LESIONS
+from drgrade.synthetic.painter import Eye, paint
 
 log = logging.getLogger(__name__)
 
 PAINTER = 1
-"""Raise when the same parameters paint other pixels, so that old pictures are painted anew."""
+"""Raise when the same parameters paint other pixels, so that old images are painted anew."""
 STAMP = "painted.json"
 
 
@@ -48,7 +48,7 @@ def _painted(root: Path, photograph: Photograph) -> bool:
 
 
 def _paint_file(root: Path, photograph: Photograph) -> None:
-    """Paint one picture and its masks, each file whole or not at all."""
+    """Paint one image and its masks, each file atomically."""
     import cv2
     from PIL import Image
 
@@ -113,18 +113,18 @@ def _clear(root: Path, stamp: str, variable: str) -> None:
 
 @DATASETS.register("demo")
 class Demo:
-    """Painted photographs in the layouts of EyePACS (``eyepacs/``) and IDRiD (``idrid/``).
+    """Synthetic photographs in the layouts of EyePACS (``eyepacs/``) and IDRiD (``idrid/``).
 
     Another painted hospital is a subclass with its own ``card``, ``first`` and :meth:`settings`.
     """
 
     card = Card(
         name="demo",
-        title="Painted fundus photographs",
+        title="Synthetic fundus photographs",
         version=str(PAINTER),
         licence="Apache-2.0",
         source="painted by drgrade",
-        access="painted",
+        access="synthetic",
         citation="-",
         instructions="nothing to do: drgrade download paints them into {root}",
     )
@@ -137,9 +137,9 @@ class Demo:
         return params.demo
 
     def download(self, root: Path, params: Download) -> None:
-        """Paint what is not there yet; pictures of other parameters are replaced, labels written anew."""
+        """Generate what is missing; images of other parameters are replaced, labels written anew."""
         settings = self.settings(params)
-        # Label noise leaves the pictures as they are.
+        # Label noise leaves the images as they are.
         stamp = {"painter": PAINTER, **settings.model_dump(exclude={"label_noise"})}
         _clear(root, json.dumps(stamp, sort_keys=True) + "\n", f"DRGRADE_{self.card.name.upper()}_ROOT")
         patients, graded = plan_patients(settings, self.first), plan_graded(settings, self.first)

@@ -1,4 +1,4 @@
-"""A second painted hospital: other people before another camera, to test graders on (``roles.external``)."""
+"""A second synthetic hospital: other people, another camera, to test graders on (``roles.external``)."""
 
 from dataclasses import replace
 
@@ -12,7 +12,7 @@ from drgrade.params import Download
 class DemoSite(Demo):
     """As :class:`Demo`, from ``download.demo_site``; even with the seed of the demo, other people."""
 
-    card = replace(Demo.card, name="demo_site", title="Painted fundus photographs of a second hospital")
+    card = replace(Demo.card, name="demo_site", title="Synthetic fundus photographs of a second hospital")
     first = 10_000
 
     def settings(self, params: Download) -> DemoParams:

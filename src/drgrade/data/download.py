@@ -62,7 +62,7 @@ def check_counts(part: Dataset, root: Path) -> None:
 
 
 def download(dataset: str, params: Download, manifest: Path, listing: Path | None = None) -> None:
-    """Paint, fetch or check the raw files of ``dataset`` under :func:`raw_root`, then write its manifest.
+    """Generate, fetch or check the raw files of ``dataset`` under :func:`raw_root`, then write its manifest.
 
     Args:
         dataset: its registered name.

@@ -1,4 +1,4 @@
-"""Who is photographed at a painted hospital: eyes, their true grades, and the grades written down."""
+"""Who is photographed at a synthetic hospital: eyes, their true grades, and the grades written down."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -7,13 +7,13 @@ from pathlib import PurePosixPath
 import numpy as np
 
 from drgrade.data.idrid import IMAGES, MASK_FOLDERS, MASKS, PART_A, PART_B, SETS
-from drgrade.painting.anatomy import draw_anatomy, draw_camera
-from drgrade.painting.icdr import Lesion, icdr_grade
-from drgrade.painting.painter import Eye
-from drgrade.painting.pathology import draw_lesions
 from drgrade.params import Demo
 from drgrade.rng import derive, numpy_rng
 from drgrade.schema import LESIONS
+from drgrade.synthetic.anatomy import draw_anatomy, draw_camera
+from drgrade.synthetic.icdr import Lesion, icdr_grade
+from drgrade.synthetic.painter import Eye
+from drgrade.synthetic.pathology import draw_lesions
 
 GRADE_SHARES = (0.30, 0.15, 0.25, 0.15, 0.15)
 PIGMENTS = np.array([(0.86, 0.52, 0.24), (0.8, 0.4, 0.1), (0.7, 0.32, 0.08), (0.5, 0.2, 0.07)])
@@ -28,7 +28,7 @@ TESTED = 4
 
 @dataclass(frozen=True)
 class Photograph:
-    """One picture to paint: where it and its masks go (relative to the root), and what it shows."""
+    """One image to paint: where it and its masks go (relative to the root), and what it shows."""
 
     path: str
     eye: Eye

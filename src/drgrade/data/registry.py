@@ -51,7 +51,7 @@ class Card:
     version: str
     licence: str
     source: str
-    access: Literal["painted", "open", "form"]
+    access: Literal["synthetic", "open", "form"]
     citation: str
     instructions: str
     """Which files to put where; ``{root}`` stands for the dataset's folder, ``{source}`` for the source."""

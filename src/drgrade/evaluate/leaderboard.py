@@ -191,6 +191,6 @@ def rounded(value: Any) -> Any:
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:
-    """Write a CSV; whole or not at all."""
+    """Write a CSV; atomically."""
     with atomic_write(path) as partial:
         table.to_csv(partial, index=False, lineterminator="\n")

@@ -23,7 +23,7 @@ class Explainer(Protocol):
     """Says where a network looked."""
 
     def heat(self, model: nn.Module, batch: torch.Tensor) -> Heat:
-        """Heat maps (B, H, W) of normalised pictures (B, 3, H, W).
+        """Heat maps (B, H, W) of normalised images (B, 3, H, W).
 
         Args:
             model: returns scores (B,) or (B, 1), or logits of the grades (B, 5).

@@ -8,7 +8,7 @@ from drgrade.errors import UserError
 from drgrade.explain.base import EXPLAINERS, Heat
 
 BATCH = 8
-"""Pictures explained at once: bounds memory."""
+"""Images explained at once: bounds memory."""
 
 
 @EXPLAINERS.register("cam")
@@ -16,7 +16,7 @@ class GradCam:
     """Channels of the last feature map, weighted by their mean effect on the expected grade."""
 
     def heat(self, model: nn.Module, batch: Tensor) -> Heat:
-        """Heat maps (B, H, W) of normalised pictures (B, 3, H, W), each scaled to 0-1; all 0 where nothing
+        """Heat maps (B, H, W) of normalised images (B, 3, H, W), each scaled to 0-1; all 0 where nothing
         speaks for a higher grade. Puts the model in evaluation mode.
 
         Raises:

@@ -49,16 +49,16 @@ def overlay(
 
 
 def contact_sheet(panels: Sequence[Picture], columns: int, cell: int = 480, gap: int = 8) -> Picture:
-    """Pictures of any size side by side, each scaled into a square cell of ``cell`` pixels, on white.
+    """Images of any size side by side, each scaled into a square cell of ``cell`` pixels, on white.
 
     Args:
         panels: uint8 RGB (h, w, 3), in reading order.
-        columns: most pictures in a row.
+        columns: most images in a row.
         cell: side of a cell.
         gap: pixels between cells and around them.
 
     Returns:
-        uint8 RGB; a blank cell when there are no pictures.
+        uint8 RGB; a blank cell when there are no images.
 
     """
     columns = max(min(columns, len(panels)), 1)

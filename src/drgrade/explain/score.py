@@ -15,7 +15,7 @@ Floats = npt.NDArray[np.float32]
 
 TOLERANCE = 0.02
 """A point this near to a lesion hits it, as a share of the field's diameter (Zhang et al., IJCV 2018: 15
-pixels of pictures some 500 wide)."""
+pixels of images some 500 wide)."""
 
 
 def to_original(heat: Floats, geometry: CropGeometry, width: int, height: int) -> Floats:

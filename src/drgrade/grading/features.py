@@ -19,7 +19,7 @@ from drgrade.images.store import Pictures
 from drgrade.inference import outputs
 
 BLOCKS = 4
-"""Blocks whose class tokens describe a picture to a linear probe (a small vision transformer)."""
+"""Blocks whose class tokens describe a image to a linear probe (a small vision transformer)."""
 WIDE = 768
 """From this width on it is one block's class token beside the mean of its patch tokens (ViT-B)."""
 
@@ -27,12 +27,12 @@ WIDE = 768
 class Frozen(nn.Module):
     """An encoder that does not learn and stays in evaluation mode.
 
-    Input: normalised pictures (B, 3, size, size). Output: features (B, width).
+    Input: normalised images (B, 3, size, size). Output: features (B, width).
 
     Args:
         name: timm backbone; a vision transformer takes any size that is a multiple of its patch.
         start: ``random``, ``imagenet`` or a weights file; or the encoder itself, which is copied as it is.
-        size: side of the pictures.
+        size: side of the images.
         blocks: read a vision transformer as the linear evaluation of DINO does (Caron et al., ICCV 2021,
             appendix): after the final norm, the class tokens of the last four blocks; of a wide one (ViT-B)
             the last class token and the mean patch token. All else is read as its makers pool it: the mean
@@ -40,7 +40,7 @@ class Frozen(nn.Module):
 
     Attributes:
         width: number of features.
-        mean: of the pictures' channels (RGB, 0-1), which the encoder expects.
+        mean: of the images' channels (RGB, 0-1), which the encoder expects.
         std: of the same.
 
     Raises:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class Probe(nn.Module):
     """Frozen encoder, features to a common scale, and one linear unit.
 
-    Input: normalised pictures (B, 3, size, size). Output: scores (B,), unbounded, about 0-4.
+    Input: normalised images (B, 3, size, size). Output: scores (B,), unbounded, about 0-4.
     """
 
     centre: torch.Tensor

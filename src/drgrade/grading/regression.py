@@ -28,13 +28,13 @@ from drgrade.training import Batches, Loader, Module, pictures
 class GradedNetwork(nn.Module):
     """An encoder and a head, with the loss that trains them: what a head must say to be trained and used.
 
-    Input: normalised pictures (B, 3, H, W). Output: whatever the head gives, (B, *shape).
+    Input: normalised images (B, 3, H, W). Output: whatever the head gives, (B, *shape).
     """
 
     encoder: nn.Module
     head: nn.Module
     shape: tuple[int, ...] = ()
-    """Of the head's output for one picture: (), or (K,)."""
+    """Of the head's output for one image: (), or (K,)."""
 
     def forward(self, batch: Tensor) -> Tensor:
         """The head's outputs."""

@@ -1,1 +1,1 @@
-"""From a photograph to a training picture: geometry, crop, store, augmentation."""
+"""From a photograph to a training image: geometry, crop, store, augmentation."""

@@ -1,7 +1,7 @@
-"""Random changes to a batch of pictures, on its device: one affine warp and one colour matrix for each.
+"""Random changes to a batch of images, on its device: one affine warp and one colour matrix for each.
 
 Composing the steps first means every pixel is interpolated once and clamped once. Each sample's draws come
-only from its own seed, so what a picture goes through does not depend on the batch it is in.
+only from its own seed, so what a image goes through does not depend on the batch it is in.
 """
 
 import math
@@ -28,7 +28,7 @@ DRAWS = 14
 
 
 class Plan(NamedTuple):
-    """What happens to each picture of a batch, in tensors that are drawn on the host and moved to the device.
+    """What happens to each image of a batch, in tensors that are drawn on the host and moved to the device.
 
     Attributes:
         colours: (B, 3, 4), of :func:`colour_matrices`; None: no colour changes.
@@ -40,10 +40,10 @@ class Plan(NamedTuple):
 
 
 def augment(batch: Tensor, params: Mapping[str, Any], seeds: npt.ArrayLike, out_size: int) -> Tensor:
-    """Flip, crop and resize, rotate, shift and recolour each picture by chance.
+    """Flip, crop and resize, rotate, shift and recolour each image by chance.
 
-    The order is that of lesion-based contrastive learning: colour, then geometry, black where the picture
-    ends. Areas over 1 shrink the picture into black rather than being rejected, a deliberate deviation: the
+    The order is that of lesion-based contrastive learning: colour, then geometry, black where the image
+    ends. Areas over 1 shrink the image into black rather than being rejected, a deliberate deviation: the
     published random crop rejects them and so never zooms out.
 
     Args:
@@ -56,7 +56,7 @@ def augment(batch: Tensor, params: Mapping[str, Any], seeds: npt.ArrayLike, out_
         (B, 3, out_size, out_size) float32 in 0-1.
 
     Raises:
-        ValueError: pictures are not square, or seeds and pictures differ in number.
+        ValueError: images are not square, or seeds and images differ in number.
 
     """
     if batch.shape[2] != batch.shape[3] or len(np.asarray(seeds)) != len(batch):
@@ -78,7 +78,7 @@ def _single(values: Floats) -> Tensor:
 
 
 def apply(batch: Tensor, plan: Plan, out_size: int) -> Tensor:
-    """Change pictures as :func:`augment` does, by a plan on their device; nothing waits for the device."""
+    """Change images as :func:`augment` does, by a plan on their device; nothing waits for the device."""
     batch = in_unit_range(batch)
     if batch.shape[-1] > 1.5 * out_size:  # bilinear sampling would skip pixels: average them first
         batch = resize(batch, math.ceil(1.25 * out_size))
@@ -118,14 +118,14 @@ def changes(params: Mapping[str, Any], uniform: Floats) -> dict[str, Floats]:
 
 
 def affine_matrices(draws: Mapping[str, Floats]) -> Floats:
-    """Where each point of the result is taken from: (B, 2, 3), coordinates from -1 to 1 across the picture.
+    """Where each point of the result is taken from: (B, 2, 3), coordinates from -1 to 1 across the image.
 
-    The picture is flipped, a box of it stretched to the view, that turned clockwise by ``angle`` and shifted
+    The image is flipped, a box of it stretched to the view, that turned clockwise by ``angle`` and shifted
     by a share of the side; the matrices are the inverse of all that.
     """
     cosine, sine = np.cos(draws["angle"]), np.sin(draws["angle"])
     turn_back = np.array([[cosine, sine], [-sine, cosine]]).transpose(2, 0, 1)  # (B, 2, 2)
-    stretch = np.stack([draws["width"], draws["height"]], axis=1)  # (B, 2), shares of the picture
+    stretch = np.stack([draws["width"], draws["height"]], axis=1)  # (B, 2), shares of the image
     place = np.stack([draws["place_x"], draws["place_y"]], axis=1) * (1 - stretch)
     shift = 2 * np.stack([draws["shift_x"], draws["shift_y"]], axis=1)
     mirror = 1 - 2.0 * np.stack([draws["flip_x"], draws["flip_y"]], axis=1)
@@ -135,7 +135,7 @@ def affine_matrices(draws: Mapping[str, Floats]) -> Floats:
 
 
 def warp(batch: Tensor, moves: Tensor, out_size: int) -> Tensor:
-    """Pictures sampled at affine matrices (B, 2, 3), bilinear, black outside: (B, 3, out_size, out_size)."""
+    """Images sampled at affine matrices (B, 2, 3), bilinear, black outside: (B, 3, out_size, out_size)."""
     theta = moves[..., None, None]
     centres = (torch.arange(out_size, dtype=torch.float32, device=batch.device) + 0.5) * (2 / out_size) - 1
     # plain products, not a matrix product, whose last bits would depend on the size of the batch
@@ -146,7 +146,7 @@ def warp(batch: Tensor, moves: Tensor, out_size: int) -> Tensor:
 
 
 def mean_grey(batch: Tensor) -> Tensor:
-    """Mean grey level of each picture of a batch (B, 3, H, W), the pivot of contrast: (B,)."""
+    """Mean grey level of each image of a batch (B, 3, H, W), the pivot of contrast: (B,)."""
     red, green, blue = batch.mean(dim=(2, 3)).unbind(1)
     return red * LUMA[0] + green * LUMA[1] + blue * LUMA[2]
 
@@ -158,7 +158,7 @@ def colour_matrices(draws: Mapping[str, Floats]) -> Floats:
         draws: of :func:`draw`.
 
     Returns:
-        (B, 3, 4): a matrix, and in the last column a constant for each unit of the picture's mean grey level
+        (B, 3, 4): a matrix, and in the last column a constant for each unit of the image's mean grey level
         g before any change: new colour = matrix @ colour + constant * g.
 
     """
@@ -177,7 +177,7 @@ def colour_matrices(draws: Mapping[str, Floats]) -> Floats:
 
 
 def recolour(batch: Tensor, colours: Tensor) -> Tensor:
-    """Pictures (B, 3, H, W), float32 in 0-1, changed by :func:`colour_matrices` (B, 3, 4), clamped to 0-1."""
+    """Images (B, 3, H, W), float32 in 0-1, changed by :func:`colour_matrices` (B, 3, 4), clamped to 0-1."""
     count, _, height, width = batch.shape
     constant = colours[:, :, 3:] * mean_grey(batch)[:, None, None]
     changed = torch.baddbmm(constant, colours[:, :, :3], batch.reshape(count, 3, height * width))
@@ -185,12 +185,12 @@ def recolour(batch: Tensor, colours: Tensor) -> Tensor:
 
 
 def in_unit_range(batch: Tensor) -> Tensor:
-    """Pictures as float32 in 0-1; uint8 is divided by 255, float taken as it is."""
+    """Images as float32 in 0-1; uint8 is divided by 255, float taken as it is."""
     return batch.float() / 255 if batch.dtype == torch.uint8 else batch.float()
 
 
 def resize(batch: Tensor, size: int) -> Tensor:
-    """Pictures (B, 3, S, S) at another size, float32 in 0-1, averaging over pixels when shrinking."""
+    """Images (B, 3, S, S) at another size, float32 in 0-1, averaging over pixels when shrinking."""
     batch = in_unit_range(batch)
     if batch.shape[-1] == size:
         return batch
@@ -198,7 +198,7 @@ def resize(batch: Tensor, size: int) -> Tensor:
 
 
 def normalise(batch: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Pictures (B, 3, H, W) in 0-1 to zero mean and unit deviation by the encoder's channel statistics."""
+    """Images (B, 3, H, W) in 0-1 to zero mean and unit deviation by the encoder's channel statistics."""
     centre, spread = (_constant(tuple(values), batch.dtype, batch.device) for values in (mean, std))
     if batch.is_contiguous(memory_format=torch.channels_last):
         width = batch.shape[3]  # a line of pixels at once: three numbers at a time are slow on a CPU

@@ -19,12 +19,12 @@ SMALLEST_EYE = 0.8
 
 
 def cut(picture: Picture, geometry: CropGeometry, border: int = cv2.BORDER_CONSTANT) -> Picture:
-    """Resample the box of a picture to the crop, (size, size, 3); black where it reaches outside.
+    """Resample the box of a image to the crop, (size, size, 3); black where it reaches outside.
 
     Args:
         picture: uint8 RGB (H, W, 3), in the pixels the box is given in.
         geometry: box and size.
-        border: how OpenCV continues the picture outside, instead of black.
+        border: how OpenCV continues the image outside, instead of black.
     """
     height, width = picture.shape[:2]
     x0, y0, x1, y1 = geometry.box
@@ -79,7 +79,7 @@ def centre_square_crop(picture: Picture, size: int, factor: int = 1) -> tuple[Pi
     Args:
         picture: uint8 RGB (H, W, 3).
         size: side of the crop.
-        factor: by which the picture is smaller than its photograph.
+        factor: by which the image is smaller than its photograph.
 
     Returns:
         The crop (size, size, 3), bit for bit the published one when ``factor`` is 1, and its place in

@@ -57,7 +57,7 @@ class CroppedDataset:
 
     @property
     def images(self) -> CropStore:
-        """The crops as one array of pictures, uint8 RGB (N, S, S, 3)."""
+        """The crops as one array of images, uint8 RGB (N, S, S, 3)."""
         return self.crops.pictures
 
     def graded(self) -> pd.DataFrame:

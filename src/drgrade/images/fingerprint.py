@@ -38,10 +38,10 @@ def perceptual_hash(picture: Picture, circle: Circle | None) -> str | None:
 
     Args:
         picture: uint8 RGB (H, W, 3), such as ``read_reduced(path, 384)`` gives.
-        circle: field of view in pixels of ``picture`` (``fit_disc``); None takes the whole picture.
+        circle: field of view in pixels of ``picture`` (``fit_disc``); None takes the whole image.
 
     Returns:
-        None for a picture without structure (black, overexposed): such pictures are alike but no copies.
+        None for a image without structure (black, overexposed): such images are alike but no copies.
     """
     relief = _relief(_field(picture, circle))
     spread = float(relief.std())
@@ -61,7 +61,7 @@ def distance(a: str, b: str) -> int:
 
 
 def _field(picture: Picture, circle: Circle | None) -> Picture:
-    """The circle's bounding square, or the whole picture, as uint8 RGB (SIDE, SIDE, 3); black outside."""
+    """The circle's bounding square, or the whole image, as uint8 RGB (SIDE, SIDE, 3); black outside."""
     if circle is None:
         return cv2.resize(picture, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
     scale = SIDE / (2 * circle.radius)

@@ -1,4 +1,4 @@
-"""One file of a store as memory: reading a picture is looking at its bytes."""
+"""One file of a store as memory: reading a image is looking at its bytes."""
 
 import math
 import mmap
@@ -17,8 +17,8 @@ class Shard:
 
     Attributes:
         bytes: of the file, uint8, read-only.
-        offsets: where in them each picture starts and the last one ends, int64 (rows + 1).
-        mapped: the mapping; it is not there when all the pictures are missing.
+        offsets: where in them each image starts and the last one ends, int64 (rows + 1).
+        mapped: the mapping; it is not there when all the images are missing.
 
     Raises:
         ValueError: it holds something else.

@@ -42,7 +42,7 @@ class Preprocess:
         return at_size(images, self.size)
 
     def normalised(self, batch: "torch.Tensor") -> "torch.Tensor":
-        """Scaled pictures (B, 3, size, size), uint8 or 0-1, as the network takes them (float32)."""
+        """Scaled images (B, 3, size, size), uint8 or 0-1, as the network takes them (float32)."""
         from drgrade.images.augment import in_unit_range, normalise
 
         return normalise(in_unit_range(batch), self.mean, self.std)

@@ -2,7 +2,7 @@
 
 Their scales were set on the 177 graded photographs of IDRiD and on blurred, darkened and hazed copies of them
 (``benchmarks/quality.py``): an ordinary photograph of theirs gets 0.9 or more. They are measures of the
-picture, not of a reader's judgement; compare :data:`drgrade.schema.INDEX`, ``quality_label``.
+image, not of a reader's judgement; compare :data:`drgrade.schema.INDEX`, ``quality_label``.
 """
 
 from typing import NamedTuple
@@ -21,7 +21,7 @@ DIAMETER = 320
 RIM = 0.92
 """Share of the radius that is looked at; further out the light falls off and edges are the rim's own."""
 BLURRED, SHARP = 0.06, 0.18
-"""Detail of 1-2 pixels beside that of 2-16: in a picture blurred beyond use, and in one sharp enough."""
+"""Detail of 1-2 pixels beside that of 2-16: in a image blurred beyond use, and in one sharp enough."""
 DIM = 30.0
 """Mean green level (0-255) from which on there is light enough."""
 UNLIT, GLARING = 40, 245
@@ -34,7 +34,7 @@ class Quality(NamedTuple):
     """Measures of one photograph, each 0-1.
 
     Attributes:
-        fov: share of the field of view that lies inside the picture; 0 when none was found.
+        fov: share of the field of view that lies inside the image; 0 when none was found.
         sharpness: fine detail beside coarser detail.
         exposure: enough light, and neither unlit nor glaring parts.
         contrast: vessels and lesions stand out from the retina; low in haze (cataract, small pupil).
@@ -86,7 +86,7 @@ def _unit(value: float) -> float:
 
 
 def _field_of_view(picture: Picture, circle: Circle) -> tuple[Picture, Mask, float]:
-    """The eye ``DIAMETER`` pixels wide, the mask of what to look at, the share of the disc in the picture."""
+    """The eye ``DIAMETER`` pixels wide, the mask of what to look at, the share of the disc in the image."""
     scale = DIAMETER / (2 * circle.radius)
     height, width = picture.shape[:2]
     x0, x1 = round(circle.x - circle.radius), round(circle.x + circle.radius)

@@ -1,7 +1,7 @@
-"""Read whatever a camera or an archive holds: every mode, orientation and depth, and never a broken picture.
+"""Read whatever a camera or an archive holds: every mode, orientation and depth, and never a broken image.
 
-Photographs may be DICOM files, as the picture archives of hospitals export them. JPEGs can be decoded at a
-half, quarter or eighth of their resolution, so the full-size picture never exists.
+Photographs may be DICOM files, as the image archives of hospitals export them. JPEGs can be decoded at a
+half, quarter or eighth of their resolution, so the full-size image never exists.
 """
 
 import io
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 ORIENTATION = 0x0112  # EXIF tag
 MOST_PIXELS = 64_000_000
 LONGEST = 4
-"""Larger or longer (longer by shorter side) pictures are not of an eye; damaged headers make such claims."""
+"""Larger or longer (longer by shorter side) images are not of an eye; damaged headers make such claims."""
 
 
 DICM = slice(128, 132)
@@ -136,7 +136,7 @@ def _check_shape(width: int, height: int) -> None:
 def _reduce(image: Image.Image, side: float | None) -> int:
     """Ask libjpeg for the smallest scale whose shorter side is at least ``side``; returns 1, 2, 4 or 8."""
     width, height = image.size
-    if side is None or _orientation(image) != 1:  # turned pictures may not start on a whole reduced pixel
+    if side is None or _orientation(image) != 1:  # turned images may not start on a whole reduced pixel
         return 1
     for factor in (8, 4, 2):
         if min(width, height) / factor >= side:
@@ -148,7 +148,7 @@ def _reduce(image: Image.Image, side: float | None) -> int:
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # damaged EXIF does not spoil the picture
+    except Exception:  # damaged EXIF does not spoil the image
         return 1
 
 
@@ -167,7 +167,7 @@ def _upright_rgb(image: Image.Image) -> Picture:
 
 
 def _open_dicom(file: Path | io.BytesIO, header: bool) -> "pydicom.Dataset":
-    """A DICOM file that holds one picture; without its pixels when only the ``header`` is wanted."""
+    """A DICOM file that holds one image; without its pixels when only the ``header`` is wanted."""
     import pydicom
 
     try:

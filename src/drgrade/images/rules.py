@@ -1,7 +1,7 @@
 """Where the eye is in a photograph: two published decisions, and a fit of the field of view.
 
-Boxes are (x0, y0, x1, y1) in pixels of the picture given, half-open. ``disc`` and ``graham`` boxes are
-squares that may reach outside the picture; ``o_O`` boxes lie inside and are rarely square.
+Boxes are (x0, y0, x1, y1) in pixels of the image given, half-open. ``disc`` and ``graham`` boxes are
+squares that may reach outside the image; ``o_O`` boxes lie inside and are rarely square.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ Picture = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]
 
 WORKING_SIDE = 384
-"""The circle is looked for in a copy of the picture with about this longer side."""
+"""The circle is looked for in a copy of the image with about this longer side."""
 LEVELS = (0.25, 0.12, 0.06, 0.4)
 """Where the edge may lie between background (0) and typical eye (1), tried in turn: low for dim rims."""
 TOLERANCE = 1.5
@@ -58,7 +58,7 @@ def find_box(picture: Picture, rule: str) -> tuple[Box, str]:
 def foreground_box(picture: Picture) -> Box | None:
     """Tight box of what is brighter than both side strips, or None: the decision of o_O, bit for bit.
 
-    Kaggle DR 2015 second place, taken over by lesion-based contrastive learning. None when the picture is
+    Kaggle DR 2015 second place, taken over by lesion-based contrastive learning. None when the image is
     no wider than 1.2 times its height, when nothing stands out, or when the box is small.
 
     Args:
@@ -105,7 +105,7 @@ def centre_square(width: int, height: int) -> Box:
 
 
 def middle_row_box(picture: Picture) -> Box | None:
-    """Square about the middle of the picture, as wide as the eye is in the middle row, or None: graham's.
+    """Square about the middle of the image, as wide as the eye is in the middle row, or None: graham's.
 
     Kaggle DR 2015 first place (Graham, "Kaggle diabetic retinopathy detection competition report", 2015): the
     radius is half the number of pixels of the middle row, channels summed, above a tenth of their mean. None,
@@ -194,7 +194,7 @@ def fit_disc(picture: Picture) -> Circle | None:
 
 
 def _levels(grey: Floats) -> tuple[float, float]:
-    """Typical grey of the background (darker corners) and of the eye (middle of the picture)."""
+    """Typical grey of the background (darker corners) and of the eye (middle of the image)."""
     height, width = grey.shape
     side = max(2, min(height, width) // 24)
     corners = [grey[:side, :side], grey[:side, -side:], grey[-side:, :side], grey[-side:, -side:]]

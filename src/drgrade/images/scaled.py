@@ -1,4 +1,4 @@
-"""Pictures at the size a network wants, scaled once for all its trainings."""
+"""Images at the size a network wants, scaled once for all its trainings."""
 
 import tempfile
 import threading
@@ -11,7 +11,7 @@ import numpy as np
 from drgrade.images.store import CropStore, Pictures, Pixels
 
 IN_MEMORY = 2 * 10**9
-"""Bytes up to which scaled pictures are held in memory; more go to an unnamed file."""
+"""Bytes up to which scaled images are held in memory; more go to an unnamed file."""
 SCALED = Path(".cache/drgrade/scaled")
 """Where that file takes its space: on the disk of the results, as /tmp may itself be memory."""
 
@@ -28,7 +28,7 @@ def at_size(images: Pictures, size: int) -> Pictures:
 
 
 class Scaled:
-    """Pictures at another size, each scaled once, when it is first asked for.
+    """Images at another size, each scaled once, when it is first asked for.
 
     Args:
         images: any :class:`Pictures`.
@@ -47,7 +47,7 @@ class Scaled:
         return self.shape[0]
 
     def __getitem__(self, rows: Any) -> Pixels:
-        """A picture or pictures, rows as in NumPy."""
+        """A image or images, rows as in NumPy."""
         chosen = self._numbers[rows]
         with self._lock:
             lacking = np.unique(chosen[~self._ready[chosen]])
@@ -59,7 +59,7 @@ class Scaled:
 
 
 def scale(pictures: Pixels, size: int) -> Pixels:
-    """Pictures (n, S, S, 3) at another size: shrunk by area averaging, enlarged by cubic interpolation."""
+    """Images (n, S, S, 3) at another size: shrunk by area averaging, enlarged by cubic interpolation."""
     how = cv2.INTER_AREA if size < pictures.shape[1] else cv2.INTER_CUBIC
     scaled = np.empty((len(pictures), size, size, 3), np.uint8)
     for place, picture in enumerate(pictures):

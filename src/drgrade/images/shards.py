@@ -1,4 +1,4 @@
-"""Write a store of pictures, whole or not at all, the same bytes however it was made.
+"""Write a store of images, atomically, the same bytes however it was made.
 
 :mod:`drgrade.images.store` reads it.
 """
@@ -25,22 +25,22 @@ Format = Literal["raw", "png", "jpeg"]
 SHARD_BYTES = 256 * 2**20
 """About the size of a shard: 88,702 crops of 512 px are 260 raw shards, or 27 of JPEG."""
 SHARE = {"raw": 1.0, "png": 0.5, "jpeg": 0.1}
-"""Bytes of a stored picture relative to its pixels, roughly: shards are cut before their size is known."""
+"""Bytes of a stored image relative to its pixels, roughly: shards are cut before their size is known."""
 
 
 def shard_rows(count: int, size: int, format: Format, shard_bytes: int = SHARD_BYTES) -> list[int]:
-    """How many pictures of ``size`` pixels each shard takes; all but the last take the same."""
+    """How many images of ``size`` pixels each shard takes; all but the last take the same."""
     most = max(1, int(shard_bytes / (size * size * 3 * SHARE[format])))
     return [min(most, count - start) for start in range(0, count, most)]
 
 
 def shard_path(folder: Path, number: int, format: Format) -> Path:
-    """The file of a shard's pictures; encoded ones have their offsets beside them, in an array."""
+    """The file of a shard's images; encoded ones have their offsets beside them, in an array."""
     return folder / f"shard-{number:05d}{'.npy' if format == 'raw' else '.bin'}"
 
 
 def encode(picture: Pixels, format: Format, quality: int) -> bytes:
-    """A picture (S, S, 3) uint8 RGB as it stands in a store. JPEG keeps colour at full resolution."""
+    """A image (S, S, 3) uint8 RGB as it stands in a store. JPEG keeps colour at full resolution."""
     if format == "raw":
         return picture.tobytes()
     options = [cv2.IMWRITE_PNG_COMPRESSION, 1]
@@ -54,13 +54,13 @@ def encode(picture: Pixels, format: Format, quality: int) -> bytes:
 class StoreWriter:
     """A store in the making: :func:`writing` hands one out.
 
-    A raw picture may be written in any order and by any process that knows the path of its shard
+    A raw image may be written in any order and by any process that knows the path of its shard
     (:func:`write_raw`); encoded ones are added in their order.
 
     Args:
         folder: where the shards grow.
-        rows: pictures in each shard, from :func:`shard_rows`.
-        size: side of a picture in pixels.
+        rows: images in each shard, from :func:`shard_rows`.
+        size: side of a image in pixels.
         format: raw, png or jpeg.
         quality: of JPEG, kept in the manifest.
     """
@@ -76,11 +76,11 @@ class StoreWriter:
                 self.shard(number).touch()
 
     def shard(self, number: int) -> Path:
-        """The file of a shard's pictures."""
+        """The file of a shard's images."""
         return shard_path(self.folder, number, self.format)
 
     def add(self, number: int, pictures: Sequence[bytes]) -> None:
-        """Append encoded pictures to a shard; empty bytes stand for one that is not there."""
+        """Append encoded images to a shard; empty bytes stand for one that is not there."""
         with self.shard(number).open("ab") as file:
             file.writelines(pictures)
         self._lengths[number] += map(len, pictures)
@@ -145,7 +145,7 @@ def writing(
 
 
 def write_raw(shard: Path, first: int, pictures: Sequence[bytes]) -> None:
-    """Write pictures from row ``first`` of a raw shard on; empty bytes leave a row black.
+    """Write images from row ``first`` of a raw shard on; empty bytes leave a row black.
 
     By plain writes: on a full disk they fail with a reason, writing to mapped memory kills the process.
     """
@@ -166,7 +166,7 @@ def write_store(
     quality: int = 95,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write pictures that are at hand as a store.
+    """Write images that are at hand as a store.
 
     Args:
         pictures: uint8 RGB (n, S, S, 3), one at least.

@@ -127,7 +127,7 @@ def crop_dataset(
 
 
 def _crop_chunk(folder: Path, options: params.Crop, chunk: Chunk) -> tuple[list[Cropped], list[bytes]]:
-    """Crop some photographs; raw pixels go straight into their shard, encoded pictures are handed back."""
+    """Crop some photographs; raw pixels go straight into their shard, encoded images are handed back."""
     cropped, pictures = [], []
     for path in chunk.paths:
         try:

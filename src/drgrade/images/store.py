@@ -1,7 +1,7 @@
 """Crops on disk: a few large files instead of one a photograph, any crop read without the others.
 
 A store is a manifest, ``store.json``, and beside it a folder of the manifest's name, ``store/``, with shards:
-raw pixels as memory-mapped arrays, or PNG or JPEG pictures one behind the other with their offsets.
+raw pixels as memory-mapped arrays, or PNG or JPEG images one behind the other with their offsets.
 """
 
 import bisect
@@ -28,7 +28,7 @@ Pixels = npt.NDArray[np.uint8]
 
 
 class Pictures(Protocol):
-    """Anything that is read like an array of pictures, uint8 RGB (n, S, S, 3): a store, a copy, an array."""
+    """Anything that is read like an array of images, uint8 RGB (n, S, S, 3): a store, a copy, an array."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -40,7 +40,7 @@ class Pictures(Protocol):
 
 
 class CropStore:
-    """Square pictures on disk, read-only: ``store[row]``, ``store[rows]`` and ``store[3:7]`` read only those.
+    """Square images on disk, read-only: ``store[row]``, ``store[rows]`` and ``store[3:7]`` read only those.
 
     May be shared by threads, and by processes whether forked or spawned: files are opened when first read,
     and nothing is held that a fork would break.
@@ -49,7 +49,7 @@ class CropStore:
         manifest: ``store.json``; its shards are in the folder ``store`` beside it.
 
     Attributes:
-        size: side of a picture in pixels.
+        size: side of a image in pixels.
         format: raw, png or jpeg.
         shape: (n, size, size, 3).
         scaled: copies at other sizes, filled by :func:`drgrade.images.scaled.at_size`.
@@ -96,9 +96,9 @@ class CropStore:
         return CropStore, (self.manifest,)
 
     def __getitem__(self, rows: Any) -> Pixels:
-        """A picture (size, size, 3), or with a slice or array of rows (k, size, size, 3).
+        """A image (size, size, 3), or with a slice or array of rows (k, size, size, 3).
 
-        Rows are meant as in NumPy. One raw picture is not copied: only the part that is looked at is read.
+        Rows are meant as in NumPy. One raw image is not copied: only the part that is looked at is read.
         Of several, PNG and JPEG are decoded on all cores.
         """
         chosen = self._numbers[rows]
@@ -115,12 +115,12 @@ class CropStore:
         return pictures
 
     def prefetch(self, rows: npt.NDArray[Any], tops: npt.NDArray[Any], lines: int) -> None:
-        """Have the disk fetch ``lines`` of each picture from the line ``tops`` on, while others are read."""
+        """Have the disk fetch ``lines`` of each image from the line ``tops`` on, while others are read."""
         for row, top in zip(rows, tops, strict=True):
             self._prefetch(int(row), int(top), min(lines, self.size - int(top)))
 
     def picture(self, row: int) -> Pixels:
-        """A picture (size, size, 3); raw it is not copied, and only what is looked at is read.
+        """A image (size, size, 3); raw it is not copied, and only what is looked at is read.
 
         Raises:
             UserError: it cannot be decoded.
@@ -180,7 +180,7 @@ class CropStore:
         return self._shard(number), row - self._starts[number]
 
     def _prefetch(self, row: int, line: int, lines: int) -> None:
-        """Have the disk fetch a picture, of a raw one only some lines, while others are still read."""
+        """Have the disk fetch a image, of a raw one only some lines, while others are still read."""
         shard, place = self._find(row)
         start, end = (int(edge) for edge in shard.offsets[place : place + 2])
         if self.format == "raw":

@@ -38,7 +38,7 @@ class TileDataset(CocoDataset):
         super().__init__(*args, **options)
 
     def prepare_data(self, idx: int) -> Any:
-        """The tile's picture and boxes after the pipeline."""
+        """The tile's image and boxes after the pipeline."""
         value = derive(self.seed, "augment", self.epoch, idx)
         random.seed(value)
         np.random.seed(value % 2**32)  # the pipeline draws from NumPy's global generator

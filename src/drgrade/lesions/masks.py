@@ -102,12 +102,12 @@ def _components(
 
 
 def run_lengths(mask: np.ndarray, origin: tuple[int, int], shape: tuple[int, int]) -> list[int]:
-    """COCO's uncompressed run lengths of a mask (h, w) bool that lies at ``origin`` (x, y) in a picture.
+    """COCO's uncompressed run lengths of a mask (h, w) bool that lies at ``origin`` (x, y) in a image.
 
     Args:
-        mask: (h, w); the picture is empty outside.
+        mask: (h, w); the image is empty outside.
         origin: its left and top pixel.
-        shape: of the picture (H, W).
+        shape: of the image (H, W).
 
     Returns:
         Lengths of runs down the columns, background and lesion in turn, background first.

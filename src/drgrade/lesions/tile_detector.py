@@ -34,7 +34,7 @@ class Found:
 class TileDetector:
     """A trained detector for batches of tiles.
 
-    Runs the test pipeline the detector was validated with, on pictures in memory. On a GPU backbone and neck
+    Runs the test pipeline the detector was validated with, on images in memory. On a GPU backbone and neck
     run in mixed precision (:func:`.amp.half_features`).
 
     Args:

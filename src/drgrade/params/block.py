@@ -18,14 +18,14 @@ class Block(BaseModel):
 
 
 class Augment(Block):
-    """Random changes a picture goes through in training; each can be switched off with 0."""
+    """Random changes a image goes through in training; each can be switched off with 0."""
 
     flip: Fraction = 0.5
     """Chance of a horizontal and, drawn apart, of a vertical flip."""
     rotation: Annotated[float, Field(ge=0, le=180)] = 180.0
     """Rotation in degrees, uniform in plus and minus this."""
     scale: Pair = [0.87, 1.15]
-    """Range of the area that is cropped and resized, relative to the picture."""
+    """Range of the area that is cropped and resized, relative to the image."""
     ratio: Pair = [0.8, 1.25]
     """Range of the crop's aspect ratio."""
     translate: Annotated[float, Field(ge=0, lt=1)] = 0.1

@@ -37,9 +37,9 @@ class Roles(Block):
 
 
 class Demo(Block):
-    """The painted dataset."""
+    """The synthetic dataset."""
 
-    patients: Annotated[int, Field(ge=5)] = 60
+    patients: Annotated[int, Field(ge=5)] = 50
     """Patients with a graded photograph of each eye."""
     segmentation: Annotated[int, Field(ge=0)] = 16
     """Further photographs with exact lesion masks, in the layout of IDRiD part A; 0: no such layout."""
@@ -56,15 +56,15 @@ class Demo(Block):
     """Chance that a written grade is one off the true one, as another reader's would be."""
     camera_shift: Fraction = 0.0
     """How far the camera differs from the usual one: colour, blur, vignette, noise, compression; at 1
-    pictures are also 0.8 as wide and show the whole field."""
+    images are also 0.8 as wide and show the whole field."""
 
 
 class Download(Block):
-    """Fetch, verify or paint the raw photographs."""
+    """Fetch, verify or generate the raw photographs."""
 
     demo: Demo = Demo()
     demo_site: Demo = Demo(patients=16, segmentation=0, seed=8, camera_shift=1.0)
-    """A second painted hospital with another camera, for external tests."""
+    """A second synthetic hospital with another camera, for external tests."""
 
 
 class Index(Block):

@@ -41,11 +41,11 @@ class Detector(Block):
     start: str | None = "imagenet"
     """Start weights: imagenet (the packaged backbone's), a file (of the backbone, or of a whole detector as
     MMDetection gives them out), or null for a random start."""
-    epochs: Annotated[int, Field(ge=1)] = 6
+    epochs: Annotated[int, Field(ge=1)] = 4
     """Passes over the training tiles."""
-    batch_size: Annotated[int, Field(ge=1)] = 4
+    batch_size: Annotated[int, Field(ge=1)] = 2
     """Tiles a step."""
-    lr: Annotated[float, Field(gt=0)] = 0.003
+    lr: Annotated[float, Field(gt=0)] = 0.002
     """Peak learning rate."""
     background_tiles: Fraction = 0.25
     """Share of lesion-free training tiles kept."""

@@ -31,7 +31,7 @@ class Params(Block):
     lesion_metrics: LesionMetrics = LesionMetrics()
     patches: Patches = Patches()
     pretrain: dict[Name, Pretraining] = {
-        "lesion_contrastive": LesionContrastive(boxes_per_image=4, knn_every=5)
+        "lesion_contrastive": LesionContrastive(boxes_per_image=4, knn_every=4)
     }
     """Encoders pretrained without grades, by name; the name is the method where ``method`` is not given."""
     grade: Grade = Grade()
@@ -39,8 +39,8 @@ class Params(Block):
         default={
             "majority": {"grader": "majority"},
             "random": {"start": "random"},
-            "imagenet": {"start": "imagenet", "seeds": [0, 1]},
-            "lesion_contrastive": {"start": "lesion_contrastive", "seeds": [0, 1]},
+            "imagenet": {"start": "imagenet"},
+            "lesion_contrastive": {"start": "lesion_contrastive"},
         },
         validate_default=True,
     )

@@ -14,7 +14,7 @@ class ContrastiveAugment(Augment):
     """Random changes of a view, with the ranges of Huang et al., MICCAI 2021."""
 
     scale: Pair = [0.8, 1.2]
-    """Range of the area that is cropped and resized, relative to the picture."""
+    """Range of the area that is cropped and resized, relative to the image."""
     translate: Annotated[float, Field(ge=0, lt=1)] = 0.2
     """Shift along each axis as a share of the side, uniform in plus and minus this."""
     brightness: Annotated[float, Field(ge=0, lt=1)] = 0.4
@@ -38,7 +38,7 @@ class Contrastive(Block):
     """random, imagenet, or a weights file."""
     head: Literal["mlp", "linear"] = "mlp"
     """Projection to 128 values: Linear-ReLU-Linear, or one Linear."""
-    epochs: Annotated[int, Field(ge=1)] = 10
+    epochs: Annotated[int, Field(ge=1)] = 8
     """Visits to every photograph (1000 in the paper)."""
     batch_size: Annotated[int, Field(ge=2)] = 32
     """Pairs a step, over all devices (768 in the paper)."""

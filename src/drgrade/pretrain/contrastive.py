@@ -38,7 +38,7 @@ PROJECTION = 128
 class Projector(nn.Module):
     """Encoder and projection head: Linear-ReLU-Linear (``mlp``) or one Linear (``linear``).
 
-    Input: normalised pictures (B, 3, P, P). Output: features (B, D) and projections (B, 128), not yet of
+    Input: normalised images (B, 3, P, P). Output: features (B, D) and projections (B, 128), not yet of
     unit length.
     """
 
@@ -266,7 +266,7 @@ class Contrast(Module):
         self.monitor.see(features[: len(first)], first, second)
 
     def _show(self, views: Tensor) -> None:
-        """Keep a picture of the first views with the run."""
+        """Keep a image of the first views with the run."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "views.png"
             save_views(views, path)
@@ -288,7 +288,7 @@ def projector(params: dict[str, Any]) -> Projector:
     """Encoder with its start weights and a new head, the same for the same seed.
 
     Raises:
-        UserError: the encoder takes pictures of one size only, or its weights are missing or do not fit.
+        UserError: the encoder takes images of one size only, or its weights are missing or do not fit.
     """
     import timm
 

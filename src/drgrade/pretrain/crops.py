@@ -348,17 +348,17 @@ def render(pyramid: list[Tensor], plan: Plan, size: int) -> Tensor:
 
 
 def gaussians(sigmas: Floats, side: int) -> npt.NDArray[np.float32]:
-    """A kernel for each channel of pictures that are blurred by ``sigmas`` (b,) pixels: (3 b, taps)."""
+    """A kernel for each channel of images that are blurred by ``sigmas`` (b,) pixels: (3 b, taps)."""
     reach = min(math.ceil(3 * SIGMAS[1]), side - 1)
     taps = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigmas[:, None]) ** 2)
     return np.repeat(taps / taps.sum(axis=1, keepdims=True), 3, axis=0).astype(np.float32)
 
 
 def blur(batch: Tensor, chosen: Tensor, kernels: Tensor) -> Tensor:
-    """Blur some pictures of a batch (B, 3, S, S), each with a Gaussian of its own.
+    """Blur some images of a batch (B, 3, S, S), each with a Gaussian of its own.
 
     Args:
-        batch: pictures.
+        batch: images.
         chosen: which of them, int64 (b,); the others stay as they are.
         kernels: of :func:`gaussians`, (3 b, taps).
     """

@@ -75,7 +75,7 @@ def pair_views(
             are black there.
         order: fused: all colour changes as one, then all moves as one, see
             :func:`drgrade.images.augment.augment`; published: one after the other as torchvision does it on
-            Pillow's pictures, on one thread and ten times slower (differences: docs/deviations.md).
+            Pillow's images, on one thread and ten times slower (differences: docs/deviations.md).
 
     Returns:
         Views; on a CPU they are made and channels last in memory.
@@ -229,7 +229,7 @@ def _fused(cuts: Cuts, augment: Mapping[str, Any], draws: Mapping[str, Floats]) 
 
 def _in_pixels(moves: Floats, side: int) -> Floats:
     """Affine matrices (B, 2, 3) between coordinates from -1 to 1, as ones between centres of pixels."""
-    # -1 and 1 are the outer edges of the picture: pixel i lies at (2i + 1) / side - 1
+    # -1 and 1 are the outer edges of the image: pixel i lies at (2i + 1) / side - 1
     first = 1 / side - 1
     constant = moves[:, :, :2].sum(axis=2) * first + moves[:, :, 2]
     return np.dstack([moves[:, :, :2], (constant - first) * side / 2])
@@ -259,5 +259,5 @@ def _one_by_one(cuts: Cuts, augment: Mapping[str, Any], seeds: list[int]) -> npt
 
 
 def _channels_first(batch: npt.NDArray[Any]) -> torch.Tensor:
-    """Pictures (B, P, P, 3) as a tensor (B, 3, P, P) over the same memory."""
+    """Images (B, P, P, 3) as a tensor (B, 3, P, P) over the same memory."""
     return torch.from_numpy(batch).permute(0, 3, 1, 2)

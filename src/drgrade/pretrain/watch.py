@@ -44,7 +44,7 @@ class Watch:
         Of several processes each measures all, as none can go on before the others.
 
         Args:
-            encoder: pooled features (B, D) of normalised pictures (B, 3, size, size).
+            encoder: pooled features (B, D) of normalised images (B, 3, size, size).
             epoch: just finished, from 0.
         """
         if self.graded is None or self.every is None or (epoch + 1) % self.every:

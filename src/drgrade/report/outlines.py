@@ -71,8 +71,8 @@ def outline_sheet(tiles: Sequence[tuple[str, Picture]], columns: int, path: Path
     """Outlined photographs in lines, with a title each and a legend of rules and lesions.
 
     Args:
-        tiles: title and picture, of equal widths; an empty title takes no room.
-        columns: pictures in a line.
+        tiles: title and image, of equal widths; an empty title takes no room.
+        columns: images in a line.
         path: PNG to write.
     """
     lines = max(1, -(-len(tiles) // columns))
@@ -93,7 +93,7 @@ def rule_sheet(rows: Sequence[Mapping[str, Picture]], path: Path) -> None:
     """A line for each photograph, a column for each rule.
 
     Args:
-        rows: pictures by column, the same columns in each row; their names stand over the first row.
+        rows: images by column, the same columns in each row; their names stand over the first row.
         path: PNG to write.
     """
     columns = list(rows[0])

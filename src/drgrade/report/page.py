@@ -98,7 +98,7 @@ class Page:
             + "</section>"
             for name, (title, parts) in zip(names, self._sections, strict=True)
         )
-        # The policy makes the browser itself hold the page to embedded pictures and no scripts.
+        # The policy makes the browser itself hold the page to embedded images and no scripts.
         policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
         return (
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

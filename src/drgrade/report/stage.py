@@ -37,7 +37,7 @@ def make_report(
     out: Path,
     heat_maps: Sequence[Path] = (),
 ) -> None:
-    """Write ``report.html``, its pictures, ``input.csv``, ``params.yaml`` and ``model_cards/*.md``.
+    """Write ``report.html``, its images, ``input.csv``, ``params.yaml`` and ``model_cards/*.md``.
 
     Args:
         index: ``index.parquet`` of the photographs that were searched for lesions.

@@ -17,7 +17,7 @@ BOXES = ["x1", "y1", "x2", "y2"]
 VERDICTS = {"hit": "solid", "missed": "dashed", "false alarm": "dotted"}
 """Lines of a box by what became of it."""
 SURROUND = 48
-"""Least side of a cutout in the picture's pixels: a microaneurysm is known by what lies around it."""
+"""Least side of a cutout in the image's pixels: a microaneurysm is known by what lies around it."""
 
 
 def verdicts(

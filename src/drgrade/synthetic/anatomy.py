@@ -1,7 +1,7 @@
 """Geometry of a painted eye: camera, optic disc, vessel tree.
 
 Lengths are in radii of the usual field of view and points are (x, y) measured from the fovea, x rightwards
-and y downwards, so that pictures of any size show the same eye. Anatomy is drawn for a right eye (disc to the
+and y downwards, so that images of any size show the same eye. Anatomy is drawn for a right eye (disc to the
 right of the fovea) and mirrored for a left one.
 """
 
@@ -17,7 +17,7 @@ AVASCULAR_RADIUS = 0.12
 STEP = 0.02
 """Distance between two points of a vessel."""
 SITE_ASPECT, SITE_SHARE, SITE_REACH = 3 / 4, 0.46, 1.11
-"""The other hospital's pictures: height to width; radius of the field to height, so that nothing is cut off;
+"""The other hospital's images: height to width; radius of the field to height, so that nothing is cut off;
 and radius of the field to the usual one, as 50 degrees are to 45."""
 SITE_SCALE, SITE_GAINS = 0.8, (0.88, 1.12, 1.5)
 """Pixels along a side, and red, green and blue light, beside the usual camera's."""
@@ -27,7 +27,7 @@ SITE_BLUR, SITE_NOISE, SITE_VIGNETTE, SITE_QUALITY = 1.2, 3.0, 0.25, -20
 
 @dataclass(frozen=True)
 class Camera:
-    """How an eye is photographed: picture size in pixels, field of view, and the faults of the picture."""
+    """How an eye is photographed: image size in pixels, field of view, and the faults of the image."""
 
     width: int
     height: int
@@ -46,11 +46,11 @@ class Camera:
     pattern: tuple[int, int] | None = None  # (height, width) that coarse random patterns are drawn for
 
     def to_pixels(self, points: Points) -> Points:
-        """Points (n, 2) measured from the fovea, in pixels of the picture."""
+        """Points (n, 2) measured from the fovea, in pixels of the image."""
         return (np.asarray(points) - self.gaze) * self.radius + self.centre
 
     def sees(self, x: float, y: float, margin: float) -> bool:
-        """Whether a disc of radius ``margin`` around the point is inside field of view and picture."""
+        """Whether a disc of radius ``margin`` around the point is inside field of view and image."""
         px, py = self.to_pixels(np.array([[x, y]]))[0]
         room = margin * self.radius
         inside = room <= px <= self.width - room and room <= py <= self.height - room
@@ -59,7 +59,7 @@ class Camera:
     def shifted(self, amount: float) -> "Camera":
         """This camera on its way, 0 to 1, to that of another hospital; sees all that this one sees.
 
-        The other camera has a lower resolution, shows its whole field, wider by a ninth, on a 4:3 picture,
+        The other camera has a lower resolution, shows its whole field, wider by a ninth, on a 4:3 image,
         renders less red and more blue, is less sharp, darker at the edge and noisier, and saves smaller
         JPEGs. The ranges are chosen (docs/demo.md says why), not fitted to a dataset.
         """
@@ -110,7 +110,7 @@ class Anatomy:
 
 
 def draw_camera(rng: np.random.Generator, width: int, left: bool) -> Camera:
-    """One of four kinds of camera; ``width`` is the mean picture width in pixels over all of them."""
+    """One of four kinds of camera; ``width`` is the mean image width in pixels over all of them."""
     kind = rng.choice(["wide", "truncated", "square", "classic"], p=[0.3, 0.3, 0.2, 0.2])
     aspect, share = {
         "wide": (2 / 3, rng.uniform(0.46, 0.49)),  # full disc, much black at the sides

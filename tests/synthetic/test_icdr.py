@@ -1,6 +1,6 @@
 import pytest
 
-from drgrade.painting.icdr import Lesion, icdr_grade
+from drgrade.synthetic.icdr import Lesion, icdr_grade
 
 CORNERS = [(0.3, 0.3), (0.3, -0.3), (-0.3, 0.3), (-0.3, -0.3)]
 

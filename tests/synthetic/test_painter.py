@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drgrade.painting.anatomy import AVASCULAR_RADIUS, Camera, draw_anatomy, draw_camera
-from drgrade.painting.icdr import Lesion, icdr_grade
-from drgrade.painting.painter import Eye, field_of_view, paint
-from drgrade.painting.pathology import draw_lesions
+from drgrade.synthetic.anatomy import AVASCULAR_RADIUS, Camera, draw_anatomy, draw_camera
+from drgrade.synthetic.icdr import Lesion, icdr_grade
+from drgrade.synthetic.painter import Eye, field_of_view, paint
+from drgrade.synthetic.pathology import draw_lesions
 
 
 def make_eye(seed: int, grade: int = 2, rich: bool = False, left: bool = False, width: int = 500) -> Eye:
@@ -63,7 +63,7 @@ def test_mask_of_one_round_lesion_is_where_it_was_put() -> None:
     radius = 0.05 * eye.camera.radius
     assert (columns.mean() + 0.5, rows.mean() + 0.5) == pytest.approx((x, y), abs=0.15 * radius)
     assert len(rows) == pytest.approx(np.pi * radius**2, rel=0.3)
-    # Painting the lesion changed the picture inside the mask and nowhere far from it.
+    # Painting the lesion changed the image inside the mask and nowhere far from it.
     change = np.abs(image.astype(int) - paint(eye)[0].astype(int)).sum(axis=2)
     near = cv2.dilate(masks["HE"].astype(np.uint8), np.ones((25, 25), np.uint8)) > 0
     assert change[masks["HE"]].mean() > 25
@@ -163,7 +163,7 @@ def test_signs_without_a_mask_fade_with_the_contrast_too() -> None:
 
 
 def in_eye_frame(picture: np.ndarray, camera: Camera, scale: int = 200) -> np.ndarray:
-    """A picture resampled so that the fovea is in the middle and a unit of length is ``scale`` pixels."""
+    """A image resampled so that the fovea is in the middle and a unit of length is ``scale`` pixels."""
     x0, y0 = camera.to_pixels(np.array([[0.0, 0.0]]))[0]
     zoom = camera.radius / scale
     move = np.array([[zoom, 0, x0 - zoom * 200 - 0.5], [0, zoom, y0 - zoom * 200 - 0.5]])
@@ -218,7 +218,7 @@ def sharpness(eye: Eye, camera: Camera) -> float:
 
 
 def statistics(eye: Eye, amount: float) -> dict[str, float]:
-    """What is said to change with the camera, measured on the picture."""
+    """What is said to change with the camera, measured on the image."""
     camera = eye.camera.shifted(amount)
     image, _ = paint(replace(eye, camera=camera))
     quiet, _ = paint(replace(eye, camera=replace(camera, noise=0.0)))
@@ -258,7 +258,7 @@ def test_masks_follow_the_shifted_camera(amount: float) -> None:
         rows, columns = np.nonzero(masks["HE"])
         centre = columns.mean() + 0.5, rows.mean() + 0.5
         assert centre == pytest.approx(tuple(camera.to_pixels(np.array([[x, y]]))[0]), abs=1.5)
-        # Where the picture got darker is where the mask is.
+        # Where the image got darker is where the mask is.
         loss = paint(bare)[0][..., 1].astype(float) - image[..., 1]
         weights = np.clip(loss, 0, None)
         grid = np.mgrid[: camera.height, : camera.width] + 0.5

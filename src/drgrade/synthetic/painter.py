@@ -11,9 +11,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from drgrade.painting.anatomy import Anatomy, Camera, Points
-from drgrade.painting.icdr import Lesion
 from drgrade.schema import LESIONS
+from drgrade.synthetic.anatomy import Anatomy, Camera, Points
+from drgrade.synthetic.icdr import Lesion
 
 Plane = NDArray[np.float32]  # (height, width)
 ABSORPTION = np.array([0.42, 1.3, 0.95], np.float32)
@@ -71,7 +71,7 @@ class _Canvas:
 
 def _texture(rng: np.random.Generator, camera: Camera, cells: float) -> Plane:
     """Smooth noise, about -1 to 1, with ``cells`` bumps along the longer side."""
-    # Not of the picture's own shape, so that a camera a little different shows the same eye.
+    # Not of the image's own shape, so that a camera a little different shows the same eye.
     shape = camera.pattern or (camera.height, camera.width)
     rows, columns = (max(round(cells * side / max(shape)), 2) for side in shape)
     grid = rng.standard_normal((rows, columns), np.float32)
@@ -184,7 +184,7 @@ def _draw_lesions(canvas: _Canvas, eye: Eye) -> None:
 
 
 def _illumination(eye: Eye, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Light (height, width, 3): falls off to the edge, uneven, with a bright rim of haze in some pictures."""
+    """Light (height, width, 3): falls off to the edge, uneven, with a bright rim of haze in some images."""
     camera = eye.camera
     x, y = _grid(camera)
     x, y = (x - camera.gaze[0]) / camera.reach, (y - camera.gaze[1]) / camera.reach

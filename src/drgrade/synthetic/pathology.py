@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from drgrade.painting.anatomy import Anatomy, Camera
-from drgrade.painting.icdr import HAEMORRHAGES_PER_QUADRANT, Lesion, icdr_grade
+from drgrade.synthetic.anatomy import Anatomy, Camera
+from drgrade.synthetic.icdr import HAEMORRHAGES_PER_QUADRANT, Lesion, icdr_grade
 
 QUADRANTS = ((False, False), (False, True), (True, False), (True, True))
 Quadrant = tuple[bool, bool]
@@ -69,7 +69,7 @@ class _Sketch:
         raise RuntimeError(f"no place for a {kind} of size {size:.3f} in {quadrant or 'the field'}")
 
     def put(self, kind: str, x: float, y: float, size: float, **more: float | str) -> None:
-        """Put a lesion exactly here; units as of :class:`drgrade.painting.icdr.Lesion`."""
+        """Put a lesion exactly here; units as of :class:`drgrade.synthetic.icdr.Lesion`."""
         seed = int(self.rng.integers(2**31))
         depth = float(self.rng.uniform(0.5, 0.9))
         drawn: dict[str, Any] = {"angle": float(self.rng.uniform(0, np.pi)), "depth": depth, **more}
