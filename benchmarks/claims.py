@@ -105,6 +105,8 @@ def params(dataset: str, quick: bool) -> dict[str, Any]:
             key: own[key] for key in ("datasets", "index", "crop", "lesion_boxes", "detector", "patches")
         }
         return values | {"grade": values["grade"] | {"input_size": 160, "select": "last"}}
+    values["lesion_boxes"] = {"tile": 384, "scale": 1.0}
+    values["detector"] = {"config": "rtmdet-tiny_tiles", "epochs": 7, "batch_size": 4, "lr": 0.002}
     values["download"] = {
         "demo": {"patients": 24 if quick else 240, "segmentation": 16 if quick else 32, "masks": "all"}
     }

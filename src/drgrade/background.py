@@ -1,4 +1,4 @@
-"""Work that goes on in threads while the device computes: reading, decoding, drawing."""
+"""Background threads for reading, decoding and drawing while the device computes."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator

@@ -1,4 +1,4 @@
-"""What would stop a run, found before it starts: ``drgrade check``.
+"""Find what would stop a run before it starts: ``drgrade check``.
 
 Every name is looked up, every encoder is built without memory (on the device ``meta``) and shown a image of
 its size, and start weights are held against the networks that they are for.
@@ -36,7 +36,7 @@ class Problem(NamedTuple):
 
 
 def _problems_of(key: str, call: Callable[..., Any], *arguments: Any) -> list[Problem]:
-    """What a call says is wrong with ``key``; nothing if it goes through."""
+    """Problems with ``key`` that a call raises; none if it succeeds."""
     try:
         call(*arguments)
     except UserError as error:
@@ -198,7 +198,7 @@ def _meta_encoder(name: str, trunk: bool = False) -> "torch.nn.Module":
 
 
 def _check_weights(name: str, start: str, trunk: bool = False) -> None:
-    """Hold ``imagenet``, ``random`` or a file against an encoder.
+    """Check that start weights (``imagenet``, ``random`` or a file) exist and fit an encoder.
 
     Raises:
         UserError: timm knows no such encoder, or the weights are missing or do not fit.

@@ -23,7 +23,7 @@ Verb = Callable[..., argparse.ArgumentParser]
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong on one line, as verbs do."""
+    """Reports an error on one line, as verbs do."""
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see {self.prog} --help")

@@ -22,7 +22,7 @@ may run several trainings at once."""
 
 @dataclass(frozen=True)
 class Launch:
-    """Who trains: ``devices`` processes on each of ``nodes`` machines, started by ``starter``."""
+    """``devices`` processes on each of ``nodes`` machines that train together, started by ``starter``."""
 
     devices: int = 1
     nodes: int = 1
@@ -34,7 +34,7 @@ class Launch:
         return self.devices * self.nodes
 
     def environment(self) -> Any:
-        """Lightning's reader of what the starter says; None for one process."""
+        """Lightning's cluster environment for this starter; None for one process."""
         from lightning_fabric.plugins.environments import (
             LightningEnvironment,
             SLURMEnvironment,

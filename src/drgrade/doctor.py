@@ -1,4 +1,4 @@
-"""What is here and what is not: versions, machine, operators, data, weights, tracking.
+"""Report the state of an installation: versions, machine, operators, data, weights, tracking.
 
 Nothing that is missing is an error; it is a line that says how to get it.
 """

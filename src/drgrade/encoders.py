@@ -61,7 +61,7 @@ def create_encoder(
 
 
 def forward_blank(encoder: "torch.nn.Module", name: str, side: int) -> "torch.Tensor":
-    """What an encoder says of a blank image (1, 3, side, side), on the device it is on, ``meta`` too.
+    """Output of an encoder for a blank image (1, 3, side, side), on its own device, which may be ``meta``.
 
     Raises:
         UserError: it takes no images of this size.

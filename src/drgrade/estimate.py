@@ -1,4 +1,4 @@
-"""What a run will cost, said before it starts."""
+"""Estimate the cost of a run before it starts."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,7 +72,7 @@ def _parts(dataset: str) -> dict[str, int]:
 
 
 def stage_costs(params: Params) -> Iterator[StageCost]:
-    """What the stages that run networks have before them."""
+    """Costs of the stages that run networks."""
     searched = {block.boxes for block in params.pretrain.values() if isinstance(block, LesionContrastive)}
     if searched & {"detector", "random"} and params.patches.published is None:
         yield _detector(params)

@@ -1,4 +1,4 @@
-"""Networks in use: batches that fit the device, read ahead in the background, in mixed precision on a GPU.
+"""Inference: batches that fit the device, read ahead in the background, in mixed precision on a GPU.
 
 Grading, the features of frozen encoders and the search for lesions all run through :func:`run_batches`.
 """
@@ -82,7 +82,7 @@ def outputs(
     std: Sequence[float],
     shape: tuple[int, ...] = (),
 ) -> np.ndarray:
-    """What a network says of images, without augmentation.
+    """Outputs of a network for images, without augmentation.
 
     Of several processes that have met each runs its share of the batches, and all get the whole result:
     then all must call this.

@@ -1,4 +1,4 @@
-"""How the process holds memory while a network runs on the CPU."""
+"""Memory settings for running a network on the CPU."""
 
 import ctypes
 

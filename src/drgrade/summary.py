@@ -1,4 +1,4 @@
-"""The last lines that a run prints: its leaderboard, and where the report is."""
+"""Summary printed at the end of a run: the leaderboard, and the path of the report."""
 
 import csv
 from pathlib import Path

@@ -210,7 +210,7 @@ class WeightsEMA(Callback):
         self.average, self.step = state_dict["average"], state_dict["step"]
 
 
-class WholeCheckpoint(TorchCheckpointIO):
+class AtomicCheckpoint(TorchCheckpointIO):
     """Checkpoints that are replaced at once.
 
     Lightning's own pass through the system's temporary folder: from another disk they are copied over the
@@ -335,7 +335,7 @@ def _trainer(module: Module, folder: Path, epochs: int, seed: int, accumulate: i
         folder, filename="last", save_top_k=1, save_on_train_epoch_end=True, enable_version_counter=False
     )
     callbacks: list[Callback] = [EpochSeed(seed), module.progress, checkpoint]
-    plugins: list[Any] = [WholeCheckpoint()]
+    plugins: list[Any] = [AtomicCheckpoint()]
     start = launch()
     if start.processes > 1:
         plugins.append(start.environment())

@@ -30,7 +30,7 @@ def download(args: Arguments) -> None:
 
 
 def index(args: Arguments) -> None:
-    """List photographs and labels, look at each photograph, split by patient."""
+    """List photographs and labels, survey each photograph, split by patient."""
     from drgrade.data.index import build_index
 
     build_index(
@@ -47,7 +47,7 @@ def index(args: Arguments) -> None:
 
 
 def overlaps(args: Arguments) -> None:
-    """Refuse photographs and patients that are trained on in one place and tested on in another."""
+    """Stop if a photograph or patient is trained on in one dataset and tested on in another."""
     from drgrade.splits.overlaps import overlaps
 
     block = _block(args.params, "overlaps")
@@ -105,7 +105,7 @@ def lesions(args: Arguments) -> None:
 
 
 def lesion_metrics(args: Arguments) -> None:
-    """Measure the detector on photographs it did not learn from."""
+    """Measure the detector on photographs it was not trained on."""
     from drgrade.devices import take_gpu
     from drgrade.lesions.measure import measure_detector
 
@@ -123,7 +123,7 @@ def lesion_metrics(args: Arguments) -> None:
 
 
 def patches(args: Arguments) -> None:
-    """Choose the boxes to learn from; write the patch pickle."""
+    """Choose the boxes for pretraining; write the patch pickle."""
     from drgrade.lesions.choose import make_patches
 
     make_patches(
@@ -251,7 +251,7 @@ def predict(args: Arguments) -> None:
 
 
 def check(args: Arguments) -> None:
-    """Check a params file, all that it names and the weights it starts from; say what the run would need."""
+    """Check a params file, all that it names and its start weights; estimate the cost of the run."""
     from drgrade.check import problems
     from drgrade.estimate import estimate
     from drgrade.params import load, wrong
@@ -283,7 +283,7 @@ def schema(args: Arguments) -> None:
 
 
 def sync(args: Arguments) -> None:
-    """Take over outputs that DVC restored: Snakemake records them as current."""
+    """Record outputs that DVC restored as current in Snakemake."""
     import subprocess
 
     # of raw photographs DVC sees nothing, so that it calls download "always changed"

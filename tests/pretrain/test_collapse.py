@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drgrade.errors import UserError
-from drgrade.pretrain.collapse import ALIVE, GRACE, TeacherMonitor, stop_if_dead
+from drgrade.pretrain.collapse import GRACE, MIN_INFORMATION, TeacherMonitor, stop_if_collapsed
 
 CPU = torch.device("cpu")
 
@@ -85,11 +85,11 @@ def logits(spread, common=0.0):
 ])  # fmt: skip
 def test_a_collapsed_teacher_is_stopped_after_the_grace(targets, kind):
     values = summary(targets)
-    stop_if_dead(values, GRACE - 1)
+    stop_if_collapsed(values, GRACE - 1)
     with pytest.raises(
         UserError, match=rf"epoch {GRACE + 1}: the teacher gives every photograph {kind}.*lower lr"
     ):
-        stop_if_dead(values, GRACE)
+        stop_if_collapsed(values, GRACE)
 
 
 @pytest.mark.parametrize("targets", [
@@ -97,10 +97,10 @@ def test_a_collapsed_teacher_is_stopped_after_the_grace(targets, kind):
 ])  # fmt: skip
 def test_a_living_teacher_is_not_stopped(targets):
     values = summary(targets)
-    assert values["teacher_information"] > ALIVE
-    stop_if_dead(values, 10)
+    assert values["teacher_information"] > MIN_INFORMATION
+    stop_if_collapsed(values, 10)
 
 
 def test_output_that_is_not_finite_stops_at_once():
     with pytest.raises(UserError, match="not finite in epoch 1; lower pretrain"):
-        stop_if_dead(summary(torch.full((4, 8), math.nan)), 0)
+        stop_if_collapsed(summary(torch.full((4, 8), math.nan)), 0)

@@ -11,7 +11,7 @@ from drgrade.errors import UserError
 from drgrade.params import LocalToGlobal
 from drgrade.pretrain import local_to_global
 from drgrade.pretrain.base import METHODS, Material
-from drgrade.pretrain.collapse import ALIVE
+from drgrade.pretrain.collapse import MIN_INFORMATION
 from drgrade.pretrain.crops import MultiCrop
 from drgrade.pretrain.local_to_global import (
     Network,
@@ -391,7 +391,7 @@ def test_a_living_run_goes_on(tmp_path, monkeypatch):
     run = Figures()
     train(distillation(tiny(epochs=3, lr=1e-3)), run)
     assert len(run.epochs) == 3
-    assert all(values["teacher_information"] > 10 * ALIVE for values in run.epochs)
+    assert all(values["teacher_information"] > 10 * MIN_INFORMATION for values in run.epochs)
 
 
 @pytest.mark.parametrize(("changes", "kind"), [
@@ -405,7 +405,7 @@ def test_a_run_that_dies_is_stopped(changes, kind, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=rf"^pretrain.local_to_global: collapsed in epoch 2: .*{kind}"):
         train(distillation(tiny(epochs=10, **changes)), run)
     assert len(run.epochs) == 2  # measured and tracked before it is stopped
-    assert run.epochs[1]["teacher_information"] < ALIVE / 10
+    assert run.epochs[1]["teacher_information"] < MIN_INFORMATION / 10
 
 
 @pytest.mark.parametrize(("changes", "message"), [

@@ -37,7 +37,7 @@ rule index:
         limit=lambda wildcards: PARAMS.datasets[wildcards.dataset].limit,
         lists=split_options,
     message:
-        "List, look at and split the photographs of {wildcards.dataset}"
+        "List, survey and split the photographs of {wildcards.dataset}"
     shell:
         "drgrade index --dataset {wildcards.dataset} --params {params.block:q} --limit {params.limit}"
         " --workers {threads} {params.lists} --manifest {input.manifest} --out {output.index}"
@@ -59,7 +59,7 @@ rule overlaps:
         indexes=[f"--index {name} {at(name, 'index/index.parquet')}" for name in USED],
         folder=subpath(output.summary, parent=True),
     message:
-        "Look for photographs that are trained on here and tested on there"
+        "Compare datasets: is a photograph trained on in one and tested on in another"
     shell:
         "drgrade overlaps --params {params.block:q} --roles {params.roles:q} {params.indexes}"
         " --out {params.folder} > {log} 2>&1"

@@ -212,7 +212,7 @@ rule patches:
             f"--lesions {input.lesions}" if input.lesions else ""
         ),
     message:
-        "Choose the lesions to learn from: {wildcards.source}"
+        "Choose the lesions for pretraining: {wildcards.source}"
     shell:
         "drgrade patches --dataset {params.dataset} --source {wildcards.source} --params {params.block:q}"
         " --boxes-params {params.boxes:q} --size {params.size} --index {input.index} --crops {input.crops}"

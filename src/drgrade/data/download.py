@@ -51,7 +51,7 @@ def write_manifest(root: Path, manifest: Path, listing: Path | None = None) -> i
 
 
 def check_counts(part: Dataset, root: Path) -> None:
-    """Warn of what a copy of a dataset lacks; nothing to say where the card gives no counts.
+    """Warn if photographs of a dataset are missing; no check where the card gives no counts.
 
     Raises:
         UserError: a label file is not the official one.

@@ -1,4 +1,4 @@
-"""Who is photographed at a synthetic hospital: eyes, their true grades, and the grades written down."""
+"""Plan the photographs of a synthetic hospital: eyes, true grades and written grades."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace

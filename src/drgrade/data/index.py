@@ -1,4 +1,4 @@
-"""List a dataset's photographs with their labels, state and split: ``index.parquet``."""
+"""List a dataset's photographs with labels, status and split: ``index.parquet``."""
 
 import logging
 from collections.abc import Sequence, Set
@@ -97,7 +97,7 @@ def assemble(
     excluded: Set[str] = frozenset(),
     split_file: Path | None = None,
 ) -> pd.DataFrame:
-    """The index of what a dataset's reader found and what a look at each photograph told.
+    """Build the index from the rows of a dataset's reader and the survey of each photograph.
 
     Args:
         table: columns READ_COLUMNS and sha256, a row for each photograph and each label.
@@ -131,7 +131,7 @@ def build_index(
     exclude: Path | None = None,
     workers: int = 1,
 ) -> None:
-    """Join photographs and labels of ``dataset``, look at each photograph, split by patient.
+    """Join photographs and labels of ``dataset``, survey each photograph, split by patient.
 
     A photograph that cannot be used is a row with a status and a reason. SHA-256 come from ``manifest``.
 

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def bring(card: Card, root: Path, names: tuple[str, ...]) -> None:
-    """Make the files and folders ``names`` of a competition be there under ``root``.
+    """Bring the files and folders ``names`` of a competition to ``root``.
 
     What is there is left alone; archives that lie in ``root`` are unpacked; only what is still missing is
     fetched, through kagglehub, which resumes and verifies and keeps its own copy in its cache. Files of the

@@ -1,4 +1,4 @@
-"""What lies in a dataset's raw folder, as a file small enough for Snakemake to compare at every start.
+"""List a dataset's raw folder in a file small enough for Snakemake to compare at every start.
 
 The rule ``download`` has a listing as its input: what the manifest should say now. A photograph that is
 added, removed or changed, or a corrected label file, changes the listing; a file that was only touched does
@@ -116,14 +116,14 @@ def _digest(root: Path, path: str, state: State, known: Known | None) -> str | N
 
 
 def remember(files: dict[str, Known], listing: Path) -> None:
-    """Write the listing of what a manifest has just been written of."""
+    """Write the listing that belongs to a manifest just written."""
     write_state(files, listing.with_suffix(".state"))
     lines = [f"{path}\t{known.size}\t{known.sha256}" for path, known in sorted(files.items())]
     _write(listing, "\n".join([HEADER, *lines, ""]))
 
 
 def read_state(file: Path) -> dict[str, Known]:
-    """What was known when; empty where there is no such file."""
+    """Known files by path; empty if there is no such file."""
     known = {}
     try:
         for line in file.read_text(encoding="utf-8", errors="surrogateescape").split("\n")[:-1]:
@@ -135,7 +135,7 @@ def read_state(file: Path) -> dict[str, Known]:
 
 
 def write_state(known: dict[str, Known], file: Path) -> None:
-    """Write what is known for :func:`read_state`."""
+    """Write known files for :func:`read_state`."""
     lines = [
         f"{path}\t{size}\t{'' if time is None else time}\t{digest}"
         for path, (size, time, digest) in known.items()

@@ -68,7 +68,7 @@ class Dataset(Protocol):
     card: Card
 
     def download(self, root: Path, params: Download) -> None:
-        """Make the raw files be there under ``root``: paint, fetch, or check for them.
+        """Bring the raw files to ``root``: paint, fetch, or check for them.
 
         Raises:
             UserError: the files are behind a consent form and not there; says which to put where.

@@ -73,7 +73,7 @@ class Photographs:
 
     @cached_property
     def outputs(self) -> "dict[str, Output]":
-        """What each member says of these photographs, computed when first asked for."""
+        """Outputs of each member for these photographs, computed on first use."""
         alone = replace(self, members={})
         return {name: member.predict(alone) for name, member in self.members.items()}
 
@@ -141,7 +141,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Output:
-    """What a grader says of n photographs.
+    """Predictions of a grader for n photographs.
 
     Attributes:
         probabilities: of each grade, float64 (n, 5), rows sum to 1.

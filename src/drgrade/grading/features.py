@@ -99,7 +99,7 @@ def features(frozen: Frozen, images: Pictures, rows: np.ndarray) -> np.ndarray:
 
 
 def encode(frozen: Frozen, images: Pictures, rows: np.ndarray) -> np.ndarray:
-    """The same, of an encoder that may have diverged: its features need not be numbers."""
+    """Features as of :func:`features`, but NaN and infinite values are allowed."""
     sized = at_size(images, frozen.size)
     return outputs(frozen, sized, rows, frozen.mean, frozen.std, (frozen.width,))
 

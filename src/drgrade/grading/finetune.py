@@ -30,7 +30,7 @@ class Finetune(Grader):
     network: "GradedNetwork"
 
     def new_network(self, start: str) -> "GradedNetwork":
-        """The untrained network: encoder from ``start`` (a word or a weights file) and a new head."""
+        """The network before training: encoder from ``start`` (a word or a weights file) and a new head."""
         from drgrade.grading.regression import Regressor
 
         return Regressor(self.params.encoder, start)

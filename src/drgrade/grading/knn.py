@@ -45,7 +45,7 @@ class Knn(Grader):
     k: int
 
     def fit(self, job: Job) -> None:
-        """Remember the training photographs; choose k on validation, the first where nothing validates."""
+        """Store the training photographs; choose k on validation, the first k without a validation set."""
         import torch
 
         from drgrade.device import device

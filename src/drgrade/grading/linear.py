@@ -50,7 +50,7 @@ class Linear(Grader):
     network: "Probe"
 
     def fit(self, job: Job) -> None:
-        """Train on features; choose the learning rate on validation, the first where nothing validates."""
+        """Train on features; choose the learning rate on validation, the first without a validation set."""
         import torch
 
         from drgrade.device import device

@@ -37,5 +37,5 @@ class Majority(Grader):
         return {"grade": self.grade}
 
     def rebuild(self, facts: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Take up the grade."""
+        """Restore the grade."""
         self.grade = facts["grade"]

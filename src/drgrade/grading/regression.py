@@ -226,7 +226,7 @@ class FineTune(Module):
         checkpoint["best"] = {"qwk": self.best_qwk, "weights": self.best_weights}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the best epoch so far."""
+        """Restore the best epoch so far."""
         self.best_qwk = checkpoint["best"]["qwk"]
         self.best_weights = checkpoint["best"]["weights"]
 

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a training reads.
+    """Inputs of a training.
 
     Attributes:
         data: the dataset it learns from.

@@ -1,4 +1,4 @@
-"""Read whatever a camera or an archive holds: every mode, orientation and depth, and never a broken image.
+"""Read photographs of any mode, orientation and depth; refuse damaged ones.
 
 Photographs may be DICOM files, as the image archives of hospitals export them. JPEGs can be decoded at a
 half, quarter or eighth of their resolution, so the full-size image never exists.

@@ -1,4 +1,4 @@
-"""Look at every photograph once, small: its size, quality and perceptual hash, or why it is no use."""
+"""Survey every photograph once, at low resolution: size, quality, perceptual hash, or why it is unusable."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ WORTH = 200
 
 
 class Survey(NamedTuple):
-    """What one look at a photograph tells; columns of ``index.parquet``.
+    """Results of surveying one photograph; columns of ``index.parquet``.
 
     Attributes:
         width: in pixels, as displayed; None when not even the header can be read.
@@ -47,7 +47,7 @@ class Survey(NamedTuple):
 
 
 def survey(path: Path) -> Survey:
-    """Look at one photograph; never raises for a bad one."""
+    """Survey one photograph; never raises for a bad one."""
     try:
         width, height = read_size(path)
     except ReadError as error:
@@ -62,7 +62,7 @@ def survey(path: Path) -> Survey:
 
 
 def survey_all(paths: Sequence[Path | None], workers: int) -> list[Survey]:
-    """Look at many photographs, in up to ``workers`` processes; an empty survey where there is no path."""
+    """Survey many photographs in up to ``workers`` processes; an empty survey where there is no path."""
     chunks = [paths[first : first + CHUNK] for first in range(0, len(paths), CHUNK)]
     return [
         look for looks in in_order(_survey_chunk, chunks, min(workers, len(paths) // WORTH)) for look in looks

@@ -1,4 +1,4 @@
-"""What drgrade adds to MMEngine's training: random numbers by (seed, epoch, tile), AP by lesion, records.
+"""Extensions of MMEngine's training: random numbers by (seed, epoch, tile), AP by lesion, tracking.
 
 Import after :func:`drgrade.lesions.ops.install`; the classes register under their names.
 """
@@ -47,7 +47,7 @@ class TileDataset(CocoDataset):
 
 @HOOKS.register_module()
 class ReseedHook(Hook):
-    """Seeds everything anew at each epoch, so that a resumed training draws what an undisturbed one draws."""
+    """Reseeds all generators at each epoch, so that a resumed training equals an uninterrupted one."""
 
     priority = "VERY_HIGH"
 
@@ -98,7 +98,7 @@ class LesionPrecision(BaseMetric):
 
 @HOOKS.register_module()
 class RecordHook(Hook):
-    """Hands each epoch's mean losses and validation metrics to ``run`` and to the log.
+    """Logs each epoch's mean losses and validation metrics, also to ``run``.
 
     Args:
         run: a :class:`drgrade.tracking.Run`.
@@ -115,7 +115,7 @@ class RecordHook(Hook):
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Keep a step's losses where they are: to read them would be to wait for the GPU."""
+        """Keep a step's losses on the device: reading them would wait for the GPU."""
         for name, value in outputs.items():
             if "loss" in name:
                 self.losses[name].append(value.detach())

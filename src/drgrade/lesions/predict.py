@@ -115,7 +115,7 @@ def _usable(index: Path, crops: Path, select: Callable[[pd.DataFrame], Any]) -> 
 
 
 def _parts_folder(out: Path, said: list[str], files: list[Path]) -> Path:
-    """Where the parts of a search by these words and files wait; those of a search by others go."""
+    """Folder of an unfinished search's parts; parts of a search with other params or files are deleted."""
     text = "\n".join([*said, *map(sha256, files)])
     folder = out.with_name(f".{out.name}.parts") / hashlib.sha256(text.encode()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)

@@ -95,7 +95,7 @@ class Index(Block):
 
 
 class Overlaps(Block):
-    """Look for photographs and patients that are trained on in one place and tested on in another."""
+    """Find photographs and patients that are trained on in one dataset and tested on in another."""
 
     refuse: list[Literal["image", "patient", "content", "perceptual"]] = [
         "image",

@@ -21,7 +21,7 @@ METHODS = Registry("drgrade.pretrain")
 
 @dataclass(frozen=True)
 class Graded:
-    """What an encoder in training is watched by (:mod:`drgrade.pretrain.watch`); it never learns from it.
+    """Graded photographs for monitoring an encoder (:mod:`drgrade.pretrain.watch`); never trained on.
 
     Attributes:
         train: photographs whose grades vote, one or more.

@@ -1,4 +1,4 @@
-"""Is a self-distillation still alive? What the teacher says of one photograph must differ from another's.
+"""Detect collapse of a self-distillation: the teacher's outputs must differ between photographs.
 
 Self-distillation without negatives can die in two ways: the teacher gives every photograph the same
 prototype, or gives every photograph all prototypes alike (DINO, section 5.3). Either way the student's task
@@ -15,7 +15,7 @@ from drgrade.distributed import mean_over_processes
 from drgrade.errors import UserError
 from drgrade.pretrain.monitor import FeatureRank
 
-ALIVE = 1e-3
+MIN_INFORMATION = 1e-3
 """Least information of a living teacher's distributions, in nats: see :meth:`TeacherMonitor.summary`.
 
 Entropy alone is no sign of death: a dying run swings from one prototype for all to all prototypes alike and
@@ -27,7 +27,7 @@ GRACE = 1
 
 
 class TeacherMonitor:
-    """What an epoch's teacher did, summed up batch by batch on the device, without waiting for it.
+    """Statistics of the teacher's outputs over an epoch, accumulated on the device without synchronisation.
 
     Spread is taken within batches: a teacher that says one thing to all, but another thing each step, is
     dead all the same.
@@ -96,8 +96,8 @@ def entropy(distributions: Tensor) -> Tensor:
     return torch.special.entr(distributions).sum(dim=-1)
 
 
-def stop_if_dead(values: dict[str, float], epoch: int) -> None:
-    """Stop a run whose teacher says the same of every photograph, see :data:`ALIVE`.
+def stop_if_collapsed(values: dict[str, float], epoch: int) -> None:
+    """Stop a run whose teacher gives the same output for every photograph, see :data:`MIN_INFORMATION`.
 
     Args:
         values: of :meth:`TeacherMonitor.summary`.
@@ -107,7 +107,7 @@ def stop_if_dead(values: dict[str, float], epoch: int) -> None:
         UserError: the run is dead; the message says what to change.
     """
     finite = all(math.isfinite(value) for value in values.values())
-    if finite and (epoch < GRACE or values["teacher_information"] >= ALIVE):
+    if finite and (epoch < GRACE or values["teacher_information"] >= MIN_INFORMATION):
         return
     key = "pretrain.local_to_global"
     if not finite:
@@ -118,6 +118,7 @@ def stop_if_dead(values: dict[str, float], epoch: int) -> None:
     remedy = "raise teacher_momentum towards 1" if peaked else "lower teacher_temperature"
     raise UserError(
         f"{key}: collapsed in epoch {epoch + 1}: the teacher gives every photograph {kind} "
-        f"({values['teacher_information']:.1e} nats tell views apart, {ALIVE:g} are the least); {remedy}, "
+        f"({values['teacher_information']:.1e} nats tell views apart, "
+        f"{MIN_INFORMATION:g} are the least); {remedy}, "
         f"lower lr, warm up for longer, or take larger batches or fewer prototypes (out_dim)"
     )

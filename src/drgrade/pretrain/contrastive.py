@@ -1,4 +1,4 @@
-"""What contrastive methods share, whatever their views show: head, losses, optimisers, schedule, training.
+"""What all contrastive methods share: head, losses, optimisers, schedule, training loop.
 
 Two views of a sample are pulled together behind a projection head and those of other samples pushed away
 (SimCLR, Chen et al., ICML 2020, arXiv 2002.05709), with the settings of Huang et al., MICCAI 2021
@@ -229,7 +229,7 @@ class Contrast(Module):
             return self._step_in_chunks(inputs, batch.kinds)
         features, projections = self.network(inputs)
         loss = self._loss(projections, batch.kinds)
-        self._saw(loss, features, projections)
+        self._record(loss, features, projections)
         return loss
 
     def _loss(self, projections: Tensor, kinds: Tensor | None) -> Tensor:
@@ -256,11 +256,11 @@ class Contrast(Module):
         features, projections = (
             torch.cat(parts[: len(chunks)]) for parts in (network.features, network.projections)
         )
-        self._saw(loss, features, projections)
+        self._record(loss, features, projections)
         return loss
 
-    def _saw(self, loss: Tensor, features: Tensor, projections: Tensor) -> None:
-        """Keep what the epoch's line tells."""
+    def _record(self, loss: Tensor, features: Tensor, projections: Tensor) -> None:
+        """Record the figures of the epoch's log line."""
         self.losses.append(loss.detach())
         first, second = projections.float().chunk(2)
         self.monitor.see(features[: len(first)], first, second)
@@ -273,7 +273,7 @@ class Contrast(Module):
             self.run.artifact(path)
 
     def validate(self) -> dict[str, float]:
-        """What the monitor saw in this epoch, of several processes the first one's share; and the k-NN."""
+        """The monitor's figures of this epoch (of the first process's share), and the k-NN validation."""
         return self.monitor.values() | self.watch.values(self.network.encoder, self.current_epoch)
 
     def configure_optimizers(self) -> Any:

@@ -25,7 +25,7 @@ from drgrade.encoders import create_encoder, normalisation, width
 from drgrade.errors import UserError
 from drgrade.params import LocalToGlobal
 from drgrade.pretrain.base import METHODS, Material, Method
-from drgrade.pretrain.collapse import TeacherMonitor, stop_if_dead
+from drgrade.pretrain.collapse import TeacherMonitor, stop_if_collapsed
 from drgrade.pretrain.crops import MultiCrop, Plan
 from drgrade.pretrain.monitor import PHOTOGRAPHS, save_crops
 from drgrade.pretrain.watch import Watch, unwatched
@@ -68,7 +68,7 @@ class Network(nn.Module):
         return torch.cat([self.encoder(torch.cat(batch)) for batch in same.values()])
 
     def forward(self, crops: list[Tensor]) -> Tensor:
-        """What the head says of V views, first view first: (V * B, K)."""
+        """Outputs of the head for V views, first view first: (V * B, K)."""
         return self.head(self.features(crops))
 
 
@@ -257,7 +257,7 @@ class SelfDistillation(Module):
         self.centres.clear()
 
     def validate(self) -> dict[str, float]:
-        """How far the teacher is from collapse, and its k-NN."""
+        """Collapse statistics of the teacher, and its k-NN validation."""
         if self.monitor is not None:
             self.collapse_stats, self.monitor = self.monitor.summary(), None
         return self.collapse_stats | self.watch.values(self.teacher.encoder, self.current_epoch)
@@ -265,7 +265,7 @@ class SelfDistillation(Module):
     def on_train_epoch_end(self) -> None:
         """Measure, report, and stop a run that has collapsed."""
         super().on_train_epoch_end()
-        stop_if_dead(self.collapse_stats, self.current_epoch)
+        stop_if_collapsed(self.collapse_stats, self.current_epoch)
 
 
 @METHODS.register("local_to_global")

@@ -1,4 +1,4 @@
-"""How a contrastive training goes beside its loss: are pairs close, are samples apart, is the space used.
+"""Figures beside a contrastive loss: alignment of pairs, uniformity of samples, rank of the features.
 
 Alignment and uniformity after Wang and Isola, ICML 2020 (arXiv 2005.10242), at their exponents and at the
 temperature of the loss; effective rank after Roy and Vetterli, EUSIPCO 2007, of features without centring,
@@ -55,7 +55,7 @@ class FeatureRank:
         self._batches: deque[Tensor] = deque()
 
     def see(self, features: Tensor) -> None:
-        """Take note of a batch (n, D)."""
+        """Update with a batch of features (n, D)."""
         self._batches.append(features.detach().float())
         while sum(map(len, self._batches)) - len(self._batches[0]) >= SAMPLE:
             self._batches.popleft()
@@ -66,7 +66,7 @@ class FeatureRank:
 
 
 class Monitor:
-    """Collects what an epoch shows, batch by batch; all networks are taken as they were at their step.
+    """Accumulates the figures of an epoch, batch by batch, each with the weights of its step.
 
     Args:
         temperature: of the loss.
@@ -83,7 +83,7 @@ class Monitor:
 
     @torch.no_grad()
     def see(self, features: Tensor, first: Tensor, second: Tensor) -> None:
-        """Take note of a batch.
+        """Update with a batch.
 
         Args:
             features: of the encoder, of the first view of each sample, (n, D).
@@ -97,7 +97,7 @@ class Monitor:
         self._rank.see(features)
 
     def values(self) -> dict[str, float]:
-        """Means over the epoch's batches; begins anew.
+        """Means over the epoch's batches; resets.
 
         - ``alignment``: squared distance of two views (exponent 2).
         - ``uniformity``: log of the mean of exp(-2 * squared distance) over pairs of different samples.

@@ -143,7 +143,7 @@ def training_rows(data: CroppedDataset) -> pd.DataFrame:
 
 
 def watched_by(table: pd.DataFrame, images: Pictures, fold: int | None, label: str) -> Graded | None:
-    """Graded photographs to watch an encoder by; None, and a line in the log, where there are too few.
+    """Graded photographs for monitoring an encoder; None, with a log line, if there are too few.
 
     Those that a grader starting from the encoder would learn from and validate on: with cross-validation
     fold k is the test of the encoder of fold k, fold k + 1 validates, the rest vote. One encoder for all
