@@ -10,9 +10,10 @@ from xdist.scheduler import LoadScopeScheduling
 
 # a busy machine is not a failure: no test is judged by the seconds of a single example
 settings.register_profile(
-    "patient", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    "default", max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
-settings.load_profile("patient")
+settings.register_profile("thorough", settings.get_profile("default"), max_examples=500)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
 class ByFile(LoadScopeScheduling):

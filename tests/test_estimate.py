@@ -22,7 +22,7 @@ def test_a_large_run_says_what_it_needs(tmp_path, monkeypatch):
     assert "eyepacs: 88702 photographs; disk: 17.4 GB" in lines[0]
     stages = [line.split(":")[0] for line in lines[1:]]
     assert stages[:4] == ["detector", "lesions", "pretrain", "grade"]
-    assert lines[4].startswith("grade: 6 runs")
+    assert lines[4].startswith("grade: 3 runs")
 
 
 def test_limit_and_manifest_count(tmp_path, monkeypatch):

@@ -40,7 +40,7 @@ def params_that_dvc_reads(folder: Path) -> set[str]:
 
 
 def test_the_pages_have_snippets() -> None:
-    assert len([name for name in SNIPPETS if name.startswith("README.md")]) >= 4
+    assert len([name for name in SNIPPETS if name.startswith("README.md")]) == 3
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS.values(), ids=SNIPPETS)

@@ -5,7 +5,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from drgrade.data.archives import unpack
@@ -93,7 +93,6 @@ def test_an_encrypted_or_corrupt_member_is_one_line(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@settings(max_examples=25, deadline=None)
 @given(cuts=st.lists(st.integers(0, 10_000), max_size=6), make=st.sampled_from([make_zip, make_tar]))
 def test_an_archive_may_be_cut_anywhere(tmp_path_factory: pytest.TempPathFactory, cuts, make) -> None:
     folder = tmp_path_factory.mktemp("cut")

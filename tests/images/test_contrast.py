@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import ndimage
 
@@ -88,7 +88,6 @@ def test_graham_radius_at_the_published_size():
     assert result[300, 29].tolist() == result[300, 571].tolist() == [128] * 3
 
 
-@settings(max_examples=30, deadline=None)
 @given(st.sampled_from([32, 47, 64]), st.integers(0, 1000), st.integers(-60, 60))
 def test_brightness_of_the_whole_does_not_matter(side, seed, lift):
     picture = noise(side, seed) // 2 + 60

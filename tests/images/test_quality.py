@@ -1,7 +1,7 @@
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from drgrade.images.quality import Quality, measure
@@ -61,7 +61,6 @@ def test_a_cut_off_field_shows_in_fov_alone():
     assert min(quality[1:]) > 0.9
 
 
-@settings(max_examples=20, deadline=None)
 @given(zoom=st.floats(0.75, 2.0))
 def test_the_camera_resolution_matters_little(zoom):
     large = cv2.resize(fundus(), None, fx=zoom, fy=zoom, interpolation=cv2.INTER_AREA)
@@ -70,7 +69,6 @@ def test_the_camera_resolution_matters_little(zoom):
     assert measured.score > 0.85
 
 
-@settings(max_examples=30, deadline=None)
 @given(data=st.data())
 def test_always_within_0_and_1(data):
     seed = data.draw(st.integers(0, 2**32 - 1))

@@ -1,7 +1,7 @@
 import cv2
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from PIL import Image, ImageFilter
 
@@ -110,7 +110,6 @@ def painted(draw):
     return picture.clip(0, 255).astype(np.uint8)
 
 
-@settings(max_examples=150, deadline=None)
 @given(painted(), st.sampled_from([1, 2, 3, 17, 256]))
 def test_published_box_bit_for_bit(picture, band):
     with pytest.MonkeyPatch.context() as patch:
@@ -253,7 +252,6 @@ def test_a_circle_of_which_too_little_is_seen_is_not_taken():
     assert find_box(disc(*frame), "disc") == ((0, 0, 600, 600), "disc:fallback_square")
 
 
-@settings(max_examples=60, deadline=None)
 @given(
     st.sampled_from([(900, 600), (600, 600), (450, 600)]),
     st.floats(0.35, 0.62),

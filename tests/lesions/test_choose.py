@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -347,7 +347,6 @@ detection = st.tuples(corner, corner, side, side, st.sampled_from([0.25, 0.5, 0.
 )
 
 
-@settings(max_examples=40)
 @given(st.lists(detection, min_size=1, max_size=30), st.booleans())
 def test_any_raw_predictions_give_the_published_patches(
     tmp_path_factory: pytest.TempPathFactory, rows: list[tuple], swap: bool

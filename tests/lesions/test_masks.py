@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from faster_coco_eval.core import mask as mask_tools
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
@@ -53,7 +53,6 @@ def brute_components(mask: np.ndarray, min_area: int, merge_distance: int) -> li
     return sorted(boxes, key=lambda box: (box[1], box[0], box[2], box[3]))
 
 
-@settings(deadline=None, max_examples=150)
 @given(
     mask=arrays(
         bool,
@@ -68,7 +67,6 @@ def test_corrected_equals_brute_force(mask: np.ndarray, min_area: int, merge_dis
     assert found.tolist() == brute_components(mask, min_area, merge_distance)
 
 
-@settings(deadline=None, max_examples=100)
 @given(
     mask=arrays(
         bool,
@@ -87,7 +85,6 @@ def test_the_map_holds_the_pixels_of_each_box(mask: np.ndarray, mode: str) -> No
         assert [xs.min(), ys.min(), xs.max() + 1, ys.max() + 1] == (box + grown).tolist()
 
 
-@settings(deadline=None, max_examples=100)
 @given(
     mask=arrays(bool, st.tuples(st.integers(1, 6), st.integers(1, 6))),
     origin=st.tuples(st.integers(0, 3), st.integers(0, 3)),

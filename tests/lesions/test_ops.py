@@ -6,7 +6,7 @@ import types
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from drgrade.lesions import ops
@@ -33,7 +33,6 @@ def brute_nms(boxes: np.ndarray, scores: np.ndarray, threshold: float, offset: i
     return kept
 
 
-@settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 10**6), count=st.integers(1, 40), offset=st.sampled_from([0, 1]))
 def test_nms_is_greedy_suppression(seed: int, count: int, offset: int) -> None:
     from mmcv.ops import nms
@@ -147,7 +146,6 @@ def brute_focal(logits: torch.Tensor, classes: torch.Tensor, gamma: float, alpha
     return torch.tensor(rows, dtype=torch.float64).reshape(logits.shape)
 
 
-@settings(deadline=None, max_examples=25)
 @given(
     seed=st.integers(0, 10**6),
     count=st.integers(0, 6),

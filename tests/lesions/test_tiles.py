@@ -2,13 +2,12 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from drgrade.lesions.tiles import Tile, Tiling
 
 
-@settings(deadline=None, max_examples=60)
 @given(
     width=st.integers(5, 90),
     height=st.integers(5, 90),
@@ -58,7 +57,6 @@ def test_no_tile_size_takes_the_region_whole() -> None:
     assert tile.boxes_to_original(np.array([[0.0, 0, 40, 30]])).tolist() == [[10, 0, 90, 60]]
 
 
-@settings(deadline=None, max_examples=50)
 @given(scale=st.floats(0.2, 2), side=st.integers(64, 128), seed=st.integers(0, 999))
 def test_boxes_return_to_where_they_were(scale: float, side: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -89,7 +87,6 @@ def test_only_black_is_outside() -> None:
     assert [tile.outside for tile in tiles] == [True, True, True, False]
 
 
-@settings(deadline=None, max_examples=60)
 @given(lit=st.integers(0, 40), value=st.integers(20, 30), channel=st.integers(0, 2), left=st.integers(0, 9))
 def test_a_tile_is_outside_below_one_lit_pixel_in_a_hundred(
     lit: int, value: int, channel: int, left: int

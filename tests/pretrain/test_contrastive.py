@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from lightly.loss import NTXentLoss
 from torch import nn
@@ -53,7 +53,6 @@ def by_hand(first, second, temperature, kinds):
     return np.mean(losses)
 
 
-@settings(max_examples=20)
 @given(st.integers(1, 5), st.integers(2, 6), st.floats(0.05, 1), st.integers(0, 99))
 def test_the_loss_is_nt_xent_by_brute_force(samples, values, temperature, seed):
     first, second = random_views(samples, values, seed)
@@ -61,7 +60,6 @@ def test_the_loss_is_nt_xent_by_brute_force(samples, values, temperature, seed):
     assert float(SupCon(temperature)(first, second)) == pytest.approx(expected, rel=1e-6, abs=1e-6)
 
 
-@settings(max_examples=20)
 @given(st.lists(st.integers(0, 2), min_size=1, max_size=6), st.floats(0.05, 1), st.integers(0, 99))
 def test_supcon_is_that_of_the_paper_by_brute_force(kinds, temperature, seed):
     first, second = random_views(len(kinds), 4, seed)

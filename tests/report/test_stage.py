@@ -62,6 +62,7 @@ def test_what_is_written(out):
         "lesion_sheet.png",
         "model_cards/good.md",
         "model_cards/majority.md",
+        "params.yaml",
         "report.html",
         "worst_sheet.png",
     ]

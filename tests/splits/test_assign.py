@@ -3,7 +3,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tests.splits.tables import add_masked, flipped, hashed, make_table
 
@@ -27,7 +27,6 @@ def strata(table: pd.DataFrame) -> pd.Series:
     return table.groupby("patient_id")["grade"].max().fillna(-1)
 
 
-@settings(max_examples=40, deadline=None)
 @given(patients, st.integers(0, 5), st.sampled_from([0.1, 0.15, 0.3]), st.sampled_from([0.1, 0.25, 0.4]))
 def test_holdout_is_grouped_stratified_and_of_the_right_size(people, seed, val, test) -> None:
     table = make_table(people)
@@ -45,7 +44,6 @@ def test_holdout_is_grouped_stratified_and_of_the_right_size(people, seed, val, 
     assert again["split"].tolist() == split["split"].tolist()
 
 
-@settings(max_examples=40, deadline=None)
 @given(patients, st.integers(2, 6), st.integers(0, 5))
 def test_folds_are_grouped_stratified_and_even(people, folds, seed) -> None:
     split = assign_splits(make_table(people), Index(scheme="kfold", folds=folds, seed=seed))
@@ -143,7 +141,6 @@ def test_check_disjoint_names_what_straddles() -> None:
         check_disjoint(table, 10)
 
 
-@settings(max_examples=30, deadline=None)
 @given(st.integers(5, 80), st.integers(0, 3), st.integers(0, 99))
 def test_label_subsets_are_nested_stratified_and_of_whole_patients(count, extra, seed) -> None:
     rng = np.random.default_rng(seed)
@@ -164,7 +161,6 @@ def test_label_subsets_are_nested_stratified_and_of_whole_patients(count, extra,
     assert before == set(table["image_id"])
 
 
-@settings(max_examples=30, deadline=None)
 @given(st.integers(10, 80), st.integers(10, 60), st.integers(0, 99))
 def test_limit_is_kept_and_spread_over_grades(count, limit, seed) -> None:
     rng = np.random.default_rng(seed)
@@ -177,7 +173,6 @@ def test_limit_is_kept_and_spread_over_grades(count, limit, seed) -> None:
     assert share.abs().max() <= 5.0 / len(chosen)
 
 
-@settings(max_examples=30, deadline=None)
 @given(st.integers(5, 80), st.integers(0, 99))
 def test_label_fractions_are_the_smallest_subset_of_each_row(count, seed) -> None:
     rng = np.random.default_rng(seed)
@@ -191,7 +186,6 @@ def test_label_fractions_are_the_smallest_subset_of_each_row(count, seed) -> Non
 ties = st.lists(st.tuples(st.integers(0, 11), st.integers(0, 11), st.booleans()), max_size=10)
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(0, 6), min_size=12, max_size=12), ties, st.booleans())
 def test_groups_are_what_patients_and_copies_tie_together(people, ties, look) -> None:
     table = hashed(pd.DataFrame({"image_id": map(str, range(12)), "patient_id": [f"p{n}" for n in people]}))

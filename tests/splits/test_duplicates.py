@@ -2,7 +2,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from drgrade.splits.duplicates import near_duplicates, near_pairs
@@ -28,7 +28,6 @@ def implied(pairs: list[tuple[int, int, int]], hashes: list[str | None]) -> set[
     return found
 
 
-@settings(max_examples=200, deadline=None)
 @given(near_values, st.integers(0, 15))
 def test_all_pairs_within_the_bits_and_no_other(values, bits) -> None:
     hashes = [digits(value) for value in values]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from drgrade.errors import UserError
@@ -112,7 +112,6 @@ def test_the_committed_split_serves_the_scheme_file() -> None:
     assert pd.isna(split.iloc[-1])
 
 
-@settings(max_examples=50, deadline=None)
 @given(
     st.sets(st.integers(0, 3000), max_size=60),
     st.sets(st.tuples(st.integers(20060401, 20060409), st.integers(0, 9)), max_size=40),

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from drgrade.errors import UserError
@@ -95,7 +95,6 @@ def cell(indexes: dict[str, pd.DataFrame], dataset: str, image_id: str) -> tuple
     return dataset, one["subset"], one["split"]
 
 
-@settings(max_examples=60, deadline=None)
 @given(tables, tables)
 def test_found_pairs_overlap_and_every_overlap_is_seen_from_both_sides(first, second) -> None:
     indexes = {"one": first, "two": second}
@@ -115,7 +114,6 @@ def test_found_pairs_overlap_and_every_overlap_is_seen_from_both_sides(first, se
     assert meetings(keys) == meetings(list(expected))
 
 
-@settings(max_examples=40, deadline=None)
 @given(tables)
 def test_straddling_pairs_of_one_table(table) -> None:
     table = table.assign(status="ok")
@@ -268,7 +266,6 @@ def test_leaving_out_the_training_side_settles_it() -> None:
     assert find_leaks(indexes, APART, BITS)["verdict"].tolist() == ["same part"]
 
 
-@settings(max_examples=40, deadline=None)
 @given(tables, tables, st.booleans())
 def test_leaving_out_the_training_side_always_settles_it(first, second, together) -> None:
     indexes = {"main": first, "out": second}
