@@ -17,12 +17,11 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
 class ByFile(LoadScopeScheduling):
-    """Tests of a file run in one process, and so do all that share the finished pipeline."""
+    """Tests of a file run in one process; of the pipeline each may run in any, as they share its files."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.split("::")[0]
-        alone = ("test_idrid.py", "test_presets.py")
-        return "pipeline" if "/pipeline/" in file and not file.endswith(alone) else file
+        return nodeid if "/pipeline/" in file else file
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
@@ -31,8 +30,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whole pipelines come first, so that no process is left with one at the end."""
-    items.sort(key=lambda item: (item.path.parent.name != "pipeline", item.path.name == "test_idrid.py"))
+    """Whole pipelines come first, so that no process is left with one at the end: IDRiD's in one of them,
+    in another the one that all other tests of the pipeline wait for."""
+    items.sort(key=lambda item: (item.path.parent.name != "pipeline", item.path.name != "test_idrid.py"))
 
 
 @pytest.fixture(scope="session")

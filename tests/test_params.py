@@ -27,6 +27,11 @@ def test_params_yaml_says_what_the_defaults_say():
     assert load(ROOT / "params.yaml") == Params()
 
 
+def test_a_part_of_the_second_hospital_leaves_its_camera():
+    site = check({"download": {"demo_site": {"patients": 9}}}, "params.yaml").download.demo_site
+    assert (site.patients, site.segmentation, site.seed, site.camera_shift) == (9, 0, 8, 1.0)
+
+
 def test_a_part_of_the_augmentations_leaves_the_others_as_published():
     block = {"method": "lesion_contrastive", "augment": {"hue": 0.2}}
     augment = check_block(Pretraining, json.dumps(block), "pretrain.mine").augment

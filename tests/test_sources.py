@@ -59,6 +59,7 @@ def package(tmp_path, monkeypatch) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(textwrap.dedent(text))
     monkeypatch.setattr(sources, "PACKAGE", tmp_path / "src/drgrade")
+    monkeypatch.setattr(sources, "CACHE", tmp_path / "cache/sources.json")
     forget()
     yield tmp_path / "src/drgrade"
     forget()
@@ -66,7 +67,10 @@ def package(tmp_path, monkeypatch) -> Path:
 
 def forget() -> None:
     """Read files again, as a new process does."""
-    for function in (sources._tree, sources._read, sources._version, sources._locked):
+    for function in (
+        sources._tree, sources._read, sources._version, sources._locked, sources._files,
+        sources._known, sources._verb_imports, sources.stage_sources,
+    ):  # fmt: skip
         function.cache_clear()
 
 

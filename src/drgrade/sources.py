@@ -5,17 +5,19 @@ training is resumed only where it is the same. Comments and docstrings do not co
 """
 
 import ast
+import contextlib
 import hashlib
 import json
 import sys
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
 
 from drgrade.errors import UserError
+from drgrade.files import write_file
 
 PACKAGE = Path(__file__).parent
 LEFT_OUT = {
@@ -36,14 +38,19 @@ FETCHING = {"kagglehub"}
 """Packages that bring files: what they brought is in the manifest."""
 
 
+CACHE = Path(".cache/drgrade/sources.json")
+"""What was found in files before, by their content: parsing all takes a second at each start of Snakemake."""
+
+
 class _Source(NamedTuple):
-    """A parsed file: the names it imports, and its code as text."""
+    """A parsed file: the names it imports, and a digest of its code."""
 
     imports: frozenset[str]
     code: str
 
 
-def stage_sources(stage: str, *parts: str) -> list[Path]:
+@cache
+def stage_sources(stage: str, *parts: str) -> tuple[Path, ...]:
     """Files that a stage imports, directly or through others, sorted.
 
     Imports inside functions count, those for type checkers only do not.
@@ -56,19 +63,20 @@ def stage_sources(stage: str, *parts: str) -> list[Path]:
     Raises:
         UserError: no such verb or module.
     """
-    todo = list(_files(_imports(_verb(stage), "drgrade")))
+    todo = list(_files(tuple(_verb_imports(stage))))
     for part in parts:
         module = PACKAGE.joinpath(*part.split(".")[1:])
         if not (module.with_suffix(".py").is_file() or (module / "__init__.py").is_file()):
             raise UserError(f"{part}: no such module in src/drgrade; is the name spelled right?")
-        todo += _files([part])
+        todo += _files((part,))
     seen: set[Path] = set()
     while todo:
         path = todo.pop()
         if path not in seen:
             seen.add(path)
             todo += _files(_read(path).imports)
-    return sorted(seen)
+    _write_cache()
+    return tuple(sorted(seen))
 
 
 def code_digest(stage: str, *parts: str) -> str:
@@ -87,7 +95,7 @@ def stage_libraries(stage: str, *parts: str) -> dict[str, str]:
     that only fetch, or are neither locked nor installed.
     """
     files = stage_sources(stage, *parts)
-    names = set(_imports(_verb(stage), "drgrade")).union(*(_read(path).imports for path in files))
+    names = set(_verb_imports(stage)).union(*(_read(path).imports for path in files))
     tops = {name.split(".")[0] for name in names} - {"drgrade", *sys.stdlib_module_names}
     packages = {DISTRIBUTIONS.get(top, top.replace("_", "-")) for top in tops} - FETCHING
     found = {package: _version(package) for package in packages}
@@ -120,11 +128,12 @@ def _locked(file: Path) -> dict[str, str]:
     return {package["name"]: package["version"] for package in packages if "version" in package}
 
 
-def _verb(stage: str) -> ast.FunctionDef:
-    """The function of a verb."""
+@cache
+def _verb_imports(stage: str) -> frozenset[str]:
+    """Names that the function of a verb imports."""
     for node in _tree(PACKAGE / "verbs.py").body:
         if isinstance(node, ast.FunctionDef) and node.name == stage:
-            return node
+            return frozenset(_imports(node, "drgrade"))
     raise UserError(f"{stage}: no such verb in {PACKAGE / 'verbs.py'}")
 
 
@@ -135,10 +144,33 @@ def _tree(path: Path) -> ast.Module:
 
 @cache
 def _read(path: Path) -> _Source:
-    tree = _tree(path)
-    package = ".".join(["drgrade", *path.relative_to(PACKAGE).parent.parts])
-    imports = frozenset(_imports(tree, package))
-    return _Source(imports, ast.dump(_WithoutDocstrings().visit(tree)))
+    name = path.relative_to(PACKAGE)
+    key = hashlib.sha256(f"{sys.version} {name}\n".encode() + path.read_bytes()).hexdigest()
+    known = _known()
+    if key not in known:
+        tree = _tree(path)
+        imports = sorted(set(_imports(tree, ".".join(["drgrade", *name.parent.parts]))))
+        code = hashlib.sha256(ast.dump(_WithoutDocstrings().visit(tree)).encode()).hexdigest()
+        known[key] = [code, *imports]
+    code, *imports = known[key]
+    return _Source(frozenset(imports), code)
+
+
+@cache
+def _known() -> dict[str, list[str]]:
+    """Digest of the code, then the imports, by key of :func:`_read`; empty without a readable cache."""
+    try:
+        return dict(json.loads(CACHE.read_text()))
+    except (OSError, ValueError):
+        return {}
+
+
+def _write_cache() -> None:
+    """Keep what was parsed; a folder that cannot be written to only costs the time again."""
+    text = json.dumps(_known(), sort_keys=True)
+    with contextlib.suppress(OSError):
+        if not CACHE.is_file() or CACHE.stat().st_size != len(text):
+            write_file(CACHE, text.encode())
 
 
 def _imports(node: ast.AST, package: str) -> Iterator[str]:
@@ -156,8 +188,13 @@ def _imports(node: ast.AST, package: str) -> Iterator[str]:
         yield from _imports(child, package)
 
 
-def _files(names: Iterable[str]) -> Iterator[Path]:
+@cache
+def _files(names: Collection[str]) -> tuple[Path, ...]:
     """Files that are run when these names are imported; none for names outside the package."""
+    return tuple(_files_of(names))
+
+
+def _files_of(names: Iterable[str]) -> Iterator[Path]:
     for name in names:
         first, *parts = name.split(".")
         if first != "drgrade" or parts[:1] == ["params"]:

@@ -78,8 +78,12 @@ class JobLines(DefaultFormatter):
         started = self.jobs.pop(job["jobid"], None)
         after = f" after {now - started['created']:.0f} s" if started else ""
         logs = job["log"]
-        lines = [_line(now, job["rule_name"], f"FAILED{after}; the end of {', '.join(logs) or 'its log'}:")]
-        return lines + [f"    {line}" for path in logs for line in tail(path)]
+        first = _line(now, job["rule_name"], f"FAILED{after}; the end of {', '.join(logs) or 'its log'}:")
+        reason = (job.get("rule_msg") or "").splitlines()  # such as what a cluster answered
+        return [
+            first,
+            *(f"    {line}" for line in [*(line for path in logs for line in tail(path)), *reason]),
+        ]
 
 
 def _what(job: dict[str, Any]) -> str:

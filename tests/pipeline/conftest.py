@@ -3,11 +3,13 @@
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from filelock import FileLock
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
@@ -146,12 +148,28 @@ def start(folder: Path) -> Project:
     return project
 
 
+def shared(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Project:
+    """A project that the first process to ask for it makes, and all processes of the test run use."""
+    root = factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent
+    folder = root / name
+    with FileLock(f"{folder}.lock"):
+        if not (folder / "made").exists():
+            make(folder / "run")
+            (folder / "made").touch()
+    return Project(folder / "run")
+
+
 @pytest.fixture(scope="session")
 def snakemade(tmp_path_factory) -> Project:
     """A finished Snakemake run. Do not change it: ask for ``finished``."""
-    project = start(tmp_path_factory.mktemp("pipeline") / "run")
-    (project.folder / "run.log").write_text(project.snakemake("--resources", "gpu=1"))
-    return project
+
+    def make(folder: Path) -> None:
+        project = start(folder)
+        (folder / "run.log").write_text(project.snakemake("--resources", "gpu=1"))
+
+    return shared(tmp_path_factory, "snakemade", make)
 
 
 @pytest.fixture
@@ -163,13 +181,15 @@ def fresh(tmp_path) -> Project:
 @pytest.fixture(scope="session")
 def recorded(snakemade, tmp_path_factory) -> Project:
     """The finished run after ``dvc repro``. Do not change it: ask for ``versioned``."""
-    folder = tmp_path_factory.mktemp("recorded") / "run"
-    shutil.copytree(snakemade.folder, folder, symlinks=True)
-    project = Project(folder)
-    (folder / "repro.log").write_text(project.run("dvc", "repro"))
-    project.run("git", "add", "-A")
-    project.run("git", "commit", "-q", "-m", "recorded")
-    return project
+
+    def make(folder: Path) -> None:
+        shutil.copytree(snakemade.folder, folder, symlinks=True)
+        project = Project(folder)
+        (folder / "repro.log").write_text(project.run("dvc", "repro"))
+        project.run("git", "add", "-A")
+        project.run("git", "commit", "-q", "-m", "recorded")
+
+    return shared(tmp_path_factory, "recorded", make)
 
 
 @pytest.fixture

@@ -69,7 +69,7 @@ def test_an_edit_reruns_what_it_touches(finished, change, stages):
 
 def test_an_edit_of_one_experiment_leaves_the_others(finished):
     finished.edit({"experiments.majority.seeds": [0, 1]})
-    plan = finished.snakemake("--dry-run", "--quiet", "progress")
+    plan = finished.snakemake("--dry-run", "--quiet", "progress", "-p")
     assert set(re.findall(r"drgrade grade --experiment (\w+)", plan)) == {"majority"}
 
 
@@ -184,7 +184,7 @@ def test_start_weights_are_inputs(finished):
     own.touch()
     assert finished.planned("--until", "evaluate") == set()
     save_file(create_encoder("test_efficientnet", "random").state_dict(), own)
-    plan = finished.snakemake("--dry-run", "--quiet", "progress")
+    plan = finished.snakemake("--dry-run", "--quiet", "progress", "-p")
     assert set(re.findall(r"drgrade (pretrain|grade --experiment \w+)", plan)) == {"grade --experiment own"}
     # ImageNet's, which come before the packaged ones once they are there
     (weights / "tf_efficientnet_lite0.safetensors").write_bytes(b"")
