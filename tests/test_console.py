@@ -52,10 +52,11 @@ def test_a_job_that_only_names_others_is_counted_and_not_shown(lines: JobLines) 
 def test_a_failed_job_shows_the_end_of_its_log(lines: JobLines, tmp_path: Path) -> None:
     log = tmp_path / "crop.log"
     log.write_text("".join(f"line {number}\n" for number in range(100)))
-    error = record(LogEvent.JOB_ERROR, at=3, level=logging.ERROR, **job(7, [str(log)]))
+    why = {"rule_msg": "the cluster is full"}
+    error = record(LogEvent.JOB_ERROR, at=3, level=logging.ERROR, **job(7, [str(log)], **why))
     first, *rest = lines.format(error).splitlines()
     assert first == f"12:00:03  crop            FAILED after 3 s; the end of {log}:"
-    assert rest == [f"    line {number}" for number in range(100 - TAIL, 100)]
+    assert rest == [f"    line {number}" for number in range(100 - TAIL, 100)] + ["    the cluster is full"]
 
 
 def test_a_log_that_is_empty_or_missing_says_so(tmp_path: Path) -> None:

@@ -79,11 +79,9 @@ class JobLines(DefaultFormatter):
         after = f" after {now - started['created']:.0f} s" if started else ""
         logs = job["log"]
         first = _line(now, job["rule_name"], f"FAILED{after}; the end of {', '.join(logs) or 'its log'}:")
-        reason = (job.get("rule_msg") or "").splitlines()  # such as what a cluster answered
-        return [
-            first,
-            *(f"    {line}" for line in [*(line for path in logs for line in tail(path)), *reason]),
-        ]
+        rest = [line for path in logs for line in tail(path)]
+        rest += (job.get("rule_msg") or "").splitlines()  # such as what a cluster answered
+        return [first, *(f"    {line}" for line in rest)]
 
 
 def _what(job: dict[str, Any]) -> str:

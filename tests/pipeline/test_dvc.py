@@ -18,13 +18,6 @@ def test_repro_after_snakemake_recomputes_nothing(recorded):
     assert (recorded.folder / "dvc.lock").exists()
 
 
-def test_stores_are_linked_into_the_cache_not_copied(recorded):
-    """A store of 70 GB is on the disk once; read-only, as an edit in place would change the cache."""
-    states = [path.stat() for path in recorded.file("crop/store").iterdir()]
-    assert states
-    assert all(state.st_nlink == 2 and not state.st_mode & 0o222 for state in states)
-
-
 def test_snakemake_after_repro_has_nothing_to_do(versioned):
     assert versioned.planned() == set()
     status = json.loads(versioned.run("dvc", "status", "--json"))
