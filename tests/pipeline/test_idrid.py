@@ -14,13 +14,13 @@ REAL = {
     "crop": {"size": 128},
     "lesion_boxes": {"tile": 256, "scale": 0.125},
     "grade": {"input_size": 64, "epochs": 1, "batch_size": 4, "select": "last"},
-    "explanations": {"cam": {"images": 1}},
+    "experiments": {"lesion_contrastive": {"start": "lesion_contrastive"}},
 }
 
 
 def test_real_photographs_end_to_end(idrid, fresh):
     fresh.edit(REAL)
-    fresh.snakemake(DRGRADE_IDRID_ROOT=str(idrid))
+    fresh.snakemake("--", "results/idrid/evaluate/leaderboard.csv", DRGRADE_IDRID_ROOT=str(idrid))
     results = fresh.folder / "results/idrid"
     index = read_table(results / "index/index.parquet", INDEX)
     assert (index["subset"] == "segmentation").sum() == 18
@@ -41,4 +41,4 @@ def test_real_photographs_end_to_end(idrid, fresh):
     predictions = pd.concat(map(pd.read_parquet, tables))
     graded = index[index["subset"] == "grading"]
     assert sorted(predictions["image_id"]) == sorted(graded["image_id"])
-    assert (results / "report/report.html").exists()
+    assert list(pd.read_csv(results / "evaluate/leaderboard.csv")["n"]) == [len(graded)]
