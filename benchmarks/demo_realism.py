@@ -298,7 +298,7 @@ def main() -> None:
     root = os.environ.get("DRGRADE_IDRID_ROOT")
     if not root:
         sys.exit("demo_realism: no real photographs: set DRGRADE_IDRID_ROOT to a folder in IDRiD's layout")
-    params = Download()
+    params = Download(demo=Demo(patients=60))  # more than the demo's 50, for steadier tables
     teaching = measure_painted(plan_segmentation(params.demo))
     graded = measure_painted(plan_patients(params.demo))
     site = measure_painted(plan_patients(params.demo_site, DemoSite.first))

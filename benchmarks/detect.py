@@ -38,7 +38,7 @@ from drgrade.lesions.tile_detector import Found, TileDetector
 from drgrade.lesions.tiles import Tiling
 from drgrade.params import Demo, Detector, Download, LesionBoxes, Lesions
 from drgrade.schema import CROPS, INDEX, write_table
-from drgrade.seeding import TORCH_THREADS
+from drgrade.seeding import torch_threads
 
 CONFIG, SCORE, FASTER = "rtmdet-tiny_tiles", 0.05, 2.0
 SPREAD = 0.01
@@ -97,7 +97,7 @@ def start(way: str, folder: Path, tiles: list[np.ndarray]) -> None:
     """Make a process ready for its rounds."""
     global work
     warnings.simplefilter("ignore")
-    torch.set_num_threads(TORCH_THREADS)
+    torch.set_num_threads(torch_threads())
     if way == "ours":
         find = TileDetector(folder, SCORE)
         step = PARAMS.batch_size
@@ -249,7 +249,8 @@ def main() -> None:
     result = {
         "name": "detect_tiles",
         "value": round(rate["ours"], 2),
-        "unit": f"megapixels/s, batches of {PARAMS.batch_size} tiles of {CUT.tile} px, {TORCH_THREADS} cores",
+        "unit": f"megapixels/s, batches of {PARAMS.batch_size} tiles of {CUT.tile} px, "
+        f"{torch_threads()} cores",
         "baseline": round(baseline, 2),
         "ratio": round(rate["ours"] / baseline, 2),
         "target": FASTER,

@@ -40,7 +40,7 @@ from drgrade.images.shards import write_store
 from drgrade.images.store import CropStore
 from drgrade.params import ContrastiveAugment
 from drgrade.pretrain import views
-from drgrade.seeding import TORCH_THREADS
+from drgrade.seeding import torch_threads
 
 SIZE, PATCH, FASTER, WAITING = 512, 128, 10.0, 0.05
 MEAN, STD = [0.4, 0.28, 0.19], [0.28, 0.2, 0.16]
@@ -189,7 +189,7 @@ def main() -> None:
                 batches,
             )
         os.sched_setaffinity(0, cores)
-        torch.set_num_threads(TORCH_THREADS)
+        torch.set_num_threads(torch_threads())
         share = None
         if torch.cuda.is_available():
             share = waiting(raw, [boxes(rng, 768, len(pictures)) for _ in range(arguments.repeats + 1)])

@@ -8,6 +8,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
 
+# tests run side by side, and what they train is tiny: more threads would wait for each other
+os.environ.setdefault("DRGRADE_THREADS", "1")
 # a busy machine is not a failure: no test is judged by the seconds of a single example
 settings.register_profile(
     "default", max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
@@ -32,7 +34,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whole pipelines come first, so that no process is left with one at the end: IDRiD's in one of them,
     in another the one that all other tests of the pipeline wait for."""
-    items.sort(key=lambda item: (item.path.parent.name != "pipeline", item.path.name != "test_idrid.py"))
+    order = {"test_idrid.py": 0, "test_snakemake.py": 1, "test_dvc.py": 3}
+    items.sort(key=lambda item: (item.path.parent.name != "pipeline", order.get(item.path.name, 2)))
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from drgrade.errors import UserError
 from drgrade.files import write_file
+from drgrade.rank import rank
 
 PACKAGE = Path(__file__).parent
 LEFT_OUT = {
@@ -167,6 +168,8 @@ def _known() -> dict[str, list[str]]:
 
 def _write_cache() -> None:
     """Keep what was parsed; a folder that cannot be written to only costs the time again."""
+    if rank():
+        return  # the first process writes
     text = json.dumps(_known(), sort_keys=True)
     with contextlib.suppress(OSError):
         if not CACHE.is_file() or CACHE.stat().st_size != len(text):

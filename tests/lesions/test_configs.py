@@ -17,7 +17,7 @@ from drgrade.lesions.coco import Coco, rectangles
 from drgrade.lesions.configs import backbones, config_digest
 from drgrade.lesions.tiles import Tile
 from drgrade.params import Detector
-from drgrade.seeding import TORCH_THREADS, seed_everything
+from drgrade.seeding import seed_everything, torch_threads
 
 FOLDER = Path(__file__).parents[2] / "workflow/detectors"
 SHIPPED = sorted(path.stem for path in FOLDER.glob("*.py"))
@@ -73,7 +73,7 @@ def test_a_step_and_a_prediction(name: str, device: str, boxes: Path) -> None:
     from mmengine.optim import build_optim_wrapper
     from mmengine.runner import Runner
 
-    torch.set_num_threads(TORCH_THREADS)
+    torch.set_num_threads(torch_threads())
     seed_everything(0)
     config = config_of(name, boxes, batch_size=2, lr=0.00012, epochs=5, seed=42)
     model = MODELS.build(config.model)

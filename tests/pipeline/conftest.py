@@ -63,8 +63,9 @@ class Project:
     def run(self, *command: str, ok: bool = True, **environment: str) -> str:
         """Run a command in the folder; returns stdout and stderr together."""
         variables = {
-            key: value for key, value in os.environ.items() if not key.startswith(("DRGRADE", "MLFLOW"))
-        }
+            key: value for key, value in os.environ.items()
+            if not key.startswith(("DRGRADE", "MLFLOW")) or key == "DRGRADE_THREADS"
+        }  # fmt: skip
         variables["PYTHONPATH"] = str(self.folder / "src")  # before the installed code of the main checkout
         result = subprocess.run(
             command, cwd=self.folder, env=variables | environment, text=True, timeout=540,

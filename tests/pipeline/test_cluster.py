@@ -47,7 +47,7 @@ def outspoken(fresh):
 )
 def test_jobs_on_one_machine_share_its_cores(outspoken, cards, cores, gpus, job):
     command = ("snakemake", "--cores", cores, "--resources", f"gpu={gpus}", "--dry-run")
-    output = outspoken.run(*command, CUDA_VISIBLE_DEVICES=cards)
+    output = outspoken.run(*command, CUDA_VISIBLE_DEVICES=cards, DRGRADE_THREADS="2")
     for rule in ("detector", "lesions", "pretrain", "grade", "explain"):
         jobs = asked(output, rule)
         assert jobs

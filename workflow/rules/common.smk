@@ -15,6 +15,7 @@ from drgrade.errors import UserError
 from drgrade.estimate import estimate
 from drgrade.params import GRADERS, check
 from drgrade.params.trainings import trainings
+from drgrade.seeding import torch_threads
 from drgrade.summary import summary
 
 # a --configfile takes the place of params.yaml, whose values must not shine through
@@ -229,8 +230,8 @@ GPUS = (
 )
 JOB_GPUS = int(CLUSTER or gpu_present())
 """GPUs that a job with a network asks for: none on a machine without, where --resources gpu=N limits nothing."""
-JOB_THREADS = max(1, CORES // max(1, GPUS)) if JOB_GPUS else min(2, CORES)
-"""Cores of such a job. Without a GPU it computes with two threads, however many cores there are."""
+JOB_THREADS = max(1, CORES // max(1, GPUS)) if JOB_GPUS else min(or_exit(torch_threads), CORES)
+"""Cores of such a job. Without a GPU it computes with as many threads as torch is given, two by default."""
 
 LONGEST_CHAIN = 1
 """Priority of what leads to pretrained encoders: it starts first, baselines run beside it."""

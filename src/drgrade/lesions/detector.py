@@ -22,7 +22,7 @@ from drgrade.lesions.configs import config_file
 from drgrade.memory import keep_memory
 from drgrade.params import Detector
 from drgrade.resume import training_key
-from drgrade.seeding import TORCH_THREADS, numpy_rng, seed_everything
+from drgrade.seeding import numpy_rng, seed_everything, torch_threads
 
 if TYPE_CHECKING:
     import torch
@@ -221,7 +221,7 @@ def _fit(config: "Config", params: Detector, run: "Run") -> "tuple[torch.nn.Modu
     from drgrade.lesions.engine import RecordHook
     from drgrade.lesions.start import start_from
 
-    torch.set_num_threads(TORCH_THREADS)
+    torch.set_num_threads(torch_threads())
     keep_memory()
     use_fast_kernels()
     seed_everything(params.seed, "start")
