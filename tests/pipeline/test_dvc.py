@@ -18,34 +18,16 @@ def test_repro_after_snakemake_recomputes_nothing(recorded):
     assert (recorded.folder / "dvc.lock").exists()
 
 
+def test_repro_on_a_clean_checkout_does_the_job(fresh):
+    output = fresh.run("dvc", "repro", "lesion_boxes")  # trainings are no different, and slow
+    assert executed(output) == {"download", "index", "overlaps", "crop", "lesion_boxes"}
+    assert fresh.planned("--until", "lesion_boxes") == set()
+
+
 def test_snakemake_after_repro_has_nothing_to_do(versioned):
     assert versioned.planned() == set()
     status = json.loads(versioned.run("dvc", "status", "--json"))
     assert status == {f"download@{name}": ["always changed"] for name in ("demo", "demo_site")}
-
-
-def test_repro_on_a_clean_checkout_does_the_job(versioned):
-    shutil.rmtree(versioned.folder / "results")
-    shutil.rmtree(versioned.folder / ".snakemake")
-    (versioned.folder / "dvc.lock").unlink()
-    shutil.rmtree(versioned.folder / ".dvc/cache")
-    shutil.rmtree(versioned.folder / "data/raw")
-    output = versioned.run("dvc", "repro", "lesion_boxes")  # trainings are no different, and slow
-    assert {"download", "index", "overlaps", "crop", "lesion_boxes"} <= executed(output)
-    assert versioned.planned("--until", "lesion_boxes") == set()
-
-
-def test_a_corrected_grade_is_seen_and_a_touched_photograph_is_the_same(versioned):
-    versioned.edit({"datasets.folder": {}})
-    targets = ("dvc", "repro", "download@folder", "index@folder")
-    folder = versioned.write_photographs(*range(5), *range(5))
-    assert executed(versioned.run(*targets)) == {"download", "index"}
-    versioned.write_photographs(4, *range(1, 5), *range(5))
-    assert executed(versioned.run(*targets)) == {"download", "index"}
-    table = pd.read_parquet(versioned.folder / "results/folder/index/index.parquet")
-    assert table.set_index("image_id")["grade"]["0"] == 4
-    (folder / "images/0.png").touch()
-    assert executed(versioned.run(*targets)) == set()
 
 
 def test_an_experiment_reruns_what_it_changes_and_is_recorded(versioned):
