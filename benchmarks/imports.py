@@ -17,7 +17,7 @@ from pathlib import Path
 
 from drgrade import sources
 
-REPEATS = 5
+REPEATS = 3
 PARTS = {
     "grade": ["drgrade.grading.finetune"],
     "pretrain": ["drgrade.pretrain.lesion_contrastive"],
