@@ -17,8 +17,14 @@ from snakemake_interface_logger_plugins.common import LogEvent
 
 TAIL = 20
 """Lines of a failed job's log that are shown."""
-WORTH_SAYING = ("Nothing to be done", "This was a dry-run", "Complete log(s)", "Touching")
-"""First words of Snakemake's plain messages that are passed on; warnings and errors always are."""
+CHATTER = (
+    "Assuming unrestricted shared", "Building DAG", "Using shell", "Provided cores", "Provided resources",
+    "Rules claiming more", "Singularity containers", "Conda environments", "Select jobs", "Execute ", "host:",
+    "Removing temporary output", "Touching output", "Updating job",
+)  # fmt: skip
+"""First words of messages that are left out: they come with every run."""
+
+LEFT_OUT = (LogEvent.PROGRESS, LogEvent.JOB_STARTED, LogEvent.WORKFLOW_STARTED, LogEvent.RESOURCES_INFO)
 
 
 def tail(path: str, lines: int = TAIL) -> list[str]:
@@ -55,9 +61,9 @@ class JobLines(DefaultFormatter):
             return "\n".join(line for job in failed for line in self._failed(job, record.created))
         if event == LogEvent.SHELLCMD:
             return f"          {values.get('shellcmd') or ''}".rstrip()
-        if record.levelno >= logging.WARNING or record.getMessage().startswith(WORTH_SAYING):
-            return super().format(record)
-        return ""
+        if event in LEFT_OUT or record.getMessage().startswith(CHATTER):
+            return ""
+        return super().format(record)
 
     def _started(self, job: dict[str, Any]) -> str:
         self.jobs[job["jobid"]] = job
