@@ -38,13 +38,13 @@ from drgrade.device import device
 from drgrade.images.augment import normalise
 from drgrade.images.shards import write_store
 from drgrade.images.store import CropStore
-from drgrade.params import ContrastiveAugment
+from drgrade.params import CONTRASTIVE
 from drgrade.pretrain import views
 from drgrade.seeding import torch_threads
 
 SIZE, PATCH, FASTER, WAITING = 512, 128, 10.0, 0.05
 MEAN, STD = [0.4, 0.28, 0.19], [0.28, 0.2, 0.16]
-AUGMENT = ContrastiveAugment().model_dump() | {"ratio": [0.8, 1.2]}
+AUGMENT = CONTRASTIVE.model_dump() | {"ratio": [0.8, 1.2]}
 
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Rows (n,), boxes (n, 4) and seeds (n, 2)."""

@@ -1,6 +1,6 @@
 """Find what would stop a run before it starts: ``drgrade check``.
 
-Every name is looked up, every encoder is built without memory (on the device ``meta``) and shown a image of
+Every name is looked up, every encoder is built without memory (on the device ``meta``) and shown an image of
 its size, and start weights are held against the networks that they are for.
 """
 

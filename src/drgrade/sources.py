@@ -37,8 +37,6 @@ DISTRIBUTIONS = {
 """Packages by what is imported of them, where the names differ by more than ``_`` and ``-``."""
 FETCHING = {"kagglehub"}
 """Packages that bring files: what they brought is in the manifest."""
-
-
 CACHE = Path(".cache/drgrade/sources.json")
 """What was found in files before, by their content: parsing all takes a second at each start of Snakemake."""
 
@@ -71,12 +69,14 @@ def stage_sources(stage: str, *parts: str) -> tuple[Path, ...]:
             raise UserError(f"{part}: no such module in src/drgrade; is the name spelled right?")
         todo += _files((part,))
     seen: set[Path] = set()
+    known = len(_known())
     while todo:
         path = todo.pop()
         if path not in seen:
             seen.add(path)
             todo += _files(_read(path).imports)
-    _write_cache()
+    if len(_known()) > known:
+        _write_cache()
     return tuple(sorted(seen))
 
 
@@ -170,10 +170,8 @@ def _write_cache() -> None:
     """Keep what was parsed; a folder that cannot be written to only costs the time again."""
     if rank():
         return  # the first process writes
-    text = json.dumps(_known(), sort_keys=True)
     with contextlib.suppress(OSError):
-        if not CACHE.is_file() or CACHE.stat().st_size != len(text):
-            write_file(CACHE, text.encode())
+        write_file(CACHE, json.dumps(_known(), sort_keys=True).encode())
 
 
 def _imports(node: ast.AST, package: str) -> Iterator[str]:

@@ -23,8 +23,8 @@ CHATTER = (
     "Removing temporary output", "Touching output", "Updating job",
 )  # fmt: skip
 """First words of messages that are left out: they come with every run."""
-
 LEFT_OUT = (LogEvent.PROGRESS, LogEvent.JOB_STARTED, LogEvent.WORKFLOW_STARTED, LogEvent.RESOURCES_INFO)
+"""Events that are left out."""
 
 
 def tail(path: str, lines: int = TAIL) -> list[str]:
@@ -102,6 +102,12 @@ def _line(moment: float, rule: str, text: str) -> str:
 class LogHandler(LogHandlerBase, ColorizingTextHandler):  # type: ignore[misc]
     """Writes :class:`JobLines` to stderr, or what Snakemake always prints for dry runs and ``--verbose``."""
 
+    writes_to_stream = True
+    writes_to_file = False  # Snakemake's own log in .snakemake/log stays as it is
+    has_filter = False  # --quiet is Snakemake's to filter
+    has_formatter = True
+    needs_rulegraph = False
+
     def __post_init__(self) -> None:
         settings = self.common_settings
         stream = sys.stdout if settings.stdout else sys.stderr
@@ -118,28 +124,3 @@ class LogHandler(LogHandlerBase, ColorizingTextHandler):  # type: ignore[misc]
         elif text := self.format(record):
             self.stream.write(self.decorate(record, text) + "\n")
             self.flush()
-
-    @property
-    def writes_to_stream(self) -> bool:
-        """In place of Snakemake's own output."""
-        return True
-
-    @property
-    def writes_to_file(self) -> bool:
-        """Snakemake's own log in ``.snakemake/log`` stays as it is."""
-        return False
-
-    @property
-    def has_filter(self) -> bool:
-        """Whether to show rules, progress or commands is Snakemake's to filter."""
-        return False
-
-    @property
-    def has_formatter(self) -> bool:
-        """:class:`JobLines`, or Snakemake's."""
-        return True
-
-    @property
-    def needs_rulegraph(self) -> bool:
-        """No image is drawn."""
-        return False

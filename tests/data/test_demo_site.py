@@ -10,9 +10,9 @@ from drgrade.data.listing import read_manifest
 from drgrade.data.registry import DATASETS, raw_root
 from drgrade.errors import UserError
 from drgrade.params import Demo as DemoParams
-from drgrade.params import DemoSite, Download
+from drgrade.params import Download
 
-SITE = DemoSite(patients=5, width=256, seed=7)
+SITE = DemoParams(patients=5, segmentation=0, width=256, camera_shift=1.0)
 """With the seed of the demo: even then its people are others."""
 BOTH = Download(demo=DemoParams(patients=6, segmentation=2, width=256), demo_site=SITE)
 

@@ -79,7 +79,7 @@ def test_constants_of_clpi_at_1024():
 
 
 def test_graham_radius_at_the_published_size():
-    # R = 300: a image of 600, a disc of 270
+    # R = 300: an image of 600, a disc of 270
     picture = np.zeros((600, 600, 3), np.uint8)
     picture[::2] = 255  # stripes finer than the mean: 4 x +-127.5 saturates both ways
     result = without_local_mean(picture)

@@ -72,7 +72,7 @@ def make(root: Path, params: LesionBoxes = TILES) -> Path:
 
 
 def test_boxes_return_to_the_photograph(toy: Path) -> None:
-    """COCO round trip: every lesion is found again at its place, as its kind, in a image that exists."""
+    """COCO round trip: every lesion is found again at its place, as its kind, in an image that exists."""
     out = make(toy)
     for split, name in (("train", "a"), ("val", "b")):
         coco = json.loads((out / f"{split}.json").read_text())

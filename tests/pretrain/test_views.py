@@ -15,7 +15,7 @@ from drgrade.errors import UserError
 from drgrade.images.augment import augment, normalise
 from drgrade.images.shards import write_store
 from drgrade.images.store import CropStore
-from drgrade.params import ContrastiveAugment
+from drgrade.params import CONTRASTIVE
 from drgrade.pretrain import views
 from drgrade.pretrain.views import WINDOWS, made
 
@@ -23,7 +23,7 @@ OFF = {
     "flip": 0, "rotation": 0, "scale": [1, 1], "ratio": [1, 1], "translate": 0,
     "brightness": 0, "contrast": 0, "saturation": 0, "hue": 0, "grayscale": 0,
 }  # fmt: skip
-ALL = ContrastiveAugment().model_dump()
+ALL = CONTRASTIVE.model_dump()
 SIZE, PATCH = 96, 32
 
 

@@ -12,7 +12,7 @@ from drgrade.report.sheets import choose, crop_sheet, draw_boxes, lesion_sheet, 
 
 
 def has_colour(path, colour):
-    """Whether a image holds pixels of about this colour."""
+    """Whether an image holds pixels of about this colour."""
     picture = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB).astype(float) / 255
     return bool((np.abs(picture - np.array(to_rgb(colour))).max(axis=2) < 0.06).any())
 

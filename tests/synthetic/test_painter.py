@@ -163,7 +163,7 @@ def test_signs_without_a_mask_fade_with_the_contrast_too() -> None:
 
 
 def in_eye_frame(picture: np.ndarray, camera: Camera, scale: int = 200) -> np.ndarray:
-    """A image resampled so that the fovea is in the middle and a unit of length is ``scale`` pixels."""
+    """An image resampled so that the fovea is in the middle and a unit of length is ``scale`` pixels."""
     x0, y0 = camera.to_pixels(np.array([[0.0, 0.0]]))[0]
     zoom = camera.radius / scale
     move = np.array([[zoom, 0, x0 - zoom * 200 - 0.5], [0, zoom, y0 - zoom * 200 - 0.5]])

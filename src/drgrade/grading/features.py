@@ -19,7 +19,7 @@ from drgrade.images.store import Pictures
 from drgrade.inference import outputs
 
 BLOCKS = 4
-"""Blocks whose class tokens describe a image to a linear probe (a small vision transformer)."""
+"""Blocks whose class tokens describe an image to a linear probe (a small vision transformer)."""
 WIDE = 768
 """From this width on it is one block's class token beside the mean of its patch tokens (ViT-B)."""
 

@@ -1,7 +1,7 @@
 """Random changes to a batch of images, on its device: one affine warp and one colour matrix for each.
 
 Composing the steps first means every pixel is interpolated once and clamped once. Each sample's draws come
-only from its own seed, so what a image goes through does not depend on the batch it is in.
+only from its own seed, so what an image goes through does not depend on the batch it is in.
 """
 
 import math

@@ -19,7 +19,7 @@ SMALLEST_EYE = 0.8
 
 
 def cut(picture: Picture, geometry: CropGeometry, border: int = cv2.BORDER_CONSTANT) -> Picture:
-    """Resample the box of a image to the crop, (size, size, 3); black where it reaches outside.
+    """Resample the box of an image to the crop, (size, size, 3); black where it reaches outside.
 
     Args:
         picture: uint8 RGB (H, W, 3), in the pixels the box is given in.

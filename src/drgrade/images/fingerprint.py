@@ -41,7 +41,7 @@ def perceptual_hash(picture: Picture, circle: Circle | None) -> str | None:
         circle: field of view in pixels of ``picture`` (``fit_disc``); None takes the whole image.
 
     Returns:
-        None for a image without structure (black, overexposed): such images are alike but no copies.
+        None for an image without structure (black, overexposed): such images are alike but no copies.
     """
     relief = _relief(_field(picture, circle))
     spread = float(relief.std())

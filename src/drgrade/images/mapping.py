@@ -1,4 +1,4 @@
-"""One file of a store as memory: reading a image is looking at its bytes."""
+"""One file of a store as memory: reading an image is looking at its bytes."""
 
 import math
 import mmap

@@ -21,7 +21,7 @@ DIAMETER = 320
 RIM = 0.92
 """Share of the radius that is looked at; further out the light falls off and edges are the rim's own."""
 BLURRED, SHARP = 0.06, 0.18
-"""Detail of 1-2 pixels beside that of 2-16: in a image blurred beyond use, and in one sharp enough."""
+"""Detail of 1-2 pixels beside that of 2-16: in an image blurred beyond use, and in one sharp enough."""
 DIM = 30.0
 """Mean green level (0-255) from which on there is light enough."""
 UNLIT, GLARING = 40, 245

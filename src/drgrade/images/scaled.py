@@ -47,7 +47,7 @@ class Scaled:
         return self.shape[0]
 
     def __getitem__(self, rows: Any) -> Pixels:
-        """A image or images, rows as in NumPy."""
+        """An image or images, rows as in NumPy."""
         chosen = self._numbers[rows]
         with self._lock:
             lacking = np.unique(chosen[~self._ready[chosen]])

@@ -40,7 +40,7 @@ def shard_path(folder: Path, number: int, format: Format) -> Path:
 
 
 def encode(picture: Pixels, format: Format, quality: int) -> bytes:
-    """A image (S, S, 3) uint8 RGB as it stands in a store. JPEG keeps colour at full resolution."""
+    """An image (S, S, 3) uint8 RGB as it stands in a store. JPEG keeps colour at full resolution."""
     if format == "raw":
         return picture.tobytes()
     options = [cv2.IMWRITE_PNG_COMPRESSION, 1]
@@ -60,7 +60,7 @@ class StoreWriter:
     Args:
         folder: where the shards grow.
         rows: images in each shard, from :func:`shard_rows`.
-        size: side of a image in pixels.
+        size: side of an image in pixels.
         format: raw, png or jpeg.
         quality: of JPEG, kept in the manifest.
     """

@@ -49,7 +49,7 @@ class CropStore:
         manifest: ``store.json``; its shards are in the folder ``store`` beside it.
 
     Attributes:
-        size: side of a image in pixels.
+        size: side of an image in pixels.
         format: raw, png or jpeg.
         shape: (n, size, size, 3).
         scaled: copies at other sizes, filled by :func:`drgrade.images.scaled.at_size`.
@@ -96,7 +96,7 @@ class CropStore:
         return CropStore, (self.manifest,)
 
     def __getitem__(self, rows: Any) -> Pixels:
-        """A image (size, size, 3), or with a slice or array of rows (k, size, size, 3).
+        """An image (size, size, 3), or with a slice or array of rows (k, size, size, 3).
 
         Rows are meant as in NumPy. One raw image is not copied: only the part that is looked at is read.
         Of several, PNG and JPEG are decoded on all cores.
@@ -120,7 +120,7 @@ class CropStore:
             self._prefetch(int(row), int(top), min(lines, self.size - int(top)))
 
     def picture(self, row: int) -> Pixels:
-        """A image (size, size, 3); raw it is not copied, and only what is looked at is read.
+        """An image (size, size, 3); raw it is not copied, and only what is looked at is read.
 
         Raises:
             UserError: it cannot be decoded.
@@ -180,7 +180,7 @@ class CropStore:
         return self._shard(number), row - self._starts[number]
 
     def _prefetch(self, row: int, line: int, lines: int) -> None:
-        """Have the disk fetch a image, of a raw one only some lines, while others are still read."""
+        """Have the disk fetch an image, of a raw one only some lines, while others are still read."""
         shard, place = self._find(row)
         start, end = (int(edge) for edge in shard.offsets[place : place + 2])
         if self.format == "raw":

@@ -31,7 +31,7 @@ class Survey(NamedTuple):
         exposure: likewise.
         contrast: likewise.
         quality: the lowest of the four.
-        phash: perceptual hash, 64 hexadecimal digits; None for a image without content.
+        phash: perceptual hash, 64 hexadecimal digits; None for an image without content.
         reason: why it cannot be read; empty when it can.
     """
 

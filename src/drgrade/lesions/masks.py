@@ -102,7 +102,7 @@ def _components(
 
 
 def run_lengths(mask: np.ndarray, origin: tuple[int, int], shape: tuple[int, int]) -> list[int]:
-    """COCO's uncompressed run lengths of a mask (h, w) bool that lies at ``origin`` (x, y) in a image.
+    """COCO's uncompressed run lengths of a mask (h, w) bool that lies at ``origin`` (x, y) in an image.
 
     Args:
         mask: (h, w); the image is empty outside.

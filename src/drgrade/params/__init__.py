@@ -8,12 +8,12 @@ files of rules that use them.
 
 from drgrade.params.block import Augment
 from drgrade.params.grading import BY_GRADER, GRADERS, Encoded, Experiment, Grade, Shared
-from drgrade.params.images import Crop, Dataset, Demo, DemoSite, Download, Index, Overlaps, Roles, Scheme
+from drgrade.params.images import Crop, Dataset, Demo, Download, Index, Overlaps, Roles, Scheme
 from drgrade.params.lesions import Detector, LesionBoxes, LesionMasks, LesionMetrics, Lesions, Patches, Source
 from drgrade.params.model import Params
 from drgrade.params.pretraining import (
+    CONTRASTIVE,
     Contrastive,
-    ContrastiveAugment,
     LesionContrastive,
     LocalToGlobal,
     Pretraining,
@@ -24,10 +24,9 @@ from drgrade.params.results import Evaluate, Explanation, Report
 from drgrade.params.start import StartFrom, parse_start
 
 __all__ = [
-    "BY_GRADER", "GRADERS", "Augment", "Contrastive", "ContrastiveAugment", "Crop", "Dataset", "Demo",
-    "DemoSite", "Detector", "Download", "Encoded", "Evaluate", "Experiment", "Explanation", "Grade",
-    "Index", "LesionBoxes", "LesionContrastive", "LesionMasks", "LesionMetrics", "Lesions",
-    "LocalToGlobal", "Overlaps", "Params", "Patches", "Pretraining", "Report", "Roles", "Scheme",
-    "Shared", "SimCLR", "Source", "StartFrom", "check", "check_block", "json_schema", "load",
-    "parse_start", "wrong",
+    "BY_GRADER", "CONTRASTIVE", "GRADERS", "Augment", "Contrastive", "Crop", "Dataset", "Demo",
+    "Detector", "Download", "Encoded", "Evaluate", "Experiment", "Explanation", "Grade", "Index",
+    "LesionBoxes", "LesionContrastive", "LesionMasks", "LesionMetrics", "Lesions", "LocalToGlobal",
+    "Overlaps", "Params", "Patches", "Pretraining", "Report", "Roles", "Scheme", "Shared", "SimCLR",
+    "Source", "StartFrom", "check", "check_block", "json_schema", "load", "parse_start", "wrong",
 ]  # fmt: skip

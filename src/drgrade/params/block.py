@@ -1,8 +1,8 @@
 """What all blocks of ``params.yaml`` share."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 Seed = Annotated[int, Field(ge=0)]
@@ -12,13 +12,28 @@ Pair = Annotated[list[float], Field(min_length=2, max_length=2)]
 
 
 class Block(BaseModel):
-    """A block of ``params.yaml``: unknown keys and wrong types are errors."""
+    """A block of ``params.yaml``: unknown keys and wrong types are errors.
+
+    Of a block within it a file may give a part: the other keys are those of the field's default.
+    """
 
     model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _rest_of_defaults(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        parts = {
+            name: field.default.model_dump(exclude_unset=True) | values[name]
+            for name, field in cls.model_fields.items()
+            if isinstance(field.default, Block) and isinstance(values.get(name), dict)
+        }
+        return values | parts
+
 
 class Augment(Block):
-    """Random changes a image goes through in training; each can be switched off with 0."""
+    """Random changes an image goes through in training; each can be switched off with 0."""
 
     flip: Fraction = 0.5
     """Chance of a horizontal and, drawn apart, of a vertical flip."""

@@ -59,25 +59,12 @@ class Demo(Block):
     images are also 0.8 as wide and show the whole field."""
 
 
-class DemoSite(Demo):
-    """The second synthetic dataset: another hospital with another camera, for external tests."""
-
-    patients: Annotated[int, Field(ge=5)] = 16
-    """Patients with a graded photograph of each eye."""
-    segmentation: Annotated[int, Field(ge=0)] = 0
-    """Further photographs with exact lesion masks, in the layout of IDRiD part A; 0: no such layout."""
-    seed: Seed = 8
-    """Same seed, same bytes."""
-    camera_shift: Fraction = 1.0
-    """How far the camera differs from that of ``demo``: colour, blur, vignette, noise, compression; at 1
-    images are also 0.8 as wide and show the whole field."""
-
-
 class Download(Block):
     """Fetch, verify or generate the raw photographs."""
 
     demo: Demo = Demo()
-    demo_site: DemoSite = DemoSite()
+    demo_site: Demo = Demo(patients=16, segmentation=0, seed=8, camera_shift=1.0)
+    """A second synthetic hospital with another camera, for external tests."""
 
 
 class Index(Block):

@@ -19,7 +19,8 @@ class Params(Block):
 
     datasets: dict[Name, Dataset] = {"demo": Dataset(), "demo_site": Dataset()}
     """The datasets that take part."""
-    roles: Roles = Roles(external=["demo_site"])
+    # a factory: a file that names other roles does not mean the demo's external dataset
+    roles: Roles = Field(default_factory=lambda: Roles(external=["demo_site"]))
     download: Download = Download()
     index: Index = Index()
     overlaps: Overlaps = Overlaps()

@@ -4,29 +4,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from drgrade.params.block import Augment, Block, Fraction, Pair, Seed
+from drgrade.params.block import Augment, Block, Seed
 from drgrade.params.lesions import Source
 
 KnnEvery = Annotated[int, Field(ge=1)] | None
-
-
-class ContrastiveAugment(Augment):
-    """Random changes of a view, with the ranges of Huang et al., MICCAI 2021."""
-
-    scale: Pair = [0.8, 1.2]
-    """Range of the area that is cropped and resized, relative to the image."""
-    translate: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    """Shift along each axis as a share of the side, uniform in plus and minus this."""
-    brightness: Annotated[float, Field(ge=0, lt=1)] = 0.4
-    """Brightness factor, uniform in 1 plus and minus this."""
-    contrast: Annotated[float, Field(ge=0, lt=1)] = 0.4
-    """Contrast factor, uniform in 1 plus and minus this."""
-    saturation: Annotated[float, Field(ge=0, lt=1)] = 0.4
-    """Saturation factor, uniform in 1 plus and minus this."""
-    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1
-    """Hue turn as a share of the circle, uniform in plus and minus this."""
-    grayscale: Fraction = 0.2
-    """Chance of losing all colour."""
+CONTRASTIVE = Augment(
+    scale=[0.8, 1.2], translate=0.2, brightness=0.4, contrast=0.4, saturation=0.4, hue=0.1, grayscale=0.2
+)
+"""Random changes of a view, with the ranges of Huang et al., MICCAI 2021."""
 
 
 class Contrastive(Block):
@@ -64,7 +49,7 @@ class Contrastive(Block):
     """Epochs from one val_knn_qwk to the next, a k-NN on the encoder so far, to look at only; null: none."""
     seed: Seed = 1
     """Seed of everything random."""
-    augment: ContrastiveAugment = ContrastiveAugment()
+    augment: Augment = CONTRASTIVE
 
 
 class LesionContrastive(Contrastive):

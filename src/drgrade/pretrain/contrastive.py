@@ -266,7 +266,7 @@ class Contrast(Module):
         self.monitor.see(features[: len(first)], first, second)
 
     def _show(self, views: Tensor) -> None:
-        """Keep a image of the first views with the run."""
+        """Keep an image of the first views with the run."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "views.png"
             save_views(views, path)

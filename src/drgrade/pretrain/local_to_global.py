@@ -172,7 +172,7 @@ class SelfDistillation(Module):
         return Batches(len(self.material.rows), self.params.batch_size, self.params.seed, epoch, True)
 
     def on_train_start(self) -> None:
-        """Keep a image of the first crops with the run."""
+        """Keep an image of the first crops with the run."""
         if self.current_epoch or not self.trainer.is_global_zero:
             return
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.crops.mean, self.crops.std))

@@ -121,7 +121,7 @@ class Monitor:
 
 
 def save_views(views: Tensor, path: Path) -> None:
-    """A image of the first pairs of views (2n, 3, P, P) in 0-1: first views above, second below."""
+    """An image of the first pairs of views (2n, 3, P, P) in 0-1: first views above, second below."""
     from torchvision.utils import save_image
 
     pairs = len(views) // 2
@@ -130,7 +130,7 @@ def save_views(views: Tensor, path: Path) -> None:
 
 
 def save_crops(crops: list[Tensor], path: Path) -> None:
-    """A image of V views of the first photographs, each (n, 3, S, S) in 0-1: a row for each photograph.
+    """An image of V views of the first photographs, each (n, 3, S, S) in 0-1: a row for each photograph.
 
     Views of several sizes are shown at their own, amid black.
     """
