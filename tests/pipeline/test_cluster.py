@@ -14,6 +14,8 @@ SLURM = {
 }
 """What stands in for the cluster's commands: it writes down what is submitted and refuses it."""
 
+CPUS = len(os.sched_getaffinity(0))
+
 
 def asked(output: str, rule: str) -> list[dict[str, str]]:
     """Threads and resources of each planned job of a rule."""
@@ -41,18 +43,19 @@ def outspoken(fresh):
         ("0,1,2,3", "8", "4", {"threads": "2", "gpu": "1"}),
         ("0", "8", "16", {"threads": "1", "gpu": "1"}),
         # without a GPU, gpu=1 holds nothing back: a job computes with two threads, so many run side by side
-        ("", "8", "1", {"threads": "2", "gpu": "0"}),
-        ("", "2", "1", {"threads": "2", "gpu": "0"}),
+        ("", CPUS, "1", {"threads": "2", "gpu": "0"}),
+        # where more cores are claimed than there are, no more jobs run at once
+        ("", 4 * CPUS, "1", {"threads": "8", "gpu": "0"}),
     ],
 )
 def test_jobs_on_one_machine_share_its_cores(outspoken, cards, cores, gpus, job):
-    command = ("snakemake", "--cores", cores, "--resources", f"gpu={gpus}", "--dry-run")
+    command = ("snakemake", "--cores", str(cores), "--resources", f"gpu={gpus}", "--dry-run")
     output = outspoken.run(*command, CUDA_VISIBLE_DEVICES=cards, DRGRADE_THREADS="2")
     for rule in ("detector", "lesions", "pretrain", "grade", "explain"):
         jobs = asked(output, rule)
         assert jobs
         assert all(job.items() <= one.items() for one in jobs), jobs
-    assert {one["threads"] for one in asked(output, "crop")} == {cores}
+    assert {one["threads"] for one in asked(output, "crop")} == {str(cores)}
 
 
 def test_the_lesion_search_is_divided_on_demand(outspoken):

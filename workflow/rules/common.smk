@@ -230,8 +230,10 @@ GPUS = (
 )
 JOB_GPUS = int(CLUSTER or gpu_present())
 """GPUs that a job with a network asks for: none on a machine without, where --resources gpu=N limits nothing."""
-JOB_THREADS = max(1, CORES // max(1, GPUS)) if JOB_GPUS else min(or_exit(torch_threads), CORES)
-"""Cores of such a job. Without a GPU it computes with as many threads as torch is given, two by default."""
+CPU_THREADS = or_exit(torch_threads) * max(1, CORES // len(os.sched_getaffinity(0)))
+"""Cores of such a job without a GPU: torch's threads, two by default; more of the cores that --cores claims where
+the machine has fewer, so that its own are not shared by many jobs."""
+JOB_THREADS = max(1, CORES // max(1, GPUS)) if JOB_GPUS else min(CPU_THREADS, CORES)
 
 LONGEST_CHAIN = 1
 """Priority of what leads to pretrained encoders: it starts first, baselines run beside it."""
