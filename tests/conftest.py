@@ -1,11 +1,15 @@
 """Fixtures that more than one stage needs."""
 
 import os
+import shutil
+import subprocess
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from tests.pipeline import fork_server
 from xdist.scheduler import LoadScopeScheduling
 
 # tests run side by side, and what they train is tiny: more threads would wait for each other
@@ -17,6 +21,8 @@ settings.register_profile(
 settings.register_profile("thorough", settings.get_profile("default"), max_examples=500)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
+SERVER = pytest.StashKey[subprocess.Popen]()
+
 
 class ByFile(LoadScopeScheduling):
     """Tests of a file run in one process; of the pipeline each may run in any, as they share its files."""
@@ -24,6 +30,20 @@ class ByFile(LoadScopeScheduling):
     def _split_scope(self, nodeid: str) -> str:
         file = nodeid.split("::")[0]
         return nodeid if "/pipeline/" in file else file
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Start one fork server, which imports nothing before it is asked, for all processes of the test run."""
+    if not hasattr(config, "workerinput"):
+        os.environ[fork_server.ADDRESS] = f"{tempfile.mkdtemp()}/socket"
+        config.stash[SERVER] = fork_server.start(os.environ[fork_server.ADDRESS])
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """End the server."""
+    if SERVER in config.stash:
+        config.stash[SERVER].communicate()
+        shutil.rmtree(Path(os.environ.pop(fork_server.ADDRESS)).parent)
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from filelock import FileLock
 from PIL import Image
+from tests.pipeline import fork_server
 
 ROOT = Path(__file__).parents[2]
 TRACKED = (
@@ -67,8 +68,9 @@ class Project:
             if not key.startswith(("DRGRADE", "MLFLOW")) or key == "DRGRADE_THREADS"
         }  # fmt: skip
         variables["PYTHONPATH"] = str(self.folder / "src")  # before the installed code of the main checkout
+        forked, variables = fork_server.client(command, variables | environment)
         result = subprocess.run(
-            command, cwd=self.folder, env=variables | environment, text=True, timeout=540,
+            forked, cwd=self.folder, env=variables, text=True, timeout=540,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
         )  # fmt: skip
         assert (result.returncode == 0) == ok, f"{command}\n{result.stdout[-6000:]}"
