@@ -1,4 +1,5 @@
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -47,7 +48,7 @@ def test_a_partial_copy_is_listed_with_a_warning(
     monkeypatch.setenv("DRGRADE_APTOS_ROOT", str(tmp_path / "raw"))
     with caplog.at_level(logging.WARNING):
         download("aptos", Download(), tmp_path / "manifest.tsv")
-    assert "train: 3 photographs, 3 labels; complete it has 3662" in caplog.text
+    assert "train: 3 photographs, 3 labels, of which 2 match; complete it has 3662" in caplog.text
     assert "test: 1 photographs; complete it has 1928" in caplog.text
     assert "train.csv" in (tmp_path / "manifest.tsv").read_text()
 
@@ -66,5 +67,8 @@ def test_labels_of_another_file_stop_the_download(tmp_path: Path, monkeypatch: p
 def test_the_official_label_file(tmp_path: Path) -> None:
     grades = [g for g, n in enumerate((1805, 370, 999, 193, 295)) for _ in range(n)]
     make(tmp_path, "id_code,diagnosis\n" + "".join(f"x{n},{g}\n" for n, g in enumerate(grades)))
+    with pytest.raises(UserError, match=r"train\.csv: 0 of 3662 labels match one of 3 photographs"):
+        APTOS().read(tmp_path)
+    shutil.rmtree(tmp_path / "train_images")
     report = count_report(APTOS.card, APTOS().read(tmp_path), tmp_path)
-    assert report[0].endswith("train: 3 photographs, 3662 labels; complete it has 3662")
+    assert report[0].endswith("train: 0 photographs, 3662 labels; complete it has 3662")

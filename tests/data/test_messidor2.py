@@ -85,7 +85,7 @@ def test_grades_written_as_decimals(root: Path) -> None:
     [
         ("messidor-2.csv", PAIRS + "IM3.JPG;IM2.JPG\n", r"line 4: an image is in two pairs"),
         ("messidor-2.csv", "left;right\nIM3.JPG;IM3.JPG\n", r"line 2: an image is in two pairs or twice"),
-        ("messidor_data.csv", HEAD + "a.png,,,1\n", r"'a\.png' is gradable but has no grade"),
+        ("messidor_data.csv", HEAD + "IM000001.jpg,,,1\n", r"'IM000001\.jpg' is gradable but has no grade"),
         ("messidor_data.csv", HEAD + "a.png,1,0,1\nA.JPG,2,0,1\n", r"'A\.JPG' has a label already"),
         ("messidor_data.csv", HEAD + "a.png,1.5,0,1\n", r"grade '1\.5' is not one of 0 to 4"),
         ("messidor_data.csv", "image_id,grade\n", "no column 'adjudicated_dr_grade'"),

@@ -11,7 +11,6 @@ import pytest
 from drgrade.data.eyepacs import EyePACS
 from drgrade.data.folder import Folder
 from drgrade.data.idrid import IDRiD
-from drgrade.data.labels import read_labels
 from drgrade.data.registry import DATASETS, READ_COLUMNS, raw_root
 from drgrade.errors import UserError
 from drgrade.params import Download
@@ -161,7 +160,7 @@ def test_own_folder_takes_quality_labels(tmp_path: Path) -> None:
     rows = by_id(Folder().read(tmp_path))
     assert (rows["a"]["quality_label"], rows["b"]["quality_label"]) == ("usable", "reject")
     put(tmp_path, "labels.csv", "image,grade,quality\na,2,poor\n")
-    with pytest.raises(UserError, match=r"'a': quality 'poor' is not good, usable, reject"):
+    with pytest.raises(UserError, match=r"line 2: quality 'poor' is not one of good, reject, usable"):
         Folder().read(tmp_path)
 
 
@@ -190,10 +189,17 @@ def test_own_dicom_photographs_name_patient_and_eye_where_the_labels_do_not(tmp_
     tagged(tmp_path / "images/e.dcm", PatientID="P3", ImageLaterality="L")
     (tmp_path / "images/f_right.dcm").write_bytes(b"no DICOM at all")
     put(tmp_path, "labels.csv", "image,grade,patient,eye\na.dcm,0,,\nb,1,X,\ne,2,,OD\n")
+    with pytest.raises(UserError, match=r"2 of 6 photographs have no patient .*: 'c_left', 'f_right';"):
+        Folder().read(tmp_path)
+    put(
+        tmp_path,
+        "labels.csv",
+        "image,grade,patient,eye\na.dcm,0,,\nb,1,X,\ne,2,,OD\nc_left,,C,\nf_right,,F,\n",
+    )
     rows = by_id(Folder().read(tmp_path))
     assert {name: (row["patient_id"], row["eye"]) for name, row in rows.items()} == {
-        "a": ("P1", "left"), "b": ("X", "right"), "c_left": ("c", "left"), "d": ("P2", None),
-        "e": ("P3", "right"), "f_right": ("f", "right"),
+        "a": ("X", "left"), "b": ("X", "right"), "c_left": ("C", "left"), "d": ("P2", None),
+        "e": ("P3", "right"), "f_right": ("F", "right"),
     }  # fmt: skip
     assert rows["a"]["path"] == "images/a.dcm"
 
@@ -203,49 +209,16 @@ def test_own_folder_takes_patients_from_names_or_columns(
 ) -> None:
     touch(tmp_path, "images/a_left.png", "images/b.JPG", "images/c.tif", "images/notes.txt", "images/d.png")
     touch(tmp_path, "images/.hidden.png", "images/P8/a_left.png")
-    put(tmp_path, "labels.csv", "Image, Grade ,patient,eye\na_left.png,2,,\nb,0,P7,OD\nd,,,\ngone,1,,\n")
+    put(tmp_path, "labels.csv", "Image, Grade ,eye\na_left.png,2,\nb,0,OD\nd,,\ngone,1,\n")
     rows = by_id(Folder().read(tmp_path))
     assert (rows["a_left"]["patient_id"], rows["a_left"]["eye"], rows["a_left"]["grade"]) == ("a", "left", 2)
-    assert (rows["b"]["patient_id"], rows["b"]["eye"], rows["b"]["path"]) == ("P7", "right", "images/b.JPG")
+    assert (rows["b"]["patient_id"], rows["b"]["eye"], rows["b"]["path"]) == ("b", "right", "images/b.JPG")
+    assert "the names of 3 of 4 photographs tell no patient, such as b" in caplog.text
     assert rows["c"]["grade"] is None
     assert rows["d"]["grade"] is None
     assert rows["gone"]["path"] is None
     assert set(rows) == {"a_left", "b", "c", "d", "gone"}
     assert "2 files are not read, such as P8/a_left.png; photographs lie directly there" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [
-        ("", "line 1: no column 'image'"),
-        ("image,stage\nx,1\n", "line 1: no column 'level'"),
-        ("image,level\na,0\nb,5\n", "line 3: grade '5' is not one of 0 to 4"),
-        ("image,level\na,1.0\n", "line 2: grade '1.0'"),
-        ("image,level\na,\n", "line 2: grade ''"),
-        ("image,level\na\n", "line 2: grade ''"),
-        ("image,level\n,2\n", "line 2: no image name"),
-        ("image,level\na,2\n\na,3\n", "line 4: image 'a' has a label already"),
-        ('image,level\n"a"b,2\n', "not a CSV text file"),
-    ],
-)
-def test_broken_labels_name_file_line_and_remedy(tmp_path: Path, text: str, says: str) -> None:
-    put(tmp_path, "labels.csv", text)
-    with pytest.raises(UserError, match=r"labels\.csv: ") as error:
-        read_labels(tmp_path / "labels.csv", "image", "level")
-    assert says in str(error.value)
-    assert ";" in str(error.value) or "save it" in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-def test_labels_that_are_no_text(tmp_path: Path) -> None:
-    (tmp_path / "labels.csv").write_bytes(b"\xff\xfe\x00image")
-    with pytest.raises(UserError, match="not a CSV"):
-        read_labels(tmp_path / "labels.csv", "image", "level")
-
-
-def test_labels_with_a_byte_order_mark(tmp_path: Path) -> None:
-    (tmp_path / "labels.csv").write_bytes("\ufeffimage,level\na,3\n".encode())
-    assert read_labels(tmp_path / "labels.csv", "image", "level")[0].grade == 3
 
 
 def test_same_name_with_two_endings_is_refused(tmp_path: Path) -> None:

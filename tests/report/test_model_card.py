@@ -28,6 +28,13 @@ def test_card_says_what_a_reader_must_know(card):
     assert "Fewer than 30 test photographs of grade 0, 1, 2, 3, 4" in text
 
 
+def test_card_warns_where_no_two_photographs_are_of_one_patient(run):
+    metrics = json.loads(run["metrics"].read_text())["good"]
+    assert "No two photographs" not in model_card("good", metrics, run["params"])
+    alone = model_card("good", metrics | {"patients": metrics["n"]}, run["params"])
+    assert "two eyes of one person may be in both training and test" in alone
+
+
 def test_card_holds_the_params_of_its_model_only(card):
     assert "lesion_contrastive:" in card["good"]
     assert "temperature: 0.07" in card["good"]

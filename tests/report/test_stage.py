@@ -9,7 +9,8 @@ import pandas as pd
 import pytest
 
 from drgrade.errors import UserError
-from drgrade.report.stage import make_report
+from drgrade.report.page import Page
+from drgrade.report.stage import add_leaderboard, make_report
 
 # elements that have no end tag
 VOID = {"meta", "img", "br", "link", "input"}
@@ -137,6 +138,19 @@ def test_page_says_what_was_found(page):
     ):
         assert part in text, part
     assert "nan" not in text.lower().replace("explanat", "")
+
+
+def test_page_warns_where_no_two_photographs_are_of_one_patient(run, tmp_path):
+    root = run["leaderboard"].parent
+    folder = tmp_path / "evaluate"
+    shutil.copytree(root / "figures", folder / "figures")
+    shutil.copy(root / "leaderboard.csv", folder)
+    table = pd.read_csv(folder / "leaderboard.csv")
+    for patients, warned in ((table["n"] - 1, False), (table["n"], True)):
+        table.assign(patients=patients).to_csv(folder / "leaderboard.csv", index=False)
+        page = Page("title", "notice")
+        add_leaderboard(page, folder / "leaderboard.csv")
+        assert ("two eyes of one person may be in both training and test" in page.render()) == warned
 
 
 def test_the_detector_is_reported_on_test_photographs_where_there_are_some(run, tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from drgrade.data.kaggle import bring
-from drgrade.data.labels import photographs, read_labels
+from drgrade.data.labels import match, photographs, read_labels
 from drgrade.data.registry import DATASETS, READ_COLUMNS, Card, Count
 from drgrade.params import Download
 
@@ -48,17 +48,13 @@ class APTOS:
 
     def read(self, root: Path) -> pd.DataFrame:
         """Rows of the graded part and of ungraded photographs; see :class:`Dataset`."""
-        images = {
-            name: path.relative_to(root).as_posix()
-            for name, path in photographs(root / "train_images").items()
-        }
+        labels = read_labels(root / LABELS, "id_code", "diagnosis")
         rows = [
-            _row(label.image, images.pop(label.image, None), label.grade, "train")
-            for label in read_labels(root / LABELS, "id_code", "diagnosis")
+            _row(name, f"train_images/{path.name}" if path else None, label.grade if label else None, "train")
+            for name, path, label in match(labels, photographs(root / "train_images"), root / LABELS)
         ]
-        rows += [_row(name, path, None, "train") for name, path in images.items()]
         tests = photographs(root / "test_images")
-        rows += [_row(name, f"test_images/{path.name}", None, "test") for name, path in tests.items()]
+        rows += [_row(path.stem, f"test_images/{path.name}", None, "test") for path in tests.values()]
         return pd.DataFrame(rows, columns=list(READ_COLUMNS))
 
     def masks(self, root: Path, image_id: str) -> dict[str, Path]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from drgrade.data.labels import photographs, stem
+from drgrade.data.labels import Label, Problems, key, match, photographs
 from drgrade.data.registry import DATASETS, READ_COLUMNS, Card, Count, require
 from drgrade.errors import UserError
 from drgrade.params import Download
@@ -24,24 +24,27 @@ MASK_FOLDERS = ("label", "segmentation label", "annotations")
 MASK_ENDINGS = (".tif", ".tiff", ".png")
 
 
-def _read_grades(file: Path) -> dict[str, int]:
-    """Grade 0 to 5 by image, in the file's order."""
+def _read_grades(file: Path) -> list[Label]:
+    """Images with their grades, 0 to 5, in the file's order."""
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError:
         raise UserError(f"{file}: no such file; put the dataset's label file there") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{file}: not a text file ({error}); fetch it again") from None
-    found: dict[str, int] = {}
+    found, problems = dict[str, Label](), Problems()
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         *name, grade = line.rsplit(maxsplit=1)
         if not name or grade not in {str(grade) for grade in (*GRADES, UNGRADABLE)}:
-            raise UserError(f"{file}: line {number}: needs an image and a grade of 0 to 5; correct it")
-        if found.setdefault(stem(name[0].strip()), int(grade)) != int(grade):
-            raise UserError(f"{file}: line {number}: image {name[0]!r} has another label already; keep one")
-    return found
+            problems.append(f"line {number}: needs an image and a grade of 0 to 5; correct it")
+            continue
+        label = Label(name[0].strip(), int(grade), {})
+        if found.setdefault(key(label.image), label).grade != label.grade:
+            problems.append(f"line {number}: image {name[0]!r} has another label already; keep one")
+    problems.stop(file)
+    return list(found.values())
 
 
 def _row(
@@ -87,16 +90,14 @@ class DDR:
         """Rows of both tasks; see :class:`Dataset`. A part of which nothing is there is passed over."""
         rows = []
         for part in PARTS:
-            images = {
-                n: p.relative_to(root).as_posix() for n, p in photographs(root / GRADING / part).items()
-            }
-            file = root / GRADING / f"{part}.txt"
-            for name, grade in _read_grades(file).items() if images or file.exists() else ():
-                rows.append(_row("grading", part, name, images.pop(name, None), grade))
-            rows += [_row("grading", part, name, path, None) for name, path in images.items()]
+            images, file = photographs(root / GRADING / part), root / GRADING / f"{part}.txt"
+            labels = _read_grades(file) if images or file.exists() else []
+            for name, path, label in match(labels, images, file):
+                place = path.relative_to(root).as_posix() if path else None
+                rows.append(_row("grading", part, name, place, label.grade if label else None))
         for part in PARTS:
-            for name, path in photographs(root / SEGMENTATION / part / "image").items():
-                rows.append(_row("segmentation", part, name, path.relative_to(root).as_posix(), None))
+            for image in photographs(root / SEGMENTATION / part / "image").values():
+                rows.append(_row("segmentation", part, image.stem, image.relative_to(root).as_posix(), None))
         return pd.DataFrame(rows, columns=list(READ_COLUMNS))
 
     def masks(self, root: Path, image_id: str) -> dict[str, Path]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from drgrade.data.kaggle import bring
-from drgrade.data.labels import photographs, read_labels, stem
+from drgrade.data.labels import key, match, photographs, read_labels
 from drgrade.data.registry import DATASETS, READ_COLUMNS, Card, Count
 from drgrade.errors import UserError
 from drgrade.params import Download
@@ -43,7 +43,7 @@ def _qualities(root: Path) -> dict[str, str]:
                 raise UserError(
                     f"{file}: image {label.image!r}: quality {label.grade} is not 0, 1 or 2; fetch it again"
                 )
-            found[stem(label.image)] = QUALITIES[label.grade]
+            found[key(label.image)] = QUALITIES[label.grade]
     return found
 
 
@@ -82,14 +82,15 @@ class EyePACS:
         """Rows of the training part and, when there, of the test part; see :class:`Dataset`."""
         rows, quality = [], _qualities(root)
         for part, file in (("train", TRAIN), ("test", TEST)):
-            images = {name: f"{part}/{path.name}" for name, path in photographs(root / part).items()}
+            images, labels = photographs(root / part), []
             if part == "train" or (root / file).exists():
-                for label in read_labels(root / file, "image", "level", ("Usage",)):
-                    name, split = label.image, USAGE.get(label.other["Usage"].lower(), part)
-                    rows.append(_row(name, images.pop(name, None), label.grade, quality.get(name), split))
+                labels = read_labels(root / file, "image", "level", ("Usage",))
             elif images:
                 log.warning("%s: not found, so the photographs of test/ have no grades", root / file)
-            rows += [_row(name, path, None, quality.get(name), part) for name, path in images.items()]
+            for name, path, label in match(labels, images, root / file):
+                split = USAGE.get(label.other["Usage"].lower(), part) if label else part
+                place, grade = f"{part}/{path.name}" if path else None, label.grade if label else None
+                rows.append(_row(name, place, grade, quality.get(key(name)), split))
         return pd.DataFrame(rows, columns=list(READ_COLUMNS))
 
     def masks(self, root: Path, image_id: str) -> dict[str, Path]:

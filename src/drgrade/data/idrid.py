@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from drgrade.data.labels import photographs, read_labels
+from drgrade.data.labels import match, photographs, read_labels
 from drgrade.data.registry import DATASETS, READ_COLUMNS, Card, Count, require
 from drgrade.params import Download
 
@@ -69,15 +69,15 @@ class IDRiD:
         """Rows of part A (no grade) and part B; see :class:`Dataset`."""
         rows = []
         for split, folder in SETS.items():
-            for name, path in photographs(root / PART_A / IMAGES / folder).items():
-                rows.append(_row("A", split, name, path.relative_to(root).as_posix(), None))
+            for image in photographs(root / PART_A / IMAGES / folder).values():
+                rows.append(_row("A", split, image.stem, image.relative_to(root).as_posix(), None))
         for split, folder in SETS.items():
             images = photographs(root / PART_B / IMAGES / folder)
-            paths = {name: path.relative_to(root).as_posix() for name, path in images.items()}
             file = root / PART_B / LABELS / LABEL_FILES[split]
-            for label in read_labels(file, *LABEL_COLUMNS[:2]) if paths or file.exists() else ():
-                rows.append(_row("B", split, label.image, paths.pop(label.image, None), label.grade))
-            rows += [_row("B", split, name, path, None) for name, path in paths.items()]
+            labels = read_labels(file, *LABEL_COLUMNS[:2]) if images or file.exists() else []
+            for name, path, label in match(labels, images, file):
+                place = path.relative_to(root).as_posix() if path else None
+                rows.append(_row("B", split, name, place, label.grade if label else None))
         return pd.DataFrame(rows, columns=list(READ_COLUMNS))
 
     def masks(self, root: Path, image_id: str) -> dict[str, Path]:

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from drgrade.data.listing import raw_root, read_manifest
+from drgrade.data.patients import UNKNOWN, unknown
 from drgrade.data.registry import DATASETS
 from drgrade.errors import UserError
 from drgrade.images.survey import Survey, survey_all
@@ -167,5 +168,7 @@ def build_index(
     table = assemble(table, looks, params, excluded=excluded, split_file=split_file)
     counts = table["status"].value_counts()
     log.info("%s: %s", dataset, ", ".join(f"{n} {status}" for status, n in counts.items()))
+    if unknown(table):
+        log.warning("%s: %s", dataset, UNKNOWN)
     write_table(table, out, INDEX)
     write_split(table, split, params, out)

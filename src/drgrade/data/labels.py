@@ -1,12 +1,28 @@
-"""Read label files of the field: CSV with an image column and a grade column."""
+"""Read label files and match their lines with photographs: CSV with an image column and a grade column."""
 
 import csv
+import io
+import logging
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 
 from drgrade.data.listing import PHOTOGRAPHS
 from drgrade.errors import UserError
 from drgrade.schema import GRADES
+
+log = logging.getLogger(__name__)
+
+MISSING = {"", "-", "--", "?", "na", "n/a", "nan", "none", "null", "unknown"}
+"""Cells that stand for a missing value, in any case, as spreadsheets, R and pandas write them."""
+MOST_PROBLEMS = 20
+"""Problems of one label file that an error lists."""
+LEAST_MATCHED = 0.5
+"""Share of the labels, or of the photographs where they are fewer, that must find their counterpart."""
+_DELIMITERS = ",;\t"
 
 
 @dataclass(frozen=True)
@@ -15,54 +31,108 @@ class Label:
 
     image: str
     grade: int | None
-    other: dict[str, str]
+    other: Mapping[str, str]
 
 
-def _grade(text: str, where: str, blank: bool) -> int | None:
-    if not text and blank:
-        return None
-    if blank:  # spreadsheets turn the whole numbers of a column with gaps into decimals
-        text = text.removesuffix(".0")
-    if text not in {str(grade) for grade in GRADES}:
-        raise UserError(f"{where}: grade {text!r} is not one of 0 to 4; correct it or delete the line")
-    return int(text)
+class Problems(list[str]):
+    """What is wrong with a file, collected so that the user can correct all of it at once."""
+
+    def stop(self, file: Path) -> None:
+        """Raise a UserError that lists up to MOST_PROBLEMS of them, if there are any."""
+        if len(self) == 1:
+            raise UserError(f"{file}: {self[0]}")
+        if self:
+            more = f"\n  and {len(self) - MOST_PROBLEMS} more" if len(self) > MOST_PROBLEMS else ""
+            raise UserError(f"{file}: {len(self)} problems:\n  " + "\n  ".join(self[:MOST_PROBLEMS]) + more)
 
 
-def read_labels(
-    path: Path, image: str, grade: str, other: tuple[str, ...] = (), *, blank: bool = False
-) -> list[Label]:
-    """Lines of a label file, in its order.
+def value(text: str) -> str:
+    """A cell of a table; empty where it stands for a missing value (:data:`MISSING`)."""
+    return "" if text.lower() in MISSING else text
 
-    Names of columns are compared without case and outer blanks; unnamed, empty and unknown columns are passed
-    over, as are empty lines. ``other`` columns may be absent. ``blank`` allows a line without a grade, and
-    grades such as 2.0 beside it.
+
+def read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+    """Read a table separated by commas, semicolons or tabs, in UTF-8, or in UTF-16 with a byte-order mark.
+
+    Returns:
+        The names of the columns, stripped and in lower case, and for each line that is not empty its number
+        in the file (from 1) and its cells by column, stripped.
 
     Raises:
-        UserError: the file is missing or not UTF-8 text, a column is missing, an image name is empty or comes
-            twice, a grade is not 0 to 4; names the file and line.
+        UserError: the file is missing or not such a text, or two columns have the same name.
     """
     try:
-        lines = list(csv.reader(path.read_text(encoding="utf-8-sig").splitlines(), strict=True))
+        data = path.read_bytes()
+        text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+        start = text.splitlines()[0] if text.strip() else ""
+        delimiter = max(_DELIMITERS, key=start.count)
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+        header = [name.strip().lower() for name in next(reader, [])]
+        lines = [(reader.line_num, [cell.strip() for cell in line]) for line in reader]
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; put the dataset's label file there") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path}: not a CSV text file ({error}); save it as UTF-8 CSV") from None
-    header = [name.strip().lower() for name in lines[0]] if lines else []
-    missing = [name for name in (image, grade) if name.lower() not in header]
-    if missing:
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); correct its permissions") from None
+    twice = [name for name, count in Counter(filter(None, header)).items() if count > 1]
+    if twice:
+        raise UserError(f"{path}: line 1: two columns are called {twice[0]!r}; rename or remove one")
+    return header, [(number, dict(zip(header, line, strict=False))) for number, line in lines if any(line)]
+
+
+def read_labels(
+    path: Path,
+    image: str,
+    grade: str,
+    other: Sequence[str] = (),
+    *,
+    allowed: Mapping[str, AbstractSet[str]] | None = None,
+    blank: bool = False,
+) -> list[Label]:
+    """Read the lines of a label file, in its order.
+
+    Names of columns are compared without case; unnamed and unknown columns are ignored, and so are empty
+    lines. Values that stand for a missing one (:data:`MISSING`) are read as empty.
+
+    Args:
+        path: the file; see :func:`read_csv`.
+        image: name of the column of image names.
+        grade: name of the column of grades.
+        other: further columns to read; they may be absent.
+        allowed: values that a further column may have, in lower case; empty cells are allowed too.
+        blank: allow a line without a grade.
+
+    Raises:
+        UserError: the file cannot be read, or a column is missing; or, all in one message with their lines:
+            an image name is empty or occurs twice, a grade is not 0 to 4, a value is not allowed.
+    """
+    header, lines = read_csv(path)
+    if missing := [name for name in (image, grade) if name.lower() not in header]:
         raise UserError(f"{path}: line 1: no column {missing[0]!r}; the header needs {image!r} and {grade!r}")
-    found: dict[str, Label] = {}
-    for number, line in enumerate(lines[1:], 2):
-        cells = dict(zip(header, (cell.strip() for cell in line), strict=False))
-        if not any(cells.values()):
-            continue
-        where, name = f"{path}: line {number}", cells.get(image.lower(), "")
+    problems, found = Problems(), dict[str, Label]()
+    grades = {str(grade) for grade in GRADES} | ({""} if blank else set())
+    for number, cells in lines:
+        name, text = cells.get(image.lower(), ""), value(cells.get(grade.lower(), "")).removesuffix(".0")
+        rest = {column: value(cells.get(column.lower(), "")) for column in other}
+        wrong = [(column, rest[column], names) for column, names in (allowed or {}).items()
+                 if rest[column] and rest[column].lower() not in names]  # fmt: skip
         if not name:
-            raise UserError(f"{where}: no image name; fill it in or delete the line")
-        if name in found:
-            raise UserError(f"{where}: image {name!r} has a label already; keep one of the two lines")
-        rest = {key: cells.get(key.lower(), "") for key in other}
-        found[name] = Label(name, _grade(cells.get(grade.lower(), ""), where, blank), rest)
+            problems.append(f"line {number}: no image name; fill it in or delete the line")
+        elif key(name) in found:
+            problems.append(f"line {number}: image {name!r} has a label already; keep one of the two lines")
+        elif text not in grades:
+            problems.append(
+                f"line {number}: grade {text!r} is not one of 0 to 4; correct it or delete the line"
+            )
+        for column, cell, names in wrong:
+            choice = ", ".join(sorted(names))
+            problems.append(f"line {number}: {column} {cell!r} is not one of {choice}; correct it")
+        if not problems:
+            found[key(name)] = Label(name, int(text) if text else None, rest)
+        else:
+            found.setdefault(key(name), Label(name, None, rest))
+    problems.stop(path)
     return list(found.values())
 
 
@@ -72,16 +142,96 @@ def stem(name: str) -> str:
     return name.removesuffix(ending) if ending.lower() in PHOTOGRAPHS else name
 
 
+def key(name: str) -> str:
+    """What names of images are compared by: no ending, no case, one of the ways to write an accent (NFC)."""
+    return unicodedata.normalize("NFC", stem(name)).casefold()
+
+
 def photographs(folder: Path) -> dict[str, Path]:
-    """Photographs of a folder by name without ending, sorted; none when there is no such folder.
+    """Photographs of a folder by :func:`key`, sorted by name; none when there is no such folder.
 
     Raises:
-        UserError: two photographs differ only in their ending.
+        UserError: two photographs differ only in their ending or in case.
     """
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.suffix.lower() in PHOTOGRAPHS and not path.name.startswith("."):
-            if path.stem in found:
-                raise UserError(f"{path}: same name as {found[path.stem].name}; rename or remove one")
-            found[path.stem] = path
+            other = found.setdefault(key(path.name), path)
+            if other is not path:
+                raise UserError(f"{path}: same name as {other.name}; rename or remove one")
     return found
+
+
+def match(
+    labels: Sequence[Label], images: Mapping[str, Path], file: Path
+) -> Iterator[tuple[str, Path | None, Label | None]]:
+    """Match the lines of a label file with photographs by :func:`key`.
+
+    Yields:
+        Name without ending, photograph and label: first for each label, in the file's order, then for each
+        photograph without one. The name is the photograph's where there is one.
+
+    Raises:
+        UserError: both are there, but less than LEAST_MATCHED of the fewer of them match; shows examples of
+            both and the probable cause.
+    """
+    keys = [key(label.image) for label in labels]
+    _check_matches(keys, labels, images, file)
+    for name, label in zip(keys, labels, strict=True):
+        path = images.get(name)
+        yield (path.stem if path else stem(label.image)), path, label
+    known = set(keys)
+    for name, path in images.items():
+        if name not in known:
+            yield path.stem, path, None
+
+
+def _check_matches(
+    keys: Sequence[str], labels: Sequence[Label], images: Mapping[str, Path], file: Path
+) -> None:
+    """Refuse a label file that belongs to other photographs; warn of leftovers on both sides."""
+    alone = [label.image for name, label in zip(keys, labels, strict=True) if name not in images]
+    known = set(keys)
+    unlabelled = [path.name for name, path in images.items() if name not in known]
+    if not alone or not unlabelled:
+        return
+    told = (
+        f"{file}: {len(labels) - len(alone)} of {len(labels)} labels match one of {len(images)} photographs "
+        f"of {next(iter(images.values())).parent}; labels without a photograph, such as "
+        f"{_examples(alone)}; photographs without a label, such as {_examples(unlabelled)}"
+    )
+    cause = _cause(alone, unlabelled)
+    if len(labels) - len(alone) < LEAST_MATCHED * min(len(labels), len(images)):
+        raise UserError(f"{told}; {cause or 'is this the label file of these photographs?'}")
+    log.warning("%s%s", told, f"; {cause}" if cause else "")
+
+
+def _examples(names: Sequence[str]) -> str:
+    return ", ".join(repr(name) for name in names[:3])
+
+
+_CAUSES: dict[str, Callable[[str], str]] = {
+    "the labels seem to have lost leading zeros, as in a spreadsheet: write the names as text": (
+        lambda name: name.lstrip("0")
+    ),
+    "numbers seem to have become decimals (1.0): write the names as text": (
+        lambda name: name.removesuffix(".0").lstrip("0")
+    ),
+    "there are folders before the names: leave them out": lambda name: name.replace("\\", "/").split("/")[-1],
+    "endings differ: leave them out": lambda name: name.split(".")[0],
+    "spaces, dashes or underscores differ: write the names alike": (
+        lambda name: "".join(filter(str.isalnum, name))
+    ),
+}
+"""Guesses why names do not match, each with what would make them match."""
+
+
+def _cause(labels: Sequence[str], images: Sequence[str]) -> str:
+    """The first guess that would match the most of the names; empty if none matches any."""
+    best, most = "", 0
+    for cause, simplify in _CAUSES.items():
+        simplified = {simplify(key(name)) for name in images}
+        count = sum(simplify(key(name.replace("\\", "/"))) in simplified for name in labels)
+        if count > most:
+            best, most = cause, count
+    return best

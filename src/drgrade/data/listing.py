@@ -14,7 +14,7 @@ from drgrade.errors import UserError
 from drgrade.files import sha256, write_file
 
 FOLDER = Path(".cache/drgrade/raw")
-PHOTOGRAPHS = (".jpeg", ".jpg", ".png", ".tif", ".tiff", ".dcm")
+PHOTOGRAPHS = (".jpeg", ".jpg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".dcm")
 """Endings of files that are taken for photographs, in any case."""
 LISTED = (*PHOTOGRAPHS, ".csv", ".txt")
 HEADER = "path\tsize\tsha256"

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from drgrade.data.labels import Label, photographs, read_labels, stem
+from drgrade.data.labels import Label, key, match, photographs, read_labels
 from drgrade.data.registry import DATASETS, READ_COLUMNS, Card, Count, require
 from drgrade.errors import UserError
 from drgrade.params import Download
@@ -21,10 +21,6 @@ log = logging.getLogger(__name__)
 
 GRADES, PAIRS = "messidor_data.csv", "messidor-2.csv"
 UNGRADABLE = ("0", "0.0")
-
-
-def _key(name: str) -> str:
-    return stem(name).lower()
 
 
 def _read_pairs(file: Path) -> dict[str, tuple[str, str]]:
@@ -38,7 +34,7 @@ def _read_pairs(file: Path) -> dict[str, tuple[str, str]]:
         raise UserError(f"{file}: not a CSV text file ({error}); save it as UTF-8 CSV") from None
     pairs: dict[str, tuple[str, str]] = {}
     for number, line in enumerate(lines, 1):
-        cells = [_key(cell.strip()) for cell in line]
+        cells = [key(cell.strip()) for cell in line]
         if not any(cells) or (number == 1 and cells[:2] == ["left", "right"]):
             continue
         names = {name: eye for name, eye in zip(cells, ("left", "right"), strict=False) if name}
@@ -46,14 +42,6 @@ def _read_pairs(file: Path) -> dict[str, tuple[str, str]]:
             raise UserError(f"{file}: line {number}: an image is in two pairs or twice in one; correct it")
         pairs.update({name: (next(iter(names)), eye) for name, eye in names.items()})
     return pairs
-
-
-def _keyed(file: Path, labels: list[Label]) -> dict[str, Label]:
-    found: dict[str, Label] = {}
-    for label in labels:
-        if found.setdefault(_key(label.image), label) is not label:
-            raise UserError(f"{file}: image {label.image!r} has a label already; keep one of the two lines")
-    return found
 
 
 def _judge(file: Path, label: Label | None) -> tuple[int | None, str | None]:
@@ -98,21 +86,14 @@ class Messidor2:
         file, pairs = root / GRADES, _read_pairs(root / PAIRS)
         if not pairs:
             log.warning("%s: no pairs of eyes, so those of a patient cannot be kept together", root / PAIRS)
-        labels = _keyed(
-            file, read_labels(file, "image_id", "adjudicated_dr_grade", ("adjudicated_gradable",), blank=True)
-        )
-        images: dict[str, Path] = {}
-        for name, image in photographs(root / "IMAGES").items():
-            if images.setdefault(name.lower(), image) is not image:
-                raise UserError(f"{image}: same name as {images[name.lower()].name}; rename or remove one")
+        images = photographs(root / "IMAGES")
         alone = len(images.keys() - pairs.keys()) if pairs else 0
         if alone:
             log.warning("%s: %d photographs are in no pair; each is a patient", root / PAIRS, alone)
+        labels = read_labels(file, "image_id", "adjudicated_dr_grade", ("adjudicated_gradable",), blank=True)
         rows = []
-        for key in sorted(images.keys() | labels.keys()):
-            path, label = images.get(key), labels.get(key)
-            name = path.stem if path else stem(labels[key].image)
-            patient, eye = pairs.get(key, (key, None))
+        for name, path, label in match(labels, images, file):
+            patient, eye = pairs.get(key(name), (key(name), None))
             place = f"IMAGES/{path.name}" if path else None
             rows.append((name, place, patient, eye, *_judge(file, label), "grading", None))
         return pd.DataFrame(rows, columns=list(READ_COLUMNS))

@@ -127,12 +127,14 @@ def count_report(card: Card, table: pd.DataFrame, root: Path) -> list[str]:
         prefix, _, names = part.rpartition(" ")
         rows = table[parts.isin([f"{prefix} {name}".strip() for name in names.split("+")])]
         photographs = int(rows["path"].notna().sum())
-        labels = expected.photographs
+        labels = matched = expected.photographs
         if expected.labels is not None:
-            labels = int((rows["grade"].notna() | (rows["quality_label"] == "reject")).sum())
+            labelled = rows["grade"].notna() | (rows["quality_label"] == "reject")
+            labels, matched = int(labelled.sum()), int((labelled & rows["path"].notna()).sum())
             _check_labels(expected, root / expected.labels, labels, rows["grade"])
-        if (photographs, labels) != (expected.photographs, expected.photographs):
+        if {photographs, labels, matched} != {expected.photographs}:
             found = f"{photographs} photographs" + (f", {labels} labels" if expected.labels else "")
+            found += f", of which {matched} match" if matched < min(photographs, labels) else ""
             lines.append(f"{card.title}, {part}: {found}; complete it has {expected.photographs}")
     return lines
 

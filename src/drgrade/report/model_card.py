@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from drgrade.data.patients import UNKNOWN
 from drgrade.data.registry import DATASETS
 from drgrade.params import Params, parse_start
 from drgrade.schema import GRADE_NAMES
@@ -155,6 +156,8 @@ def limits(metrics: Mapping[str, Any]) -> list[str]:
     ]
     if scarce:
         lines.append(f"- Fewer than 30 test photographs of grade {', '.join(scarce)}: recall there is rough.")
+    if metrics["n"] == metrics["patients"]:
+        lines.append(f"- {UNKNOWN}")
     return lines
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
+from drgrade.data.patients import UNKNOWN
 from drgrade.errors import UserError
 from drgrade.files import atomic_write
 from drgrade.images.store import Crops
@@ -126,12 +127,13 @@ def add_leaderboard(page: Page, leaderboard: Path) -> None:
     if missing:
         raise UserError(f"{figures / missing[0]}: no such file; run the stage evaluate")
     first = table.iloc[0]
+    warning = f" {UNKNOWN}" if first["n"] == first["patients"] else ""
     page.section(
         "Leaderboard",
         f"Best: {first['experiment']}, QWK {first['qwk']:.3f} (95 % interval {first['qwk_low']:.3f} to "
         f"{first['qwk_high']:.3f}) on {first['n']} test photographs of {first['patients']} patients. "
         "Intervals are a bootstrap over patients; differences are paired, and one whose interval holds 0 may "
-        "be chance.",
+        f"be chance.{warning}",
     )
     page.table(shown(table), "Means over training seeds, best QWK first")
     page.image(

@@ -1,0 +1,140 @@
+"""Patients and eyes of photographs whose owner gives them in a table, in DICOM tags or in file names.
+
+Two eyes of a person must not be in both training and test, so the ids of a dataset must be of one kind: where
+one source has gaps, another fills them only if it is certain to name the same people.
+"""
+
+import logging
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from drgrade.data.labels import MOST_PROBLEMS, value
+from drgrade.errors import UserError
+
+log = logging.getLogger(__name__)
+
+EYES = {"left": "left", "l": "left", "os": "left", "right": "right", "r": "right", "od": "right"}
+"""Words for an eye: English, and the Latin of ophthalmology (oculus sinister, oculus dexter)."""
+UNKNOWN = (
+    "No two photographs have the same patient id. If the patients are not known, two eyes of one person may "
+    "be in both training and test, and the results look better than they are."
+)
+"""What a user is told of such a dataset."""
+_SIDES = "|".join(EYES)
+_NAMES = (
+    re.compile(rf"(?P<patient>.+?)(?:[ _.-]+|(?<=\d))(?P<eye>{_SIDES})(?:[ _.-]+\d+)?", re.IGNORECASE),
+    re.compile(r"(?P<eye>left|right|od|os)[ _.-]+(?P<patient>.+)", re.IGNORECASE),
+)
+"""17_left, P000-OD, P000_OS_2 (the second photograph of that eye), 12R; and left_17."""
+
+
+class Source(NamedTuple):
+    """What is known of the person in one photograph; an empty id or None where nothing is."""
+
+    image: str
+    column: str = ""
+    tag: str = ""
+    name: str = ""
+
+
+def from_name(name: str) -> tuple[str, str | None]:
+    """Patient and eye as the name of a photograph tells them; empty and None where it does not."""
+    for pattern in _NAMES:
+        if found := pattern.fullmatch(name):
+            return found["patient"], EYES[found["eye"].lower()]
+    return "", None
+
+
+def from_tags(path: Path) -> tuple[str, str | None]:
+    """Patient and eye as the tags of a DICOM file tell them; empty and None where they do not."""
+    import pydicom
+
+    tags = ["PatientID", "ImageLaterality", "Laterality"]
+    try:
+        found = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=tags)
+        side = str(found.get("ImageLaterality") or found.get("Laterality") or "")
+        return value(str(found.get("PatientID") or "").strip()), EYES.get(side.strip().lower())
+    except Exception:  # a damaged file raises anything; its row gets a reason when its header is read
+        return "", None
+
+
+def patient_ids(sources: Sequence[Source], file: Path) -> list[str]:
+    """One id for each photograph, all of the same kind.
+
+    The first source that knows any patient is used: the column, else the tags, else the names. A gap is
+    filled by another source if that gives the photograph the same person as one whose id is known (the other
+    eye), or if both sources tell the same people apart wherever both are known.
+
+    Args:
+        sources: one for each photograph.
+        file: the label file, for the messages.
+
+    Raises:
+        UserError: the first source has gaps that no other fills; lists the photographs.
+    """
+    ids = [tidy(source.column) for source in sources]
+    others = [[source.tag for source in sources], [source.name for source in sources]]
+    while not any(ids) and others:
+        ids = others.pop(0)
+    if not any(ids) or (not others and not all(ids)):  # nothing is better than the names
+        _warn_of_unnamed(sources, ids, file)
+        return [patient or source.image for patient, source in zip(ids, sources, strict=True)]
+    for other in others:
+        ids = _filled(ids, other)
+    gaps = [source.image for source, patient in zip(sources, ids, strict=True) if not patient]
+    if gaps:
+        listed = ", ".join(map(repr, gaps[:MOST_PROBLEMS])) + (", ..." if len(gaps) > MOST_PROBLEMS else "")
+        raise UserError(
+            f"{file}: {len(gaps)} of {len(sources)} photographs have no patient although the others have, so "
+            f"one person could be in both training and test: {listed}; fill in the column patient for all"
+        )
+    return ids
+
+
+def tidy(patient: str) -> str:
+    """An id as text: a whole number that a spreadsheet has made a decimal is whole again."""
+    return re.sub(r"(\d+)\.0", r"\1", patient) if re.fullmatch(r"\d+\.0", patient) else patient
+
+
+def _filled(ids: Sequence[str], other: Sequence[str]) -> list[str]:
+    """Ids with their gaps filled from another source, where that is certain to be right."""
+    theirs, ours = defaultdict[str, set[str]](set), defaultdict[str, set[str]](set)
+    for patient, alias in zip(ids, other, strict=True):
+        if patient and alias:
+            theirs[alias].add(patient)
+            ours[patient].add(alias)
+    same_people = bool(ours) and all(len(names) == 1 for names in (*theirs.values(), *ours.values()))
+
+    def fill(patient: str, alias: str) -> str:
+        if patient or not alias:
+            return patient
+        if len(theirs[alias]) == 1:
+            return next(iter(theirs[alias]))
+        return alias if same_people and alias not in ours else ""
+
+    return [fill(patient, alias) for patient, alias in zip(ids, other, strict=True)]
+
+
+def _warn_of_unnamed(sources: Sequence[Source], ids: Sequence[str], file: Path) -> None:
+    unnamed = [source.image for source, patient in zip(sources, ids, strict=True) if not patient]
+    if unnamed and any(ids):
+        log.warning(
+            "%s: the names of %d of %d photographs tell no patient, such as %s; each counts as a patient of "
+            "its own, so two eyes of one person may be in both training and test; add a column patient",
+            file, len(unnamed), len(sources), unnamed[0],
+        )  # fmt: skip
+
+
+def unknown(index: pd.DataFrame) -> bool:
+    """Whether every graded photograph has a patient id of its own, so that the ids keep no eyes together.
+
+    Args:
+        index: columns patient_id, grade and path of ``index.parquet``.
+    """
+    graded = index[index["grade"].notna() & index["path"].notna()]
+    return len(graded) > 1 and graded["patient_id"].nunique() == len(graded)
