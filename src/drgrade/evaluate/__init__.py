@@ -1,1 +1,1 @@
-"""Metrics, intervals and the leaderboard: from prediction tables only."""
+"""Metrics, confidence intervals and the leaderboard, computed from prediction tables only."""

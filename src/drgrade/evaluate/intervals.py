@@ -1,9 +1,9 @@
-"""Bootstrap over patients: how far a metric would move with other patients of the same kind.
+"""Bootstrap over patients: how much a metric varies with the sample of test patients.
 
-Both eyes of a patient are alike, so patients are resampled, not photographs. A resample is a weight for
-each patient; the weighted sum of the patients' confusion matrices is the resample's confusion matrix, so
-a thousand resamples are a few matrix products. The interval speaks of the test patients: the spread over
-training seeds is reported beside it, not in it.
+The two eyes of a patient are correlated, so patients are resampled, not photographs. A resample is a weight
+for each patient; the weighted sum of the patients' confusion matrices is the resample's confusion matrix, so
+a thousand resamples are a few matrix products. The interval covers the choice of test patients only; the
+spread over training seeds is reported separately.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from drgrade.evaluate.metrics import N_GRADES, kappa
 
 
 def qwk_of(matrices: ArrayLike) -> Floats:
-    """Quadratic weighted kappa of confusion matrices (..., 5, 5)."""
+    """Return the quadratic weighted kappa (...) of confusion matrices (..., 5, 5)."""
     return kappa(matrices, "quadratic")
 
 
@@ -29,25 +29,25 @@ def bootstrap(
     seed: int,
     metric: Callable[[ArrayLike], Floats] = qwk_of,
 ) -> Floats:
-    """The metric, averaged over training seeds, on each resample of the patients.
+    """Return the metric, averaged over training seeds, on each resample of the patients.
 
     Args:
         y: (N,) true grades 0-4.
         predicted: (S, N) predicted grades 0-4, a row for each training seed.
         patients: (N,) patient of each photograph.
         resamples: number of resamples R.
-        seed: seed of the draws; the same seed and patients give the same draws in any call.
-        metric: takes confusion matrices (..., 5, 5), gives (...).
+        seed: random seed; the same seed and patients give the same resamples in every call.
+        metric: function of confusion matrices (..., 5, 5) that returns values (...).
 
     Returns:
         (R,) values. Their 2.5th and 97.5th percentiles are the 95 % interval
-        (:func:`drgrade.bootstrap.interval`); the differences of two experiments' values are paired.
+        (:func:`drgrade.bootstrap.interval`). The values of two experiments can be subtracted pairwise.
     """
     y, predicted = np.asarray(y, dtype=np.int64), np.asarray(predicted, dtype=np.int64)
     names, patient = np.unique(np.asarray(patients), return_inverse=True)
     seeds = len(predicted)
-    # One confusion matrix for each patient and training seed, as a row of seeds x 25 cells, mostly zeros.
-    # Sparse: a dense product waits on BLAS threads when the machine is busy (30 times slower, measured).
+    # One row per patient: the confusion matrices of all seeds, seeds x 25 cells, mostly zeros.
+    # Sparse, because a dense product waits for BLAS threads on a busy machine (30 times slower, measured).
     # Counts are whole numbers, so the sums are exact whatever their order.
     cell = np.arange(seeds)[:, None] * N_GRADES**2 + y * N_GRADES + predicted
     places = np.tile(patient, seeds), cell.ravel()

@@ -1,7 +1,7 @@
-"""The stage ``evaluate``: all experiments side by side, from their prediction tables alone.
+"""The stage ``evaluate``: compare all experiments, using their prediction tables only.
 
-The leaderboard is of the split ``test``; under cross-validation those are the out-of-fold rows. What the same
-models do on other datasets stands beside it.
+The leaderboard shows the split ``test``; with cross-validation these are the out-of-fold predictions. The
+results of the same models on external datasets are written to a separate table.
 """
 
 import logging
@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 BASELINE = "majority"
 DIGITS = 6
 PER_SEED = ("qwk", "accuracy", "macro_f1", "mae", "referable_auc")
-"""Metrics that ``metrics.json`` gives for each training seed; the others as means over seeds only."""
+"""Metrics in ``metrics.json`` for each training seed; for other metrics it has only the mean over seeds."""
 COLUMNS = (
     "experiment", "qwk", "qwk_low", "qwk_high", "qwk_sd", "seeds", "n", "patients", "accuracy",
     "balanced_accuracy", "macro_f1", "mae", "referable_auc", "referable_sensitivity", "referable_specificity",
@@ -34,20 +34,20 @@ COLUMNS = (
 )  # fmt: skip
 """Columns of ``leaderboard.csv``."""
 EXTERNAL_COLUMNS = ("dataset", *COLUMNS[:13], "drop")
-"""Columns of ``external.csv``; ``drop`` is the QWK lost between the own test photographs and these."""
+"""Columns of ``external.csv``; ``drop`` is the QWK on the own test photographs minus that on these."""
 
 
 def evaluate(predictions: Sequence[Path], params: Evaluate, out: Path) -> None:
-    """Measure experiments on the photographs they were all tested on.
+    """Evaluate all experiments on their common test photographs.
 
     Writes ``metrics.json`` (by experiment: means over seeds, interval, per grade, per seed),
-    ``leaderboard.csv`` (best QWK first), ``external.csv`` (the same on each external dataset, in the
-    leaderboard's order; without any, only its header), ``confusion.csv`` (first seed: experiment, actual,
+    ``leaderboard.csv`` (best QWK first), ``external.csv`` (the same for each external dataset, in the
+    leaderboard's order; only a header if there are none), ``confusion.csv`` (first seed: experiment, actual,
     predicted), ``figures/leaderboard.png`` and ``figures/confusion.png``.
 
     Args:
         predictions: one ``predictions.parquet`` for each training of each experiment.
-        params: resamples of the bootstrap and their seed.
+        params: number of bootstrap resamples and their seed.
         out: folder to write to.
 
     Raises:
@@ -73,11 +73,12 @@ def evaluate(predictions: Sequence[Path], params: Evaluate, out: Path) -> None:
 
 
 def final_results(predictions: Sequence[Path]) -> tuple[dict[str, float], str | None]:
-    """What a tracking server shows of each experiment, and which model is the one to use.
+    """Return the test QWK of each experiment and the best experiment, for the tracking server.
 
     Returns:
-        Mean-over-seeds test QWK by experiment; and the experiment with the highest mean *validation* QWK
-        (the test must not choose), the first listed on a tie, or None when nothing was held out.
+        Test QWK by experiment, mean over seeds; and the experiment with the highest mean *validation* QWK
+        (models must not be selected on the test set), the first one on a tie, or None if there are no
+        validation predictions.
     """
     results, held_out = {}, {}
     for name, table in gather(predictions).items():
@@ -90,19 +91,19 @@ def final_results(predictions: Sequence[Path]) -> tuple[dict[str, float], str | 
 
 
 def seed_values(experiment: Measured) -> list[float]:
-    """Test QWK of each seed."""
+    """Return the test QWK of each seed."""
     return [qwk(experiment.grades, predicted) for predicted in experiment.predicted]
 
 
 def resampled(experiment: Measured, params: Evaluate) -> np.ndarray:
-    """Mean-over-seeds QWK on each resample of the patients (R,)."""
+    """Return the QWK, mean over seeds, on each bootstrap resample of the patients; (R,)."""
     return bootstrap(
         experiment.grades, experiment.predicted, experiment.patients, params.bootstrap, params.seed
     )
 
 
 def measure(experiment: Measured, draws: np.ndarray) -> dict[str, Any]:
-    """Everything ``metrics.json`` says of one experiment."""
+    """Return the entry of one experiment in ``metrics.json``; ``draws`` (R,) are from :func:`resampled`."""
     seeds = [
         summary(experiment.grades, predicted, score)
         for predicted, score in zip(experiment.predicted, experiment.score, strict=True)
@@ -117,7 +118,7 @@ def measure(experiment: Measured, draws: np.ndarray) -> dict[str, Any]:
         "qwk_sd": float(np.std([values["qwk"] for values in seeds], ddof=1)) if len(seeds) > 1 else np.nan,
         "n": len(experiment.photographs),
         "patients": int(experiment.photographs["patient_id"].nunique()),
-        # lists, which `dvc metrics show` leaves out: one column a metric and experiment is enough there
+        # lists, because `dvc metrics show` skips them and so shows one column per metric and experiment
         "grades": [
             {"grade": grade, "n": int(counts[grade]), "recall": float(recalls[grade])} for grade in GRADES
         ],
@@ -129,10 +130,10 @@ def measure(experiment: Measured, draws: np.ndarray) -> dict[str, Any]:
 
 
 def leaderboard(metrics: Mapping[str, dict[str, Any]], draws: Mapping[str, np.ndarray]) -> pd.DataFrame:
-    """One row for each experiment, best QWK first, with COLUMNS.
+    """Return the leaderboard with the columns COLUMNS: one row per experiment, best QWK first.
 
-    Differences are paired: both experiments on the same resamples. Without an experiment ``majority`` the
-    columns ``vs_majority`` are empty.
+    Intervals of differences are paired: both experiments are evaluated on the same resamples. The columns
+    ``vs_majority`` are empty if there is no experiment ``majority``.
     """
     best = min(metrics, key=lambda name: (-metrics[name]["qwk"], name))
     rows = []
@@ -149,12 +150,12 @@ def leaderboard(metrics: Mapping[str, dict[str, Any]], draws: Mapping[str, np.nd
 
 
 def external(measured: Sequence[Measured], table: pd.DataFrame, params: Evaluate) -> pd.DataFrame:
-    """What each experiment does on each external dataset, with EXTERNAL_COLUMNS.
+    """Return the results of each experiment on each external dataset, with the columns EXTERNAL_COLUMNS.
 
     Args:
-        measured: one for each experiment and dataset.
+        measured: test predictions, one for each experiment and dataset.
         table: the leaderboard.
-        params: resamples of the bootstrap and their seed.
+        params: number of bootstrap resamples and their seed.
 
     Raises:
         UserError: experiments were tested on different photographs of a dataset.
@@ -173,14 +174,14 @@ def external(measured: Sequence[Measured], table: pd.DataFrame, params: Evaluate
 
 
 def first_seed(experiment: Measured) -> pd.DataFrame:
-    """Actual and predicted grade of each photograph, of the first seed."""
+    """Return the actual grade of each photograph and the one predicted with the first seed."""
     return pd.DataFrame(
         {"experiment": experiment.name, "actual": experiment.grades, "predicted": experiment.predicted[0]}
     )
 
 
 def rounded(value: Any) -> Any:
-    """Nested numbers to 6 digits; NaN, which JSON does not know, becomes null."""
+    """Round nested numbers to 6 digits; NaN, which JSON cannot represent, becomes None."""
     if isinstance(value, Mapping):
         return {key: rounded(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -191,6 +192,6 @@ def rounded(value: Any) -> Any:
 
 
 def write_csv(table: pd.DataFrame, path: Path) -> None:
-    """Write a CSV; atomically."""
+    """Write a table to a CSV file atomically."""
     with atomic_write(path) as partial:
         table.to_csv(partial, index=False, lineterminator="\n")

@@ -1,14 +1,14 @@
 """Agreement between true and predicted grades.
 
-Everything that depends on grades alone is computed from the 5x5 confusion matrix (rows: truth), for
-any number of matrices at once, so that the bootstrap in ``intervals`` is the same code as the metric.
+All metrics that depend on grades only are computed from 5x5 confusion matrices (rows: true grades), any
+number of them at once, so that the bootstrap in ``intervals`` uses the same code.
 
-Degenerate cases have one answer each, and none raises:
+Degenerate cases do not raise but have defined values:
 
-- no photographs, or a metric whose denominator is empty (sensitivity without referable eyes): NaN;
-- a kappa whose truth and prediction are one and the same single grade: 1.0. Chance agreement is then
-  complete and the formula reads 0/0, but nothing disagrees, and a NaN would never win a model selection;
-- a constant prediction against mixed grades: 0.0, as the formula says.
+- no photographs, or a denominator of 0 (for example sensitivity without referable eyes): NaN;
+- kappa, if all true and predicted grades are the same single grade: 1.0. The formula gives 0/0, but the
+  agreement is perfect, and with NaN such a model could never be selected;
+- kappa of a constant prediction for several true grades: 0.0, as the formula gives.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from drgrade.schema import GRADES
 
 N_GRADES = len(GRADES)
 MIDPOINTS = (0.5, 1.5, 2.5, 3.5)
-"""A score at or above the k-th midpoint is at least grade k."""
+"""A score at or above the k-th midpoint (counted from 1) is at least grade k."""
 REFERABLE = 2
 """Lowest referable grade: moderate non-proliferative DR."""
 
@@ -30,14 +30,14 @@ Floats = NDArray[np.float64]
 
 
 def to_grades(score: ArrayLike, image_ids: Sequence[str] | None = None) -> NDArray[np.int8]:
-    """Grades of continuous scores by the midpoints: 0.49 is grade 0, 0.5 is grade 1, above 3.5 is 4.
+    """Convert continuous scores to grades by MIDPOINTS: 0.49 is grade 0, 0.5 is grade 1, above 3.5 is 4.
 
     Args:
         score: (N,) expected grades; values below 0 and above 4 are allowed.
         image_ids: (N,) names, for the error message.
 
     Raises:
-        UserError: a score is NaN or infinite; names the first photograph that has one.
+        UserError: a score is NaN or infinite; the message names the first such photograph.
     """
     score = np.asarray(score, dtype=np.float64)
     bad = np.flatnonzero(~np.isfinite(score))
@@ -51,7 +51,7 @@ def to_grades(score: ArrayLike, image_ids: Sequence[str] | None = None) -> NDArr
 
 
 def confusion(y: ArrayLike, predicted: ArrayLike) -> NDArray[np.int64]:
-    """Confusion matrix, (5, 5): entry (i, j) counts photographs of grade i called j.
+    """Return the confusion matrix (5, 5): entry (i, j) counts photographs of grade i predicted as j.
 
     Raises:
         ValueError: the lengths differ, or a grade is not an integer 0-4.
@@ -67,7 +67,7 @@ def confusion(y: ArrayLike, predicted: ArrayLike) -> NDArray[np.int64]:
 
 
 def _divide(numerator: ArrayLike, denominator: ArrayLike) -> Floats:
-    """Division with NaN, and no warning, where the denominator is 0."""
+    """Divide elementwise; NaN, without a warning, where the denominator is 0."""
     numerator, denominator = np.asarray(numerator, dtype=float), np.asarray(denominator, dtype=float)
     shape = np.broadcast_shapes(numerator.shape, denominator.shape)
     return np.divide(numerator, denominator, out=np.full(shape, np.nan), where=denominator != 0)
@@ -77,10 +77,10 @@ Weights = Literal["quadratic", "linear", "unweighted"]
 
 
 def kappa(matrix: ArrayLike, weights: Weights) -> Floats:
-    """Cohen's kappa of confusion matrices (..., 5, 5): 1 - observed / expected disagreement.
+    """Return Cohen's kappa (...) of confusion matrices (..., 5, 5): 1 - observed / expected disagreement.
 
-    Disagreement of grades i and j costs (i - j)^2, |i - j|, or 1 when they differ. The three kinds are
-    different scales (RETFound logs the unweighted one): never compare one with another.
+    The weight of a disagreement between grades i and j is (i - j)^2 (quadratic), |i - j| (linear) or 1
+    (unweighted). Values of different kinds are not comparable; RETFound logs the unweighted one.
     Source: Cohen, Psychological Bulletin 1968.
     """
     matrix = np.asarray(matrix, dtype=np.float64)
@@ -90,18 +90,18 @@ def kappa(matrix: ArrayLike, weights: Weights) -> Floats:
     observed = (matrix * cost).sum((-2, -1))
     chance = matrix.sum(-1)[..., :, None] * matrix.sum(-2)[..., None, :]
     expected = _divide((chance * cost).sum((-2, -1)), n)
-    # No expected disagreement means that both marginals sit on one and the same grade.
+    # The expected disagreement is 0 only if all true and predicted grades are the same grade.
     return np.where(expected == 0, 1.0, 1 - _divide(observed, expected))
 
 
 def accuracy(matrix: ArrayLike) -> Floats:
-    """Share of photographs whose grade is exactly right, of confusion matrices (..., 5, 5)."""
+    """Return the share of correctly graded photographs (...) of confusion matrices (..., 5, 5)."""
     matrix = np.asarray(matrix, dtype=np.float64)
     return _divide(np.trace(matrix, axis1=-2, axis2=-1), matrix.sum((-2, -1)))
 
 
 def recall(matrix: ArrayLike) -> Floats:
-    """Share of each grade's photographs that are called so, (..., 5); NaN for a grade that is absent."""
+    """Return the recall of each grade, (..., 5); NaN for a grade that does not occur in the truth."""
     matrix = np.asarray(matrix, dtype=np.float64)
     return _divide(np.diagonal(matrix, axis1=-2, axis2=-1), matrix.sum(-1))
 
@@ -124,14 +124,14 @@ def macro_f1(matrix: ArrayLike) -> Floats:
 
 
 def mean_absolute_error(matrix: ArrayLike) -> Floats:
-    """Mean distance of predicted and true grade, in grades."""
+    """Return the mean absolute difference between predicted and true grade, in grades."""
     matrix = np.asarray(matrix, dtype=np.float64)
     distance = np.abs(np.subtract.outer(np.arange(N_GRADES), np.arange(N_GRADES)))
     return _divide((matrix * distance).sum((-2, -1)), matrix.sum((-2, -1)))
 
 
 def qwk(y: ArrayLike, predicted: ArrayLike) -> float:
-    """Quadratic weighted kappa over the five grades; -1 to 1, 0 is chance.
+    """Return the quadratic weighted kappa over the five grades; -1 to 1, 0 is chance level.
 
     Args:
         y: (N,) true grades 0-4.
@@ -144,16 +144,16 @@ def qwk(y: ArrayLike, predicted: ArrayLike) -> float:
 
 
 def auc(positive: ArrayLike, score: ArrayLike) -> float:
-    """Area under the ROC curve: the chance that a positive outscores a negative, ties counting half.
+    """Return the area under the ROC curve: the probability that a positive scores higher than a negative.
 
     Args:
         positive: (N,) bool.
-        score: (N,) any finite numbers.
+        score: (N,) finite numbers.
 
     Returns:
-        0 to 1, or NaN when all are positive or none is.
+        0 to 1 (ties count half), or NaN if there are no positives or no negatives.
     """
-    from sklearn.metrics import roc_auc_score  # a second that trainings, which ask for QWK, do not wait
+    from sklearn.metrics import roc_auc_score  # slow to import, and trainings do not need it
 
     positive = np.asarray(positive, dtype=bool)
     if positive.all() or not positive.any():
@@ -162,15 +162,15 @@ def auc(positive: ArrayLike, score: ArrayLike) -> float:
 
 
 def referable(y: ArrayLike, score: ArrayLike) -> dict[str, float]:
-    """Detection of referable DR (grade 2 or more) by the score.
+    """Return metrics for the detection of referable DR (grade 2 or higher) by the score.
 
     Args:
         y: (N,) true grades 0-4.
         score: (N,) expected grades.
 
     Returns:
-        ``referable_auc``, and ``referable_sensitivity`` and ``referable_specificity`` where a score of
-        at least 1.5 refers the eye. NaN where the truth has no eye of the kind.
+        ``referable_auc``, and ``referable_sensitivity`` and ``referable_specificity`` at a score threshold
+        of 1.5. NaN if there are no eyes of the class it needs.
     """
     positive = np.asarray(y) >= REFERABLE
     score = np.asarray(score, dtype=np.float64)
@@ -183,7 +183,7 @@ def referable(y: ArrayLike, score: ArrayLike) -> dict[str, float]:
 
 
 def summary(y: ArrayLike, predicted: ArrayLike, score: ArrayLike) -> dict[str, float]:
-    """Every metric of one set of predictions that is a single number, by name.
+    """Return all scalar metrics of one set of predictions, by name.
 
     Args:
         y: (N,) true grades 0-4.

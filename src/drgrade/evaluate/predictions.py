@@ -1,4 +1,4 @@
-"""Reading prediction tables: what was tested, by which seeds, checked before anything is measured."""
+"""Read prediction tables and check them before metrics are computed."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ class Measured:
     """The test predictions of one experiment on one dataset, photographs in order of image_id.
 
     Attributes:
-        name: of the experiment.
-        dataset: it was tested on.
+        name: name of the experiment.
+        dataset: name of the dataset it was tested on.
         seeds: training seeds, ascending (S,).
-        photographs: image_id, patient_id, grade; one row for each photograph (N).
-        predicted: grades, int64 (S, N).
+        photographs: image_id, patient_id, grade; one row per photograph (N).
+        predicted: predicted grades, int64 (S, N).
         score: expected grades, float64 (S, N).
     """
 
@@ -45,13 +45,13 @@ class Measured:
 
 
 def gather(paths: Sequence[Path]) -> dict[str, pd.DataFrame]:
-    """The predictions of each experiment, from one table a training; experiments in order of their tables.
+    """Read one table per training and return the predictions by experiment, in the order of ``paths``.
 
-    With cross-validation an external photograph is graded by the model of every fold: its probabilities are
-    their mean.
+    With cross-validation the models of all folds grade each external photograph; their probabilities are
+    averaged.
 
     Raises:
-        UserError: a table is damaged or empty, or two of one experiment are of the same seed and fold.
+        UserError: a table is damaged or empty, or two tables have the same experiment, seed and fold.
     """
     found: dict[str, list[pd.DataFrame]] = {}
     seen: dict[tuple[str, int, int | None], Path] = {}
@@ -70,7 +70,7 @@ def gather(paths: Sequence[Path]) -> dict[str, pd.DataFrame]:
 
 
 def _mean_of_folds(table: pd.DataFrame) -> pd.DataFrame:
-    """``table`` with one row for each seed and external photograph."""
+    """Average the predictions of all folds: one row for each seed and external photograph."""
     outside = table["split"] == "external"
     keys = ["dataset", "seed", "image_id"]
     columns = [f"p{grade}" for grade in GRADES]
@@ -86,10 +86,10 @@ def _mean_of_folds(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def tested(name: str, table: pd.DataFrame) -> Measured:
-    """The test rows of one experiment, checked.
+    """Return the test predictions of one experiment after checking them.
 
     Raises:
-        UserError: no test rows, or they are not sound; see :func:`checked`.
+        UserError: there are no test rows, or they are invalid; see :func:`checked`.
     """
     table = table[table["split"] == "test"]
     if table.empty:
@@ -98,21 +98,21 @@ def tested(name: str, table: pd.DataFrame) -> Measured:
 
 
 def tested_externally(name: str, table: pd.DataFrame) -> list[Measured]:
-    """The predictions of one experiment on each external dataset, in order of their names; often none.
+    """Return the predictions of one experiment on each external dataset, by dataset name; may be empty.
 
     Raises:
-        UserError: the rows are not sound; see :func:`checked`.
+        UserError: the rows are invalid; see :func:`checked`.
     """
     table = table[table["split"] == "external"]
     return [checked(rows, name) for _, rows in table.groupby("dataset", sort=True)]
 
 
 def checked(table: pd.DataFrame, name: str) -> Measured:
-    """Tested rows of one experiment and dataset, of all seeds.
+    """Check the rows of one experiment and dataset, all seeds, and return them as arrays.
 
     Raises:
-        UserError: a missing or impossible grade, a score that is not a
-            number, a photograph twice, or seeds tested on different photographs.
+        UserError: a grade is missing or invalid, a score is not a finite number, a patient_id is missing, a
+            photograph occurs twice, or the seeds were tested on different photographs.
     """
     table = table.sort_values(["seed", "image_id"])
     for column in ("grade", "predicted"):
@@ -142,10 +142,10 @@ def checked(table: pd.DataFrame, name: str) -> Measured:
 
 
 def same_rows(one: pd.DataFrame, other: pd.DataFrame, name: str, other_name: str) -> None:
-    """Check that two tests saw the same photographs, with the same patients and grades.
+    """Check that two tests used the same photographs, with the same patients and grades.
 
     Raises:
-        UserError: they differ; names the first photograph in question.
+        UserError: they differ; the message names the first such photograph.
     """
     for has, lacks, rows, against in ((name, other_name, one, other), (other_name, name, other, one)):
         only = sorted(set(rows["image_id"]) - set(against["image_id"]))

@@ -1,1 +1,1 @@
-"""Heat maps in original pixels, their overlays, and their scores against lesion masks."""
+"""Heat maps in original pixels, their overlays on photographs, and their scores against lesion masks."""

@@ -1,4 +1,4 @@
-"""What an explainer is: a module of this package with one class, registered under the module's name.
+"""Interface of explainers: each is a module of this package with one class, registered by the module's name.
 
 >>> @EXPLAINERS.register("cam")
 ... class GradCam: ...
@@ -16,18 +16,18 @@ from drgrade.plugins import Registry
 EXPLAINERS = Registry("drgrade.explain")
 
 Heat = npt.NDArray[np.float32]
-"""A heat map or a batch of them, 0-1; 1 spoke most for a higher grade."""
+"""A heat map or a batch of them, 0-1; 1 marks the strongest evidence for a higher grade."""
 
 
 class Explainer(Protocol):
-    """Says where a network looked."""
+    """Computes heat maps: how much each image region contributes to a network's grade."""
 
     def heat(self, model: nn.Module, batch: torch.Tensor) -> Heat:
-        """Heat maps (B, H, W) of normalised images (B, 3, H, W).
+        """Return heat maps (B, H, W) of normalised images (B, 3, H, W).
 
         Args:
-            model: returns scores (B,) or (B, 1), or logits of the grades (B, 5).
-            batch: on the model's device.
+            model: network that returns scores (B,) or (B, 1), or logits of the grades (B, 5).
+            batch: images on the model's device.
 
         """
         ...

@@ -8,19 +8,19 @@ from drgrade.errors import UserError
 from drgrade.explain.base import EXPLAINERS, Heat
 
 BATCH = 8
-"""Images explained at once: bounds memory."""
+"""Images per batch, to limit memory."""
 
 
 @EXPLAINERS.register("cam")
 class GradCam:
-    """Channels of the last feature map, weighted by their mean effect on the expected grade."""
+    """Grad-CAM: channels of the last feature map, weighted by their mean gradient of the expected grade."""
 
     def heat(self, model: nn.Module, batch: Tensor) -> Heat:
-        """Heat maps (B, H, W) of normalised images (B, 3, H, W), each scaled to 0-1; all 0 where nothing
-        speaks for a higher grade. Puts the model in evaluation mode.
+        """Return heat maps (B, H, W) of normalised images (B, 3, H, W), each scaled to 0-1; all 0 if no
+        region contributes to a higher grade. Puts the model in evaluation mode.
 
         Raises:
-            UserError: the network does not end in a feature map (transformers).
+            UserError: the network does not end in a feature map (such as transformers).
 
         """
         from pytorch_grad_cam import GradCAM
@@ -29,13 +29,13 @@ class GradCam:
         heats = []
         with GradCAM(model=model, target_layers=[layer]) as cam, torch.enable_grad():
             for part in batch.split(BATCH):
-                pictures = part.detach().requires_grad_()  # gradients flow through frozen networks too
+                pictures = part.detach().requires_grad_()  # so that frozen networks have gradients too
                 heats.append(cam(input_tensor=pictures, targets=[expected_grade] * len(part)))
         return np.concatenate(heats).astype(np.float32)
 
 
 def expected_grade(output: Tensor) -> Tensor:
-    """Scalar to explain from one sample's output: the score itself, or the mean grade under softmax."""
+    """Return the scalar to explain from one sample's output: its score, or its expected grade (softmax)."""
     if output.numel() == 1:
         return output.reshape(())
     grades = torch.arange(output.numel(), dtype=output.dtype, device=output.device)
@@ -44,12 +44,13 @@ def expected_grade(output: Tensor) -> Tensor:
 
 @torch.no_grad()
 def last_feature_map(model: nn.Module, batch: Tensor) -> nn.Module:
-    """The module that finishes last among those that return a spatial map (B, C, h, w) larger than 1x1.
+    """Return the last module, by time of completion, that returns a feature map (B, C, h, w) above 1x1.
 
-    Containers count: the end of a stage is met once in a pass, an activation inside it may be shared.
+    Containers are included: a stage runs once per forward pass, whereas an activation module inside it may
+    be shared and run several times.
 
     Raises:
-        UserError: there is none, or tokens come after it.
+        UserError: there is no such module, or a later one returns tokens (B, N, C).
 
     """
     seen: list[tuple[nn.Module, bool]] = []

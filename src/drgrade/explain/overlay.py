@@ -1,4 +1,4 @@
-"""Heat maps drawn over photographs, with the outlines of known lesions."""
+"""Draw heat maps over photographs, with the outlines of annotated lesions."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from drgrade.images.rules import Picture
 SIDE = 1024
 """Longest side of a drawing in pixels."""
 OPACITY = 0.5
-"""Of the heat where it is 1; where it is 0 the photograph shows unchanged."""
+"""Opacity of the colours where the heat map is 1; where it is 0 the photograph is unchanged."""
 OUTLINE = (255, 255, 255)
 
 
@@ -24,8 +24,8 @@ def overlay(
     Args:
         image: uint8 RGB (H, W, 3).
         heat: (H, W) in 0-1, in the pixels of ``image``.
-        contours: (H, W), lesions to outline in white.
-        side: the drawing's longer side is at most this many pixels.
+        contours: (H, W) mask of lesions to outline in white.
+        side: maximum length of the drawing's longer side in pixels.
 
     Returns:
         uint8 RGB (h, w, 3).
@@ -42,23 +42,23 @@ def overlay(
     drawing = np.round((1 - weight) * picture + weight * colours).astype(np.uint8)
     if contours is not None:
         small = cv2.resize(contours.astype(np.float32), size, interpolation=cv2.INTER_AREA)
-        # any share of a pixel counts: a microaneurysm may be smaller than one
+        # partly covered pixels count, because a microaneurysm may be smaller than a pixel
         outlines, _ = cv2.findContours((small > 0).astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(drawing, outlines, -1, OUTLINE, 1)
     return drawing
 
 
 def contact_sheet(panels: Sequence[Picture], columns: int, cell: int = 480, gap: int = 8) -> Picture:
-    """Images of any size side by side, each scaled into a square cell of ``cell`` pixels, on white.
+    """Arrange images of any size in a grid on white, each scaled to fit a square cell.
 
     Args:
-        panels: uint8 RGB (h, w, 3), in reading order.
-        columns: most images in a row.
-        cell: side of a cell.
+        panels: uint8 RGB images (h, w, 3), row by row.
+        columns: maximum number of images in a row.
+        cell: side of a cell in pixels.
         gap: pixels between cells and around them.
 
     Returns:
-        uint8 RGB; a blank cell when there are no images.
+        uint8 RGB (height, width, 3); a blank cell if there are no images.
 
     """
     columns = max(min(columns, len(panels)), 1)

@@ -1,6 +1,6 @@
-"""How well a heat map finds lesions, beside what the shape of the eye and chance would find.
+"""Score how well a heat map locates lesions, compared with a distance-based prior and with chance.
 
-All scores look at pixels inside the field of view only, so black borders earn nothing.
+All scores use only pixels inside the field of view, so black borders do not improve them.
 """
 
 import cv2
@@ -14,21 +14,21 @@ Mask = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float32]
 
 TOLERANCE = 0.02
-"""A point this near to a lesion hits it, as a share of the field's diameter (Zhang et al., IJCV 2018: 15
-pixels of images some 500 wide)."""
+"""Maximum distance of a point from a lesion it hits, as a fraction of the diameter of the field of view
+(Zhang et al., IJCV 2018, use 15 pixels for images about 500 pixels wide)."""
 
 
 def to_original(heat: Floats, geometry: CropGeometry, width: int, height: int) -> Floats:
-    """A heat map over a crop, in the pixels of its photograph.
+    """Resample a heat map of a crop to the pixels of its photograph.
 
     Args:
         heat: (h, w) over the whole crop, at any resolution.
-        geometry: where the crop lies in the photograph.
-        width: of the photograph.
-        height: of the photograph.
+        geometry: position of the crop in the photograph.
+        width: width of the photograph in pixels.
+        height: height of the photograph in pixels.
 
     Returns:
-        float32 (height, width), bilinear; 0 outside the crop.
+        float32 (height, width), interpolated bilinearly; 0 outside the crop.
 
     """
     x0, y0, x1, y1 = geometry.box
@@ -41,7 +41,7 @@ def to_original(heat: Floats, geometry: CropGeometry, width: int, height: int) -
 
 
 def scores(heat: Floats, lesion: Mask, fov: Mask, tolerance: float = TOLERANCE) -> dict[str, float]:
-    """Pixel AUC and pointing game of a heat map, of a map that only knows the eye's outline, and of chance.
+    """Return pixel AUC and pointing game of a heat map, of a prior without image content, and of chance.
 
     Args:
         heat: (H, W) in original pixels.
@@ -50,10 +50,11 @@ def scores(heat: Floats, lesion: Mask, fov: Mask, tolerance: float = TOLERANCE) 
         tolerance: see ``TOLERANCE``.
 
     Returns:
-        ``auc``: chance that a lesion pixel is hotter than another pixel, ties half. ``pointing``: 1 when the
-        hottest pixel lies on a lesion (of several, the share that does). ``prior_auc``, ``prior_pointing``:
-        the same for the distance from the edge of the field. ``random_auc``, ``random_pointing``: their
-        expectation for a random map. Empty when no pixel of the field, or each one, is a lesion.
+        ``auc``: probability that a lesion pixel has a higher value than another pixel, ties count half.
+        ``pointing``: 1 if the maximum lies on a lesion or within the tolerance of one, else 0 (for several
+        maxima, the share that does). ``prior_auc``, ``prior_pointing``: the same for a map of the distance
+        from the edge of the field of view. ``random_auc``, ``random_pointing``: the expected values for a
+        random map. Empty if no pixel of the field of view, or every pixel, is a lesion.
 
     """
     fov = _filled(fov)
@@ -74,10 +75,10 @@ def scores(heat: Floats, lesion: Mask, fov: Mask, tolerance: float = TOLERANCE) 
 
 
 def _squared_distance(mask: Mask) -> Floats:
-    """Squared distance of each pixel to the nearest false one, whole numbers.
+    """Return the squared distance of each pixel to the nearest false pixel, in whole numbers.
 
     OpenCV's distances differ in the last bit between runs and machines, which would break ties between pixels
-    that lie equally deep; their squares are integers, so rounding brings the ties back.
+    at equal distance; the squares are integers, so rounding restores the ties.
     """
     distance = cv2.distanceTransform(mask.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
     return np.rint(distance.astype(np.float32) ** 2)
@@ -88,7 +89,7 @@ def _pointing(values: Floats, hit: Mask) -> float:
 
 
 def _filled(fov: Mask) -> Mask:
-    """The largest region of a mask without its holes (dark vessels and lesions belong to the eye)."""
+    """Return the largest region of a mask with its holes filled (dark vessels and lesions belong to it)."""
     outlines, _ = cv2.findContours(fov.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     filled = np.zeros(fov.shape, np.uint8)
     if outlines:

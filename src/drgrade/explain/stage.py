@@ -1,4 +1,4 @@
-"""The stage ``explain``: heat maps of one model, in original pixels, scored where lesions are known."""
+"""The stage ``explain``: heat maps of one model in original pixels, scored where lesions are annotated."""
 
 import logging
 import shutil
@@ -29,16 +29,17 @@ SIDE = 1024  # longest side of a written map in pixels
 def explain(
     params: Explanation, *, graded: CroppedDataset, masked: CroppedDataset, model: Path, out: Path
 ) -> None:
-    """Write ``maps/<image_id>.png`` (0-255 in the photograph's frame), ``heat_maps.png``, ``scores.json``.
+    """Write ``maps/<image_id>.png`` (0-255, over the whole photograph), ``heat_maps.png``, ``scores.json``.
 
-    Photographs with lesion masks are scored: pixel AUC and pointing game, beside the same scores of a map
-    that knows only where the retina is, and of a random one. As many graded test photographs are shown.
+    Photographs with lesion masks are scored by pixel AUC and pointing game, compared with a map that depends
+    only on the distance from the edge of the retina, and with a random map. Up to the same number of graded
+    test photographs is shown without scores.
 
     Args:
-        params: method, and how many photographs of each kind.
-        graded: whose test photographs are shown.
-        masked: with lesion masks.
-        model: of the experiment that is explained, ``results/.../<experiment>/<training>/model``.
+        params: method, and number of photographs of each of the two groups.
+        graded: dataset whose test photographs are shown.
+        masked: dataset with lesion masks.
+        model: folder of the model to explain, ``results/.../<experiment>/<training>/model``.
         out: folder to write to.
 
     Raises:
@@ -66,10 +67,10 @@ def explain(
 
 
 def network_of(model: Path) -> Explainable:
-    """What can be explained of a trained model.
+    """Load a trained model and return its network with its preprocessing.
 
     Raises:
-        UserError: there is no model, or it has no network.
+        UserError: there is no model, or its grader has no network.
     """
     grader = load_model(model)
     explained = grader.explainable()
@@ -82,7 +83,7 @@ def network_of(model: Path) -> Explainable:
 
 
 def with_masks(source: CroppedDataset, images: int) -> pd.DataFrame:
-    """Photographs with lesion masks, those the detector did not learn from first."""
+    """Return up to ``images`` photographs with lesion masks: test first, then validation, then training."""
     table = source.index[(source.index["subset"] == "segmentation") & (source.index["status"] == "ok")]
     table = table[table["image_id"].isin(list(source.crops.rows))]
     first = table["split"].map({"test": 0, "val": 1, "train": 2})
@@ -90,7 +91,10 @@ def with_masks(source: CroppedDataset, images: int) -> pd.DataFrame:
 
 
 def test_rows(source: CroppedDataset, images: int) -> pd.DataFrame:
-    """Graded test photographs (with folds: of the first fold), spread over the grades, the worst first."""
+    """Return up to ``images`` graded test photographs (with folds: of fold 0), alternating over the grades.
+
+    Higher grades come first.
+    """
     table = source.index[(source.index["subset"] == "grading") & (source.index["status"] == "ok")]
     table = table[table["image_id"].isin(list(source.crops.rows))]
     table = table[table["fold"].eq(0).fillna(False) | (table["split"] == "test")].sort_values("image_id")
@@ -99,7 +103,7 @@ def test_rows(source: CroppedDataset, images: int) -> pd.DataFrame:
 
 
 def maps(method: str, explained: Explainable, source: CroppedDataset, rows: pd.DataFrame) -> np.ndarray:
-    """Heat maps (n, S, S) in 0-1 over the crops, at the network's input size."""
+    """Return heat maps (n, S, S), 0-1, over the crops of ``rows``; S is the network's input size."""
     import torch
 
     from drgrade.device import device
@@ -117,13 +121,13 @@ def maps(method: str, explained: Explainable, source: CroppedDataset, rows: pd.D
 def one(
     source: CroppedDataset, row: pd.Series, heat: np.ndarray, folder: Path
 ) -> tuple[np.ndarray, dict[str, float]]:
-    """Write a photograph's map; its panel for the sheet, uint8 RGB, and scores where it has masks.
+    """Write a photograph's heat map; return its overlay (uint8 RGB) and, if it has masks, its scores.
 
     Args:
-        source: where ``row`` is from.
-        row: of the index.
-        heat: over the crop (S, S), 0-1.
-        folder: for the map, in the photograph's frame, no side longer than :data:`SIDE`.
+        source: dataset of the photograph.
+        row: row of the index.
+        heat: heat map of the crop (S, S), 0-1.
+        folder: where to write the map of the whole photograph, its longer side at most :data:`SIDE` pixels.
     """
     image_id = str(row["image_id"])
     root = raw_root(source.name)

@@ -1,1 +1,1 @@
-"""Lesions: masks, boxes, the MMDetection detector, and the patches cut around what it finds."""
+"""Lesions: masks, bounding boxes, the MMDetection detector, and the patches cut around its detections."""

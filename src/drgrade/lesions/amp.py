@@ -1,7 +1,7 @@
-"""Detectors in mixed precision: backbone and neck in 16 bits; heads, losses and boxes in 32.
+"""Mixed precision for detectors: backbone and neck in 16 bits; heads, losses and boxes in 32.
 
-MMDetection's own mixed precision runs all of the network in 16 bits. Heads place their boxes by a grid of
-points in the type of what they are given, and bfloat16 tells 256 from 258 but not from 257.
+MMDetection's own mixed precision runs the whole network in 16 bits. Detection heads then compute the grid
+points of their boxes in the dtype of their input features, and bfloat16 cannot represent 257 (only 256, 258).
 """
 
 from collections.abc import Iterator
@@ -15,10 +15,11 @@ from torch import nn
 
 
 def half_features(model: nn.Module, dtype: torch.dtype) -> None:
-    """Let a detector's backbone and neck run in a 16-bit type from now on; its weights stay float32.
+    """Run a detector's backbone and neck under autocast from now on; its weights stay float32.
 
     Args:
-        model: of MMDetection. Do not copy it afterwards: the copy would run this one's backbone.
+        model: an MMDetection model, changed in place. Do not deep-copy it afterwards: the copy would still
+            call the backbone of the original.
         dtype: bfloat16 or float16.
     """
     extract: Any = model.extract_feat
@@ -33,10 +34,13 @@ def half_features(model: nn.Module, dtype: torch.dtype) -> None:
 
 @OPTIM_WRAPPERS.register_module()
 class ScaledOptimWrapper(AmpOptimWrapper):
-    """Scales the loss for gradients of float16, whose small values would vanish, and casts nothing."""
+    """Optimizer wrapper that scales the loss, so that small float16 gradients do not underflow.
+
+    Unlike its base class it does not autocast the forward pass.
+    """
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
-        """As without mixed precision: :func:`half_features` casts what is to be cast."""
+        """Same context as without mixed precision: :func:`half_features` does the casting."""
         with super(AmpOptimWrapper, self).optim_context(model):
             yield

@@ -1,4 +1,4 @@
-"""Any timm network as the backbone of an MMDetection model.
+"""MMDetection backbone that wraps any timm network.
 
 Import after :func:`drgrade.lesions.ops.install`.
 """
@@ -20,9 +20,9 @@ class TimmBackbone(BaseModule):
 
     Args:
         name: timm model name.
-        start: ``imagenet``, a weights file, or None for a random start.
-        out_indices: levels to return, as timm counts them: 0 has stride 2, 1 stride 4, 2 stride 8, ...
-        frozen_level: the network up to and including this level keeps its weights (None: all is trained).
+        start: ``imagenet``, a weights file, or None for random initialisation.
+        out_indices: levels to return, in timm's numbering: 0 has stride 2, 1 stride 4, 2 stride 8, ...
+        frozen_level: the weights up to and including this level are frozen (None: everything is trained).
         norm_eval: BatchNorm keeps its running statistics in training.
     """
 
@@ -43,14 +43,14 @@ class TimmBackbone(BaseModule):
             module.requires_grad_(False)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Normalised images (B, 3, H, W) to feature maps (B, C_i, H / stride_i, W / stride_i)."""
+        """Return feature maps (B, C_i, H / stride_i, W / stride_i) of normalised images (B, 3, H, W)."""
         return tuple(self.net(images))
 
     def init_weights(self) -> None:
-        """Weights were loaded when the network was made: nothing may touch them again."""
+        """Do nothing: weights are loaded in the constructor and must not be initialised again."""
 
     def train(self, mode: bool = True) -> Self:
-        """Switch to training, but keep what is frozen in evaluation mode."""
+        """Set training mode, but keep frozen layers (and BatchNorm if ``norm_eval``) in evaluation mode."""
         super().train(mode)
         if mode and self.norm_eval:
             for module in self.net.modules():
@@ -61,9 +61,9 @@ class TimmBackbone(BaseModule):
         return self
 
     def _modules_up_to(self, level: int) -> list[torch.nn.Module]:
-        """Modules with weights of their own, up to a level's last, in the order they were made.
+        """Return the modules that own parameters, up to and including the last one of a level.
 
-        That is the order of timm's forward pass.
+        They come in the order of registration, which is the order of timm's forward pass.
         """
         last = self.levels[level]["module"].replace(".", "_") + "_"
         found = [(name.replace(".", "_") + "_", module) for name, module in self.net.named_modules()]

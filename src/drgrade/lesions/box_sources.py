@@ -1,6 +1,6 @@
-"""Where the boxes of the patches come from: the detector, lesion masks, a released file, or chance.
+"""Sources of patch boxes: the detector, lesion masks, a published file, or random positions.
 
-All give boxes in crop pixels, as a table: image_id, x1, y1, x2, y2, score, lesion.
+All return boxes in crop pixels, as a table with the columns image_id, x1, y1, x2, y2, score, lesion.
 """
 
 import logging
@@ -22,29 +22,29 @@ from drgrade.schema import LESION_BOXES, read_table
 log = logging.getLogger(__name__)
 
 Places = Mapping[str, CropGeometry]
-"""Where the crop of each photograph that may be looked at lies."""
+"""Crop geometry by image_id, for the photographs that may be used."""
 
 SAME_SIZE = 0.01
-"""A released box is used when the crop it was found in has the size of ours, but for this share."""
+"""Relative tolerance on height and width: a published box is used only if its crop matches ours in size."""
 ROUNDS = 100
-"""Draws for a random box; about half of the places drawn are allowed, so a box that uses these up fits
-nowhere."""
+"""Most attempts to place a random box. About half of the attempts succeed, so a box that fails all of them
+does not fit anywhere."""
 
 
 def detected(lesions: Path, places: Places) -> pd.DataFrame:
-    """Detections of ``lesions.parquet`` (original pixels) in crop pixels, on photographs with a place."""
+    """Read ``lesions.parquet`` (original pixels) and return its boxes in crop pixels, for ``places`` only."""
     return _to_crop(read_table(lesions, LESION_BOXES), places)
 
 
 def masked(dataset: str, photographs: pd.DataFrame, places: Places, params: LesionBoxes) -> pd.DataFrame:
-    """Boxes of the lesions drawn in masks, without a score.
+    """Return boxes around the lesions in masks, in crop pixels; the score is missing.
 
     Args:
-        dataset: whose masks.
-        photographs: image_id, width and height (original pixels) of those to look at; one without masks gives
-            no box.
-        places: their crops.
-        params: how masks become boxes.
+        dataset: name of the dataset with masks.
+        photographs: image_id, width and height (original pixels) of the photographs to use; one without masks
+            gives no box.
+        places: crop geometry by image_id.
+        params: how masks are converted to boxes.
 
     Raises:
         UserError: no photograph has a mask; a mask is unreadable or of another size than its photograph.
@@ -59,7 +59,10 @@ def masked(dataset: str, photographs: pd.DataFrame, places: Places, params: Lesi
 
 
 def drawn(dataset: str, photographs: pd.DataFrame, params: LesionBoxes) -> pd.DataFrame:
-    """Boxes of the lesions drawn in masks, in original pixels; arguments and errors as of :func:`masked`."""
+    """Return boxes around the lesions in masks, in original pixels.
+
+    See :func:`masked` for arguments and errors; a table without boxes is not an error here.
+    """
     source, root = DATASETS.get(dataset)(), raw_root(dataset)
     parts = [_table("", np.empty((0, 4)), "")]
     for _, row in photographs.iterrows():
@@ -76,13 +79,13 @@ def drawn(dataset: str, photographs: pd.DataFrame, params: LesionBoxes) -> pd.Da
 
 
 def published(path: Path, places: Places, size: int, *, legacy_swap: bool) -> pd.DataFrame:
-    """Boxes of a released pickle whose names, without folder and suffix, are image_ids.
+    """Return the boxes of a published pickle; file names without folder and suffix must be image_ids.
 
-    Photographs that are not among the ``places`` are passed over: whatever a file calls its sets, the own
-    split decides. So are raw predictions on crops of another size than ours.
+    Photographs not in ``places`` are skipped: our split decides which are used, whatever the file calls its
+    sets. Raw predictions on crops of a different size than ours are skipped too.
 
     Raises:
-        UserError: as :func:`read_published`; no photograph is left.
+        UserError: as :func:`read_published`; or no photograph is left.
     """
     table = read_published(path, size, legacy_swap=legacy_swap)
     stems = {name: Path(name).stem for name in table["name"].unique()}
@@ -108,17 +111,17 @@ def published(path: Path, places: Places, size: int, *, legacy_swap: bool) -> pd
 def at_random(
     boxes: pd.DataFrame, photographs: pd.DataFrame, places: Places, border: float, seed: int
 ) -> pd.DataFrame:
-    """The same boxes elsewhere: each photograph keeps their number, sizes, scores and kinds.
+    """Move boxes to random positions; each photograph keeps their number, sizes, scores and kinds.
 
-    Every place where a box lies wholly on the retina is as likely as any other. The retina is the disc that
-    touches the ``border``, which the crop rules fit to the field of view, as far as the photograph shows it.
+    Positions are uniform over those where the whole box lies on the retina. The retina is taken to be the
+    disc inscribed in the crop less ``border``, intersected with the area that the photograph covers.
 
     Args:
-        boxes: the table to take the sizes from.
+        boxes: table of boxes in crop pixels.
         photographs: image_id, width and height in original pixels.
-        places: their crops.
+        places: crop geometry by image_id.
         border: distance to keep from the crop's edge, in crop pixels.
-        seed: a photograph's boxes depend on it and on image_id, not on other photographs.
+        seed: random seed; a photograph's boxes depend on it and on image_id, not on other photographs.
     """
     columns = (photographs[name] for name in ("image_id", "width", "height"))
     extent = {image_id: (width, height) for image_id, width, height in zip(*columns, strict=True)}
@@ -135,27 +138,27 @@ def at_random(
 def random_boxes(
     sides: np.ndarray, frame: np.ndarray, centre: float, radius: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """Boxes (n, 4) of the given sides (n, 2), uniform where all of a box is in the frame and the disc.
+    """Draw boxes at uniformly random positions that lie entirely inside both a rectangle and a disc.
 
     Args:
-        sides: width and height.
-        frame: (x1, y1, x2, y2).
-        centre: of the disc, both coordinates.
-        radius: of the disc.
-        rng: source of chance.
+        sides: width and height of each box (n, 2).
+        frame: the rectangle (x1, y1, x2, y2).
+        centre: x and y coordinate (the same number) of the disc's centre.
+        radius: radius of the disc.
+        rng: random generator.
 
     Returns:
-        x1, y1, x2, y2; a box that fits nowhere lies in the middle of the disc.
+        Boxes (n, 4) as x1, y1, x2, y2; a box that does not fit is centred in the disc.
     """
     half = sides / 2
-    reach = np.sqrt(np.maximum(radius**2 - half[:, ::-1] ** 2, 0)) - half  # of its centre, on an axis
+    reach = np.sqrt(np.maximum(radius**2 - half[:, ::-1] ** 2, 0)) - half  # largest offset of a centre
     low = np.maximum(centre - reach, frame[:2] + half)
     high = np.maximum(np.minimum(centre + reach, frame[2:] - half), low)
     middle = np.full_like(half, centre)
     todo = np.arange(len(sides))
     for _ in range(ROUNDS):
         point = rng.uniform(low[todo], high[todo])
-        corner = np.abs(point - centre) + half[todo]  # the farthest one
+        corner = np.abs(point - centre) + half[todo]  # offset of the farthest corner
         inside = (point - half[todo] >= frame[:2]) & (point + half[todo] <= frame[2:])
         good = (np.sum(corner**2, axis=1) <= radius**2) & inside.all(axis=1)
         middle[todo[good]] = point[good]
@@ -172,7 +175,7 @@ def _table(image_id: str, boxes: np.ndarray, lesion: str) -> pd.DataFrame:
 
 
 def _to_crop(table: pd.DataFrame, places: Places) -> pd.DataFrame:
-    """Boxes of the photographs with a place, moved there from original pixels."""
+    """Keep the photographs in ``places`` and convert their boxes from original to crop pixels."""
     table = table[table["image_id"].isin(places.keys())].reset_index(drop=True)
     boxes = table[COLUMNS].to_numpy(np.float64, copy=True)
     for image_id, found in table.groupby("image_id").indices.items():

@@ -1,6 +1,6 @@
-"""Choose the boxes that pretraining looks at: ``patches.pkl``, the field's format.
+"""Select the boxes whose patches are used for pretraining and write them to ``patches.pkl``.
 
-Rules of Huang et al., MICCAI 2021 (specification 6.2), on crops of any size.
+Selection rules and file format of Huang et al., MICCAI 2021 (specification 6.2), on crops of any size.
 """
 
 import logging
@@ -21,7 +21,7 @@ from drgrade.schema import CROPS, INDEX, LESION_BOXES, LESIONS, read_table, writ
 log = logging.getLogger(__name__)
 
 THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9)
-"""Scores for which the statistics are given; the paper varies them."""
+"""Score thresholds for which statistics are written; the paper compares them."""
 
 
 def make_patches(
@@ -37,29 +37,29 @@ def make_patches(
     kinds: Path,
     statistics: Path,
 ) -> None:
-    """Take boxes from their source, filter them, and write them in crop space.
+    """Read boxes from their source, filter them, and write them in crop pixels.
 
-    Photographs of the splits train and val take part (under cross-validation, all graded ones, as train:
-    no grade is used); of those with masks only the ones the detector was trained on. A photograph of the
-    test split never does; one with fewer than ``params.min_count`` boxes that pass is left out.
+    Graded photographs of the splits train and val are used (under cross-validation all of them, as train:
+    no grade is used); of the photographs with masks, only those the detector was trained on. Photographs of
+    the test split are never used; those with fewer than ``params.min_count`` remaining boxes are dropped.
 
     Args:
         dataset: name of the dataset.
         index: ``index.parquet``.
         crops: ``crops.parquet``.
         size: side of a crop in pixels.
-        lesions: ``lesions.parquet``, in original pixels; None where no detection is asked for.
-        masks: how lesion masks become boxes.
-        source: where boxes come from.
+        lesions: ``lesions.parquet``, in original pixels; None if the source needs no detections.
+        masks: how lesion masks are converted to boxes.
+        source: where the boxes come from.
         params: patch size, score, border, kinds of lesion and minimum count.
         out: the pickle: ``{"train": {image_id: [(x1, y1, x2, y2), ...]}, "val": {...}}``, floats.
-        kinds: the same boxes as a table (``LESION_BOXES``, crop pixels), with the kinds and scores that the
-            pickle has no place for; a photograph's boxes in the pickle's order.
-        statistics: JSON with images and boxes, by lesion, of what was chosen and, where boxes have scores,
-            at several of these. Random boxes count as the kind they stand for.
+        kinds: the same boxes as a table (``LESION_BOXES``, crop pixels), with the lesion kinds and scores
+            that the pickle cannot hold; the boxes of a photograph are in the pickle's order.
+        statistics: JSON with the numbers of images and boxes, by lesion, for the selected boxes and, if boxes
+            have scores, for other thresholds. A random box counts as the kind of the box it was moved from.
 
     Raises:
-        UserError: no box in the training split passes; the source is not there.
+        UserError: no box of the training split passes the filter, or the source is missing.
     """
     rows = _rows(index)
     places = _places(crops, size, rows)
@@ -81,7 +81,7 @@ def make_patches(
 
 
 def _statistics(source: Source, fits: pd.DataFrame, chosen: pd.DataFrame, params: Patches) -> dict[str, Any]:
-    """Where the boxes are from, how many were chosen, and how many other scores would choose."""
+    """Return the source of the boxes and their counts, at the chosen and at other score thresholds."""
     scored = bool(fits["score"].notna().all())
     return {
         "source": source,
@@ -104,7 +104,7 @@ def _from_source(
     masks: LesionBoxes,
     params: Patches,
 ) -> pd.DataFrame:
-    """All boxes before the filter; for random ones, those that they take number and sizes from."""
+    """Return all boxes before filtering; for the source random, the boxes that are later moved."""
     if source == "masks":
         return masked(dataset, rows[rows["image_id"].isin(places.keys())], places, masks)
     if params.published:
@@ -115,7 +115,7 @@ def _from_source(
 
 
 def _rows(index: Path) -> pd.DataFrame:
-    """image_id, subset, split, width and height of the photographs that may be looked at."""
+    """Return image_id, subset, split, width and height of the photographs that may be used."""
     table = read_table(index, INDEX)
     table = table[table["status"] == "ok"]
     graded = table["subset"] == "grading"
@@ -125,7 +125,7 @@ def _rows(index: Path) -> pd.DataFrame:
 
 
 def _places(crops: Path, size: int, rows: pd.DataFrame) -> Places:
-    """Crops of the photographs in ``rows``; without one a photograph takes no part."""
+    """Return crop geometry by image_id for ``rows``; photographs without a crop are left out."""
     table = read_table(crops, CROPS)
     table = table[(table["status"] == "ok") & table["image_id"].isin(rows["image_id"])]
     return {str(row["image_id"]): CropGeometry.from_row(row, size) for _, row in table.iterrows()}
@@ -143,7 +143,7 @@ def _of_kinds(table: pd.DataFrame, params: Patches) -> pd.DataFrame:
 
 
 def _above(table: pd.DataFrame, score: float, min_count: int) -> pd.DataFrame:
-    """Boxes that score above this or have no score, on photographs with enough of them."""
+    """Keep boxes with a score above ``score`` or without one, on photographs with at least ``min_count``."""
     table = table[(table["score"].isna() | (table["score"] > score)).astype(bool)]
     return table[table.groupby("image_id")["image_id"].transform("size") >= min_count]
 
@@ -167,7 +167,7 @@ def _boxes(table: pd.DataFrame) -> Boxes:
 
 
 def _count(table: pd.DataFrame) -> dict[str, Any]:
-    """Images, boxes, and boxes by kind of lesion where it is known, by split."""
+    """Count images and boxes by split, and boxes by kind of lesion if all kinds are known."""
     counts: dict[str, Any] = {}
     for split in ("train", "val"):
         part = table[table["split"] == split]

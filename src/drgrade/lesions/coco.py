@@ -1,4 +1,4 @@
-"""Lesion masks to COCO: tiles of the photographs with masks, and the lesions' boxes on them."""
+"""Convert lesion masks to COCO: tiles of the photographs with masks, annotated with lesion boxes."""
 
 import hashlib
 import logging
@@ -28,7 +28,7 @@ CATEGORIES: list[dict[str, Any]] = [
     {"id": number, "name": lesion} for number, lesion in enumerate(LESIONS, start=1)
 ]
 VISIBLE = 0.4
-"""Least share of a lesion's box that must lie in a tile for the tile to count it."""
+"""Minimum fraction of a lesion's box inside a tile for the lesion to be annotated on that tile."""
 QUALITY = [
     cv2.IMWRITE_JPEG_QUALITY,
     95,
@@ -39,12 +39,12 @@ QUALITY = [
 
 @dataclass(frozen=True)
 class Seen:
-    """The lesions of one kind on a tile.
+    """The visible lesions of one kind on a tile.
 
     Attributes:
-        boxes: (n, 4) in tile pixels.
-        segmentations: COCO's, one for each: run lengths, or the polygon that was published.
-        areas: (n,) in tile pixels.
+        boxes: (n, 4), x1 y1 x2 y2 in tile pixels.
+        segmentations: one COCO segmentation for each lesion: run-length encoding, or a polygon (parity mode).
+        areas: (n,) in square tile pixels.
     """
 
     boxes: np.ndarray
@@ -54,18 +54,18 @@ class Seen:
 
 @dataclass
 class Coco:
-    """A COCO file in the making.
+    """Builder of a COCO file.
 
-    Identifiers count from 1: COCO evaluation takes a match with annotation 0 for no match.
+    Identifiers start at 1, because COCO evaluation treats annotation id 0 as "no match".
     """
 
     images: list[dict[str, Any]] = field(default_factory=list)
     annotations: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, file_name: str, encoded: bytes, tile: Tile, seen: dict[str, Seen]) -> None:
-        """Add a tile with its file's content and what is on it, by kind of lesion.
+        """Add a tile, the encoded bytes of its image file, and its lesions by kind.
 
-        The content's SHA-256 is kept: who compares COCO files need not read the tiles.
+        The SHA-256 of the bytes is stored, so that COCO files can be compared without reading the tiles.
         """
         height, width = tile.pixels.shape[:2]
         image_id = len(self.images) + 1
@@ -93,15 +93,19 @@ class Coco:
 
 
 def see(boxes: np.ndarray, tile: Tile, labels: np.ndarray, params: LesionBoxes) -> Seen:
-    """The lesions (n, 4), in original pixels, that a tile shows; ``labels`` (h, w) is its label map."""
+    """Return the lesions visible on a tile, from boxes (n, 4) in original pixels.
+
+    ``labels`` (h, w) is the tile's label map: 0 is background, i + 1 belongs to box i.
+    """
     shown, rows = visible_boxes(boxes, tile, params.min_side)
     return rectangles(shown) if params.mode == "parity" else outlined(shown, rows, labels)
 
 
 def outlined(boxes: np.ndarray, rows: np.ndarray, labels: np.ndarray) -> Seen:
-    """Lesions with their pixels: ``rows`` (n,) of the boxes (n, 4) in a label map (h, w) of the tile.
+    """Return lesions with run-length masks taken from the tile's label map (h, w).
 
-    A lesion of which scaling left no pixel keeps the one in the middle of its box.
+    ``boxes`` (n, 4) are in tile pixels; box i has the label ``rows[i] + 1``. A lesion that lost all its
+    pixels when the map was scaled gets the one pixel at the centre of its box.
     """
     height, width = labels.shape
     segmentations, areas = [], []
@@ -119,7 +123,7 @@ def outlined(boxes: np.ndarray, rows: np.ndarray, labels: np.ndarray) -> Seen:
 
 
 def rectangles(boxes: np.ndarray) -> Seen:
-    """Lesions as published (specification 4.3): a rectangle of 16 numbers, and an area of (w + 1)(h + 1)."""
+    """Return lesions in the published form (specification 4.3): 8-point rectangles, area (w + 1)(h + 1)."""
     segmentations, areas = [], []
     for x1, y1, x2, y2 in boxes.round(3).tolist():
         x, y = (x1 + x2) / 2, (y1 + y2) / 2
@@ -129,10 +133,10 @@ def rectangles(boxes: np.ndarray) -> Seen:
 
 
 def visible_boxes(boxes: np.ndarray, tile: Tile, min_side: int) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes (n, 4) in original pixels as a tile shows them, and their rows.
+    """Convert boxes (n, 4) from original to tile pixels; return those that remain (m, 4) and their rows (m,).
 
-    Sides below ``min_side`` tile pixels grow to it around the box's centre; boxes are clipped to the tile;
-    those with less than 40 % of their area inside are dropped.
+    Sides shorter than ``min_side`` tile pixels are enlarged to it around the box's centre. Boxes are clipped
+    to the tile; those with less than 40 % of their area inside are dropped.
     """
     moved = tile.boxes_to_tile(boxes)
     grow = np.maximum(min_side - (moved[:, 2:] - moved[:, :2]), 0) / 2
@@ -147,10 +151,10 @@ def visible_boxes(boxes: np.ndarray, tile: Tile, min_side: int) -> tuple[np.ndar
 def photographs(
     dataset: str, index: Path, crops: Path, subsets: tuple[str, ...]
 ) -> Iterator[tuple[pd.Series, np.ndarray, tuple[int, int, int, int]]]:
-    """Index row, pixels (H, W, 3) uint8 RGB and crop box of each usable photograph, by image_id.
+    """Yield index row, pixels (H, W, 3) uint8 RGB and crop box of each usable photograph, by image_id.
 
-    Usable means: of one of the ``subsets``, with status ok in the index and in ``crops.parquet``.
-    A photograph that cannot be read is logged and passed over; ``crops.parquet`` carries its reason.
+    Usable means: in one of the ``subsets``, with status ok in the index and in ``crops.parquet``.
+    A photograph that cannot be read is logged and skipped; ``crops.parquet`` gives the reason.
     """
     table = read_table(index, INDEX)
     table = table[table["subset"].isin(subsets) & (table["status"] == "ok")]
@@ -170,20 +174,20 @@ def make_lesion_boxes(dataset: str, index: Path, crops: Path, params: LesionBoxe
     """Cut the photographs with lesion masks into tiles and write COCO files for the detector.
 
     Writes ``out/train.json``, ``out/val.json`` (categories 1-4 = MA, HE, EX, SE) and their tiles,
-    ``out/images/<image_id>__x<left>_y<top>.jpg``, named by the offset in the scaled crop box. Tiles
+    ``out/images/<image_id>__x<left>_y<top>.jpg``, named by their offset in the scaled crop box. Tiles
     without a lesion are kept as background; tiles outside the field of view are not written.
 
     Raises:
         UserError: no photograph with masks in the training or in the validation split, or a mask that
-            is unreadable or of another size than its photograph.
+            is unreadable or differs in size from its photograph.
     """
     source = DATASETS.get(dataset)()
     tiling = Tiling(params.tile, params.overlap, params.scale)
-    shutil.rmtree(out / "images", ignore_errors=True)  # tiles of another cut would linger
+    shutil.rmtree(out / "images", ignore_errors=True)  # remove tiles of an earlier run
     (out / "images").mkdir(parents=True)
     files = {"train": Coco(), "val": Coco()}
     for split in files:
-        (out / f"{split}.json").unlink(missing_ok=True)  # until its tiles are all there
+        (out / f"{split}.json").unlink(missing_ok=True)  # written again once all tiles exist
     for row, image, box in photographs(dataset, index, crops, ("segmentation",)):
         if row["split"] not in files:
             continue
@@ -214,7 +218,7 @@ def make_lesion_boxes(dataset: str, index: Path, crops: Path, params: LesionBoxe
 
 
 def _lesions(path: Path, shape: tuple[int, ...], params: LesionBoxes) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes and label map of a mask."""
+    """Return the boxes (n, 4) and the label map (H, W) of a mask."""
     mask = read_mask(path)
     if mask.shape != shape[:2]:
         raise UserError(

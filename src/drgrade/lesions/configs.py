@@ -1,4 +1,4 @@
-"""The detectors of ``workflow/detectors``: configs of MMDetection, found and compared without it."""
+"""Find and hash the MMDetection configs in ``workflow/detectors`` without importing MMDetection."""
 
 import ast
 import hashlib
@@ -10,10 +10,12 @@ FOLDER = Path("workflow/detectors")
 
 
 def config_file(name: str) -> Path:
-    """The leaf config ``name`` in ``workflow/detectors`` of the working directory or of the repository.
+    """Return the path of config ``name`` in ``workflow/detectors``.
+
+    The working directory is searched first, then the repository.
 
     Raises:
-        UserError: there is none; the message lists those there are.
+        UserError: there is no such config; the message lists the available ones.
     """
     folders = [FOLDER, Path(__file__).parents[3] / FOLDER]
     for folder in folders:
@@ -24,12 +26,12 @@ def config_file(name: str) -> Path:
 
 
 def config_digest(name: str) -> str:
-    """SHA-256 of a leaf config and of what it builds on, without comments."""
+    """SHA-256 of a config and of its base configs, ignoring comments."""
     return hashlib.sha256("\n".join(map(ast.dump, _trees(config_file(name)))).encode()).hexdigest()
 
 
 def backbones(name: str) -> list[str]:
-    """Names of timm networks that a leaf config, or one it builds on, gives its backbone."""
+    """Names of timm networks that a config or one of its base configs sets for its backbone."""
     found = set()
     for tree in _trees(config_file(name)):
         for node in ast.walk(tree):
@@ -39,7 +41,7 @@ def backbones(name: str) -> list[str]:
 
 
 def backbone(name: str) -> str | None:
-    """The timm network that is a leaf config's backbone; None where MMDetection has its own."""
+    """Name of the timm network used as a config's backbone; None for MMDetection's own backbones."""
     from mmengine.config import Config
 
     found = Config.fromfile(config_file(name)).model.backbone
@@ -47,7 +49,7 @@ def backbone(name: str) -> str | None:
 
 
 def _trees(file: Path) -> list[ast.Module]:
-    """A config and those it builds on (``_base_``), parsed; those of installed packages are left out."""
+    """Parse a config and its base configs (``_base_``); bases from installed packages are left out."""
     tree = ast.parse(file.read_bytes())
     bases: list[str] = []
     for node in tree.body:

@@ -1,7 +1,7 @@
-"""Train the lesion detector with MMDetection and measure it.
+"""Train the lesion detector with MMDetection and evaluate it: ``drgrade detector``.
 
-``drgrade detector``; the model and its schedule are a leaf config in ``workflow/detectors``. A training
-that was killed goes on at the epoch it was in, and ends as if it had not been: its checkpoints wait in
+The model and its schedule are a config in ``workflow/detectors``. An interrupted training resumes at the
+start of the interrupted epoch and gives the same result as an uninterrupted one; its checkpoints are in
 ``.cache/drgrade/detector-<key>`` (:func:`drgrade.resume.training_key`).
 """
 
@@ -37,15 +37,16 @@ GPU_WORKERS = 4
 
 
 def train_detector(boxes: Path, params: Detector, out: Path, run: "Run") -> None:
-    """Train on the tiles in ``boxes`` (of :func:`drgrade.lesions.coco.make_lesion_boxes`) and evaluate.
+    """Train on the tiles in ``boxes`` and evaluate on the validation tiles.
 
-    Writes ``out/model.pth`` (the last epoch's tensors), ``out/config.py`` (what :func:`load_detector` builds
-    the network from) and ``out/metrics.json``: for all lesions and for each, what
-    :func:`drgrade.lesions.precision.average_precision` says of the validation tiles. What the detector finds
-    on photographs is measured apart (:mod:`.measure`).
+    ``boxes`` is the output folder of :func:`drgrade.lesions.coco.make_lesion_boxes`. Writes ``out/model.pth``
+    (state dict of the last epoch), ``out/config.py`` (from which :func:`load_detector` builds the network)
+    and ``out/metrics.json``: the result of :func:`drgrade.lesions.precision.average_precision`. Detections
+    on whole photographs are evaluated in :mod:`.measure`.
 
     Raises:
-        UserError: no such config, start weights that are missing or do not fit, or no COCO files.
+        UserError: the config or the COCO files do not exist, or the initial weights are missing or do not
+            fit the network.
     """
     with contextlib.redirect_stdout(sys.stderr):  # MMEngine logs to stdout
         register()
@@ -65,10 +66,10 @@ def train_detector(boxes: Path, params: Detector, out: Path, run: "Run") -> None
 
 
 def load_detector(folder: Path) -> "tuple[torch.nn.Module, Config]":
-    """The trained network, in evaluation mode on the CPU, and its config.
+    """Return the trained network, in evaluation mode on the CPU, and its config.
 
     Raises:
-        UserError: the folder lacks one of the files, or they do not belong together.
+        UserError: one of the files is missing, or the weights do not fit the config.
     """
     import torch
     from mmengine.config import Config
@@ -94,7 +95,7 @@ def load_detector(folder: Path) -> "tuple[torch.nn.Module, Config]":
 
 
 def register() -> None:
-    """Import MMDetection with working operators, and what drgrade adds to its registries."""
+    """Import MMDetection with working operators and register drgrade's own classes with it."""
     from drgrade.lesions import ops
 
     ops.install()
@@ -102,10 +103,10 @@ def register() -> None:
 
 
 def detector_config(params: Detector) -> "Config":
-    """The leaf config with the values of ``params`` in place; holds no path.
+    """Return the config with the values of ``params`` filled in, but without any file paths.
 
     Raises:
-        UserError: no such leaf, or start weights for a backbone that takes none.
+        UserError: there is no such config.
     """
     from mmengine.config import Config
 
@@ -126,7 +127,7 @@ def detector_config(params: Detector) -> "Config":
 
 
 def stretch_schedule(config: "Config", epochs: int) -> None:
-    """Fit a schedule that was written for ``train_cfg.max_epochs`` epochs to ``epochs``."""
+    """Rescale a schedule that was written for ``train_cfg.max_epochs`` epochs to ``epochs``, in place."""
     factor = epochs / config.train_cfg.max_epochs
     config.train_cfg.max_epochs = epochs
     for schedule in config.param_scheduler:
@@ -140,7 +141,7 @@ def stretch_schedule(config: "Config", epochs: int) -> None:
 
 
 def keep_background(coco: dict[str, Any], share: float, seed: int) -> dict[str, Any]:
-    """A COCO file's content with only this share of the images that have no annotation."""
+    """Keep all annotated images of a COCO file, and a random fraction ``share`` (0-1) of the others."""
     lesioned = {annotation["image_id"] for annotation in coco["annotations"]}
     empty = [image["id"] for image in coco["images"] if image["id"] not in lesioned]
     kept = set(numpy_rng(seed, "background").permutation(empty)[: round(share * len(empty))].tolist())
@@ -148,16 +149,16 @@ def keep_background(coco: dict[str, Any], share: float, seed: int) -> dict[str, 
 
 
 def key_of(text: str, boxes: Path, params: Detector, start: dict[str, Any]) -> str:
-    """The key of a training: see :func:`drgrade.resume.training_key`.
+    """Return the key that identifies a training: see :func:`drgrade.resume.training_key`.
 
     Args:
-        text: the leaf config with all that it builds on.
-        boxes: folder of the COCO files, which hold the digests of their tiles.
+        text: the complete config, including its base configs.
+        boxes: folder of the COCO files, which contain the digests of their tiles.
         params: the block ``detector``.
-        start: of :func:`drgrade.encoders.start_record`.
+        start: record of the initial weights, from :func:`drgrade.encoders.start_record`.
 
     Raises:
-        UserError: no COCO files.
+        UserError: the COCO files do not exist.
     """
     files = [boxes / "train.json", boxes / "val.json"]
     for file in files:
@@ -169,10 +170,10 @@ def key_of(text: str, boxes: Path, params: Detector, start: dict[str, Any]) -> s
 
 
 def _set_start(config: "Config", params: Detector) -> dict[str, Any]:
-    """Let the backbone begin with its start weights; returns the record of those of the whole detector.
+    """Set the backbone's initial weights in the config; return the record of the detector's initial weights.
 
     Raises:
-        UserError: no such weights, or a backbone that takes none.
+        UserError: the weights do not exist, or the backbone does not accept any.
     """
     backbone = config.model.backbone
     if params.start is not None and not _of_detector(params.start):
@@ -186,7 +187,7 @@ def _set_start(config: "Config", params: Detector) -> dict[str, Any]:
 
 
 def _point_at(config: "Config", boxes: Path, work: Path, params: Detector) -> None:
-    """Put in what the saved config leaves out: files, devices, whether to resume."""
+    """Set what the saved config leaves out: file paths, data loader workers, whether to resume."""
     import torch
 
     from drgrade.device import half_precision
@@ -207,12 +208,12 @@ def _point_at(config: "Config", boxes: Path, work: Path, params: Detector) -> No
     config.val_evaluator.ann_file = str(boxes / "val.json")
     config.work_dir = str(work)
     config.resume = (work / "last_checkpoint").is_file()
-    # MMEngine keeps state by this name within a process, and prefers it over a checkpoint's.
+    # MMEngine keeps state under this name within a process and prefers it to a checkpoint's state.
     config.experiment_name = uuid.uuid4().hex
 
 
 def _fit(config: "Config", params: Detector, run: "Run") -> "tuple[torch.nn.Module, dict[str, Any]]":
-    """Train to the end; returns the network and its validation."""
+    """Run the training; return the network and the metrics of its last validation."""
     import torch
     from mmengine.runner import Runner
 
@@ -227,7 +228,7 @@ def _fit(config: "Config", params: Detector, run: "Run") -> "tuple[torch.nn.Modu
     seed_everything(params.seed, "start")
     runner = Runner.from_cfg(config)
     if params.start is not None and "start" not in config.model.backbone:
-        runner.model.init_weights()  # now: it does so once, and would undo what comes next
+        runner.model.init_weights()  # before loading weights: MMEngine would call it later and overwrite them
         start_from(runner.model, Path(params.start))
     runner.model.to(memory_format=torch.channels_last)  # a third faster on CPUs
     if (half := half_precision()) is not None:
@@ -235,22 +236,22 @@ def _fit(config: "Config", params: Detector, run: "Run") -> "tuple[torch.nn.Modu
     record = RecordHook(run)
     runner.register_hook(record)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of torch, about mmdet's calls
+        warnings.simplefilter("ignore", UserWarning)  # torch's warnings about mmdet's calls
         runner.train()
-        if not record.validated:  # it was killed between its last checkpoint and the validation
+        if not record.validated:  # interrupted after its last checkpoint, before the validation
             runner.val()
     return runner.model, record.validated
 
 
 def _of_detector(start: str) -> bool:
-    """Whether these are the weights of a whole detector."""
+    """Whether ``start`` names the weights of a whole detector, not of a backbone alone."""
     from drgrade.lesions.start import is_detector
 
     return start != "imagenet" and is_detector(Path(start))
 
 
 def _save(model: "torch.nn.Module", file: Any) -> None:
-    """Tensors alone, laid out alike whatever the training's memory format was."""
+    """Save the state dict as contiguous CPU tensors, whatever memory format was used in training."""
     import torch
 
     torch.save({name: value.detach().cpu().contiguous() for name, value in model.state_dict().items()}, file)

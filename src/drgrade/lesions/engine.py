@@ -1,6 +1,6 @@
-"""Extensions of MMEngine's training: random numbers by (seed, epoch, tile), AP by lesion, tracking.
+"""Extensions of MMEngine's training: reproducible random numbers, AP by lesion, experiment tracking.
 
-Import after :func:`drgrade.lesions.ops.install`; the classes register under their names.
+Import after :func:`drgrade.lesions.ops.install`; the classes register themselves under their names.
 """
 
 import json
@@ -25,11 +25,11 @@ log = logging.getLogger(__name__)
 
 @DATASETS.register_module()
 class TileDataset(CocoDataset):
-    """COCO tiles whose augmentation depends on (seed, epoch, tile) alone: not on workers, not on a restart.
+    """COCO tiles whose augmentation depends only on (seed, epoch, tile), not on workers or restarts.
 
     Args:
-        seed: of the augmentation.
-        **options: of mmdet's ``CocoDataset``.
+        seed: seed of the augmentation.
+        **options: arguments of mmdet's ``CocoDataset``.
     """
 
     def __init__(self, *args: Any, seed: int = 0, **options: Any) -> None:
@@ -38,7 +38,7 @@ class TileDataset(CocoDataset):
         super().__init__(*args, **options)
 
     def prepare_data(self, idx: int) -> Any:
-        """The tile's image and boxes after the pipeline."""
+        """Return the tile's image and boxes after the data pipeline."""
         value = derive(self.seed, "augment", self.epoch, idx)
         random.seed(value)
         np.random.seed(value % 2**32)  # the pipeline draws from NumPy's global generator
@@ -55,7 +55,7 @@ class ReseedHook(Hook):
         self.seed = seed
 
     def before_train_epoch(self, runner: Any) -> None:
-        """Seed the process and tell the tiles which epoch it is."""
+        """Seed the process and set the dataset's epoch number."""
         seed_everything(self.seed, runner.epoch)
         runner.train_loop.dataloader.dataset.epoch = runner.epoch
 
@@ -115,20 +115,20 @@ class RecordHook(Hook):
     def after_train_iter(
         self, runner: Any, batch_idx: int, data_batch: Any = None, outputs: Any = None
     ) -> None:
-        """Keep a step's losses on the device: reading them would wait for the GPU."""
+        """Store a step's losses on the device: reading them here would synchronise with the GPU."""
         for name, value in outputs.items():
             if "loss" in name:
                 self.losses[name].append(value.detach())
 
     def after_train_epoch(self, runner: Any) -> None:
-        """Record an epoch's losses."""
+        """Log an epoch's mean losses."""
         means = {name: float(np.mean(torch.stack(values).tolist())) for name, values in self.losses.items()}
         self.losses.clear()
         log.info("epoch %d: %s", runner.epoch + 1, _text(means))
         self.run.metrics({f"train_{name}": value for name, value in means.items()}, step=runner.epoch + 1)
 
     def after_val_epoch(self, runner: Any, metrics: dict[str, Any] | None = None) -> None:
-        """Record a validation."""
+        """Log the metrics of a validation."""
         self.validated = dict(metrics or {})
         flat = {name: self.validated[name] for name in ("AP", "AP50", "AP75", "AR100")}
         flat |= {f"AP50_{lesion}": row["AP50"] for lesion, row in self.validated["lesions"].items()}

@@ -1,12 +1,11 @@
-"""Lesion-level figures of a detector: FROC, precision and recall at a score, sensitivity by size, intervals.
+"""Lesion-level metrics of a detector: FROC, precision and recall at a score, sensitivity by size, intervals.
 
-Free-response ROC (Bunch et al., 1977): sensitivity against false alarms for each image, read at 1/8 to 8 of
-them as in the Retinopathy Online Challenge (Niemeijer et al., 2010). An image is what the matches were made
-on: a photograph where detections were merged to photographs, a tile where they were not; the two cannot be
-compared.
+Free-response ROC (Bunch et al., 1977): sensitivity against false positives per image, evaluated at 1/8 to 8
+false positives per image as in the Retinopathy Online Challenge (Niemeijer et al., 2010). An image is a
+whole photograph if detections were merged per photograph, otherwise a tile; the two cannot be compared.
 
-Every figure takes ``weights`` (R, photographs), how often each photograph counts, and gives R values: ones
-give the figure itself, those of :func:`drgrade.bootstrap.resample_weights` its bootstrap.
+Every metric takes ``weights`` (R, photographs), how often each photograph counts, and returns R values:
+weights of one give the metric itself, those of :func:`drgrade.bootstrap.resample_weights` its bootstrap.
 """
 
 from collections.abc import Callable, Mapping
@@ -24,32 +23,32 @@ from drgrade.schema import LESIONS
 Floats = NDArray[np.float64]
 Statistic = Callable[[Matches, Floats], Floats]
 RATES = (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
-"""False alarms for each image at which a FROC curve is read."""
+"""False positives per image at which a FROC curve is evaluated."""
 SIDES = (8.0, 16.0, 32.0)
-"""Upper ends, inclusive, of the classes of box sides in pixels; the last class is open."""
+"""Inclusive upper bounds of the box size classes, by longer side in pixels; a last class has no bound."""
 RESAMPLES = 1000
 FEWEST = 5
-"""Photographs below which an interval would claim a precision that resampling so few cannot have."""
+"""Minimum number of photographs for a confidence interval; a bootstrap over fewer is not meaningful."""
 RECALLS = np.linspace(0, 1, 101)
 
 
 def once(matches: Matches) -> Floats:
-    """Weights (1, photographs) under which each photograph counts once."""
+    """Return weights (1, photographs) of ones: each photograph counts once."""
     return np.ones((1, len(matches.names)))
 
 
 def sensitivity(matches: Matches, weights: Floats, rates: tuple[float, ...] = RATES) -> Floats:
-    """Share of the lesions that is found at so many false alarms for each image; (R, rates).
+    """Return the sensitivity (share of lesions found) at each false-positive rate per image; (R, rates).
 
-    At the lowest threshold with no more than the rate; a curve that ends before goes on level. NaN without
-    a lesion.
+    It is taken at the lowest score threshold at which the rate is not exceeded. A curve that ends at a lower
+    rate is extended at its last value. NaN if there are no lesions.
     """
     truth = matches.truth.sort_values("score", ascending=False, kind="stable")
     false = matches.found[~matches.found["hit"]]  # by falling score
     images = weights @ np.bincount(matches.photograph, minlength=len(matches.names))
     alarms = _weights(matches, false, weights).cumsum(axis=1)
     lesions = np.pad(_weights(matches, truth, weights).cumsum(axis=1), ((0, 0), (1, 0)))
-    # the score at which one alarm too many comes in: thresholds lie above it
+    # the score of the first false positive beyond the rate: the threshold must lie above it
     limits = np.append(false["score"].to_numpy(np.float64), -np.inf)
     falling = -truth["score"].to_numpy(np.float64)
     rows, found = np.arange(len(weights)), []
@@ -60,14 +59,14 @@ def sensitivity(matches: Matches, weights: Floats, rates: tuple[float, ...] = RA
 
 
 def mean_sensitivity(matches: Matches, weights: Floats) -> Floats:
-    """Mean of :func:`sensitivity` over ``RATES``: one number for a FROC curve; (R,)."""
+    """Return the mean of :func:`sensitivity` over ``RATES``, the score of a FROC curve; (R,)."""
     return sensitivity(matches, weights).mean(axis=1)
 
 
 def ap50(matches: Matches, weights: Floats) -> Floats:
-    """COCO's AP50 (101 recalls), mean over the kinds that have a lesion; (R,). NaN without a lesion.
+    """Return COCO's AP50 (101 recalls), mean over the kinds with lesions; (R,). NaN if there are no lesions.
 
-    All detections count; COCO's own takes the best 100 of a kind and image.
+    All detections count, whereas COCO itself takes only the best 100 for each kind and image.
     """
     kinds = [_ap(matches.of(lesion), weights) for lesion in sorted(matches.truth["lesion"].unique())]
     known = ~np.isnan(kinds)
@@ -77,32 +76,32 @@ def ap50(matches: Matches, weights: Floats) -> Floats:
 
 
 def best_score(matches: Matches) -> float | None:
-    """The score threshold of the highest F1, the highest such; None when no threshold finds a lesion.
+    """Return the score threshold with the highest F1 (ties: the highest threshold); None if nothing is found.
 
-    Choose on validation photographs: what is reported on those it was chosen on is a little too good.
-    Rounded down to six digits, so that it can be written and still lets its own detection in.
+    Choose it on validation photographs: metrics on the photographs it was chosen on are optimistic. It is
+    rounded down to six digits, so that the written value still includes the detection it was taken from.
     """
     scores = matches.found["score"].to_numpy(np.float64)
     hits = matches.found["hit"].to_numpy().cumsum()
     if not len(hits) or not hits[-1]:
         return None
     f1 = 2 * hits / (np.arange(1, len(hits) + 1) + len(matches.truth))
-    f1[:-1][scores[:-1] == scores[1:]] = -1  # equal scores come in together
+    f1[:-1][scores[:-1] == scores[1:]] = -1  # equal scores pass a threshold together
     return float(np.floor(scores[f1.argmax()] * 1e6) / 1e6)
 
 
 def at_scores(
     matches: Matches, scores: Mapping[str, float | None], weights: Floats
 ) -> tuple[Floats, Floats, Floats]:
-    """Precision, recall and F1 of the detections that reach the threshold of their lesion; (R,) each.
+    """Return precision, recall and F1 of the detections at or above their lesion's threshold; (R,) each.
 
     Args:
-        matches: of any photographs.
-        scores: threshold by lesion, of :func:`best_score`; without one (None), no detection counts.
-        weights: as of the module.
+        matches: matched lesions and detections.
+        scores: threshold by lesion, from :func:`best_score`; with None, no detection of that kind counts.
+        weights: (R, photographs), see the module.
 
     Returns:
-        Over all kinds together; NaN where there is nothing to divide by.
+        Values over all kinds of lesion together; NaN where the denominator is 0.
     """
     kept = matches.found[_reaches(matches.found, scores)]
     alarms = _weights(matches, kept[~kept["hit"]], weights).sum(axis=1)
@@ -116,8 +115,8 @@ def at_scores(
 
 
 def by_size(matches: Matches, scores: Mapping[str, float | None]) -> tuple[list[int], list[float]]:
-    """Lesions, and the share of them found at ``scores``, by the longer side of their box (``SIDES``)."""
-    # tiles' boxes are rounded to a thousandth: 8.001 is a box of 8
+    """Return the number of lesions and the share found at ``scores``, by size class (``SIDES``)."""
+    # boxes on tiles are rounded to a thousandth, so 8.001 counts as 8
     kind = np.searchsorted(SIDES, matches.truth["side"].round(2))
     lesions = np.bincount(kind, minlength=len(SIDES) + 1)
     found = np.bincount(kind[_reaches(matches.truth, scores)], minlength=len(SIDES) + 1)
@@ -125,7 +124,7 @@ def by_size(matches: Matches, scores: Mapping[str, float | None]) -> tuple[list[
 
 
 def bootstrap(matches: Matches, statistic: Statistic, number: int = RESAMPLES, seed: int = 0) -> Floats:
-    """The statistic on each resample of the photographs; (number, ...)."""
+    """Return the statistic on each bootstrap resample of the photographs; (number, ...)."""
     draws = resample_weights(len(matches.names), number, seed)
     return np.concatenate([statistic(matches, weights) for weights in draws])
 
@@ -133,21 +132,21 @@ def bootstrap(matches: Matches, statistic: Statistic, number: int = RESAMPLES, s
 def paired_difference(
     first: Matches, second: Matches, statistic: Statistic, number: int = RESAMPLES, seed: int = 0
 ) -> dict[str, float]:
-    """How much better ``first`` is than ``second``, with its 95 % interval over photographs.
+    """Compare two detectors by a paired bootstrap over photographs, with a 95 % interval.
 
     Args:
         first: matches of one detector.
-        second: of the other, on the same photographs; whole or in tiles.
+        second: matches of the other on the same photographs, whole or in tiles.
         statistic: for instance ``ap50``, or ``lambda m, w: sensitivity(m.of("MA"), w, (1.0,))[:, 0]``.
-        number: of resamples.
-        seed: of the draws.
+        number: number of resamples.
+        seed: random seed of the resamples.
 
     Returns:
-        ``first``, ``second``, ``difference``, ``low``, ``high``, and ``better``: the share of the resamples
-        in which ``first`` is ahead.
+        ``first`` and ``second`` (the statistic of each), ``difference``, its interval ``low`` and ``high``,
+        and ``better``: the share of resamples in which ``first`` has the higher value.
 
     Raises:
-        UserError: the two were not made on the same photographs.
+        UserError: the two were not matched on the same photographs.
     """
     apart = set(first.names) ^ set(second.names)
     if apart:
@@ -169,19 +168,19 @@ def paired_difference(
 def froc_metrics(
     matches: Matches, scores: Mapping[str, float | None] | None = None, seed: int = 0
 ) -> dict[str, Any]:
-    """Everything above for all kinds together (``all``) and for each, ready for JSON.
+    """Compute all metrics of this module, for all kinds of lesion together (``all``) and for each, for JSON.
 
     Args:
-        matches: of the detector.
-        scores: thresholds by lesion; without them they are chosen here, on these very matches.
-        seed: of the bootstrap.
+        matches: matched lesions and detections of the detector.
+        scores: thresholds by lesion; if None, they are chosen on these same matches.
+        seed: random seed of the bootstrap.
 
     Returns:
         ``{"images", "photographs", "rates", "sides", "all": row, "MA": row, ...}``, a row being
         ``{"boxes", "AP50", "mean_sensitivity", "sensitivity", "low", "high", "score", "precision", "recall",
-        "F1", "F1_low", "F1_high", "size_boxes", "size_sensitivity"}`` (no ``score`` for all together: each
-        kind has its own); fractions of 1 rounded to six digits, None where there is none: no lesion, or
-        intervals from fewer than 5 photographs.
+        "F1", "F1_low", "F1_high", "size_boxes", "size_sensitivity"}`` (``all`` has no ``score``: each kind
+        has its own); fractions (0-1) rounded to six digits; None where undefined: no lesions, or an interval
+        from fewer than 5 photographs.
     """
     own = {lesion: best_score(matches.of(lesion)) for lesion in LESIONS}
     chosen = own if scores is None else scores
@@ -230,7 +229,7 @@ def _ap(matches: Matches, weights: Floats) -> Floats:
     lesions = _weights(matches, matches.truth, weights).sum(axis=1, keepdims=True)
     recall = _share(hits, lesions)
     precision = np.nan_to_num(_share(hits, all_found))
-    # the best precision at this recall or a higher one; 0 beyond the last
+    # interpolated precision: the best at this recall or a higher one; 0 beyond the highest recall
     best = np.maximum.accumulate(precision[:, ::-1], axis=1)[:, ::-1]
     best = np.pad(best, ((0, 0), (0, 1)))
     read = [row[np.searchsorted(known, RECALLS)].mean() for row, known in zip(best, recall, strict=True)]
@@ -238,18 +237,18 @@ def _ap(matches: Matches, weights: Floats) -> Floats:
 
 
 def _weights(matches: Matches, table: pd.DataFrame, weights: Floats) -> Floats:
-    """Weight of each row's photograph; (R, rows)."""
+    """Return the weight of each row's photograph; (R, rows)."""
     return weights[:, matches.photograph[table["image"].to_numpy()]]
 
 
 def _reaches(table: pd.DataFrame, scores: Mapping[str, float | None]) -> NDArray[np.bool_]:
-    """Which rows have a score that their lesion's threshold lets in."""
+    """Return a mask of the rows whose score is at or above the threshold of their lesion."""
     limits = {lesion: np.inf if score is None else score for lesion, score in scores.items()}
     return (table["score"] >= table["lesion"].map(limits).astype(np.float64)).to_numpy()
 
 
 def _share(part: Any, whole: Any) -> Floats:
-    """The part over the whole, NaN where the whole is 0."""
+    """Return ``part / whole``, NaN where ``whole`` is 0."""
     part, whole = np.broadcast_arrays(np.asarray(part, np.float64), np.asarray(whole, np.float64))
     return np.divide(part, whole, out=np.full(part.shape, np.nan), where=whole > 0)
 

@@ -1,7 +1,7 @@
-"""Lesion masks in crop space: one byte a pixel, a bit for each kind of lesion, in one memory-mapped array.
+"""Lesion masks in crop space: one byte per pixel, one bit per kind of lesion, in one memory-mapped array.
 
-``drgrade lesion_masks`` writes ``masks.npy``, uint8 (N, S, S), and ``masks.parquet``, whose rows say which
-photograph each belongs to and which kinds were looked for in it.
+``drgrade lesion_masks`` writes ``masks.npy``, uint8 (N, S, S), and ``masks.parquet``, whose rows give the
+photograph of each mask and the kinds of lesion that were annotated in it.
 """
 
 import logging
@@ -30,7 +30,7 @@ BITS = {lesion: 1 << place for place, lesion in enumerate(LESIONS)}
 """Bit of each kind of lesion in a pixel: MA 1, HE 2, EX 4, SE 8."""
 ARRAY, TABLE = "masks.npy", "masks.parquet"
 CHUNK = 8
-"""Photographs that a worker takes at a time."""
+"""Photographs per task of a worker process."""
 
 Bytes = npt.NDArray[np.uint8]
 
@@ -40,10 +40,10 @@ class Masks:
     """Masks of n photographs.
 
     Attributes:
-        array: of all photographs with masks, uint8 (N, S, S).
-        rows: those of the n photographs in it, int64 (n,).
-        annotated: bits of the kinds that were looked for in each, uint8 (n,): where a bit is not set, no mask
-            says whether there are such lesions.
+        array: masks of all photographs that have one, uint8 (N, S, S).
+        rows: rows of the n photographs in ``array``, int64 (n,).
+        annotated: bits of the kinds annotated in each photograph, uint8 (n,). If a bit is not set, it is
+            unknown whether the photograph has such lesions.
     """
 
     array: Bytes
@@ -54,15 +54,15 @@ class Masks:
         return len(self.rows)
 
     def __getitem__(self, places: Any) -> Bytes:
-        """Masks of some of the photographs, uint8 (m, S, S), or (S, S) of one; see :data:`BITS`."""
+        """Return the masks of some photographs, uint8 (m, S, S), or of one, (S, S); see :data:`BITS`."""
         return np.asarray(self.array[self.rows[places]])
 
 
 def open_masks(folder: Path, image_ids: Sequence[str]) -> Masks:
-    """The masks of photographs, from what :func:`write_masks` wrote.
+    """Open the masks of ``image_ids`` in a folder written by :func:`write_masks`.
 
     Raises:
-        UserError: a file is missing or damaged, or a photograph has no mask in it.
+        UserError: a file is missing or damaged, or a photograph has no mask.
     """
     table = read_table(folder / TABLE, MASKS).query("status == 'ok'").set_index("image_id")
     lacking = sorted(set(image_ids) - set(table.index))
@@ -77,7 +77,7 @@ def open_masks(folder: Path, image_ids: Sequence[str]) -> Masks:
 
 
 def with_masks(dataset: str, index: Path, crops: Path, params: LesionMasks) -> pd.DataFrame:
-    """Cropped photographs that have a mask: image_id, crop box, width, height and ``files`` by kind."""
+    """Return cropped photographs with masks: image_id, crop box, width, height and mask ``files`` by kind."""
     table = read_table(index, INDEX).query("status == 'ok'")[["image_id", "width", "height"]]
     cut = read_table(crops, CROPS).query("status == 'ok'")[["image_id", "x0", "y0", "x1", "y1"]]
     table = table.merge(cut, on="image_id").sort_values("image_id", ignore_index=True)
@@ -93,10 +93,10 @@ def with_masks(dataset: str, index: Path, crops: Path, params: LesionMasks) -> p
 def write_masks(
     dataset: str, index: Path, crops: Path, size: int, params: LesionMasks, out: Path, workers: int
 ) -> None:
-    """Bring the masks of a dataset into its crops; a broken mask is a row with a reason.
+    """Transform the masks of a dataset to crop space; an unreadable mask becomes a failed row with a reason.
 
     Args:
-        dataset: whose masks.
+        dataset: name of the dataset.
         index: ``index.parquet``.
         crops: ``crops.parquet``.
         size: side S of the crops in pixels.
@@ -137,7 +137,7 @@ def write_masks(
 
 
 def _in_crop_space(size: int, photographs: Sequence[Mapping[str, Any]]) -> list[tuple[Bytes, int, str]]:
-    """Mask (S, S), annotated kinds, and the reason why there is none, of each photograph."""
+    """Return the mask (S, S), the annotated kinds as bits, and the error (or "") of each photograph."""
     return [_one(size, photograph) for photograph in photographs]
 
 

@@ -1,9 +1,9 @@
-"""Which detections hit a lesion: the pairing that lesion-level figures (:mod:`.froc`) are counted from.
+"""Match detections to lesions; the lesion-level metrics (:mod:`.froc`) are counted from these matches.
 
-A detection may only hit a lesion of its own kind on its own image. Detections choose in the order of their
-scores, each the best lesion that is still free; what finds none is a false alarm, a second box on a lesion
-that is already found among them. Pairing from the best score down means that whoever raises the least score
-drops the last pairs and leaves the others: one pairing serves every threshold.
+A detection can only match a lesion of the same kind on the same image. Detections are matched greedily in
+order of falling score, each to the best lesion that is still unmatched. A detection without a match is a
+false positive; this includes a second box on a lesion that is already matched. Because of the order, raising
+the score threshold only removes the last matches, so one matching serves all thresholds.
 """
 
 from collections.abc import Sequence
@@ -23,15 +23,15 @@ LEAST_IOU = 0.5
 
 @dataclass(frozen=True)
 class Matches:
-    """Lesions and detections after the pairing.
+    """Lesions and detections after matching.
 
     Attributes:
-        truth: image (its place in the list of images), lesion, x1, y1, x2, y2, side (the longer), score
-            (of the detection that hit it, ``-inf`` where none did).
-        found: image, lesion, x1, y1, x2, y2, score, hit (bool); by falling score.
-        photograph: (images,) place in ``names`` of the photograph each image is of: images of one
-            photograph are drawn together in a bootstrap.
-        names: of the photographs, sorted.
+        truth: image (position in the list of images), lesion, x1, y1, x2, y2, side (the longer one), score
+            (of the matched detection, ``-inf`` if there is none).
+        found: image, lesion, x1, y1, x2, y2, score, hit (bool: matched); by falling score.
+        photograph: (images,) position in ``names`` of each image's photograph; images of one photograph are
+            resampled together in a bootstrap.
+        names: names of the photographs, sorted.
     """
 
     truth: pd.DataFrame
@@ -40,7 +40,7 @@ class Matches:
     names: list[Any]
 
     def of(self, lesion: str) -> "Matches":
-        """Only this kind of lesion, on all images."""
+        """Return the matches of one kind of lesion, on all images."""
         return replace(
             self,
             truth=self.truth[self.truth["lesion"] == lesion],
@@ -56,23 +56,24 @@ def match(
     rule: Rule = "iou",
     min_side: float = 0,
 ) -> Matches:
-    """Pair detections with lesions.
+    """Match detections to lesions.
 
     Args:
-        truth: image_id, x1, y1, x2, y2, lesion.
-        found: the same and score, for instance ``lesions.parquet``; the same pixels as ``truth``.
-        images: identifiers of all images that were searched, those without a box too.
-        photographs: the photograph of each image, for tiles; without it each image is one.
-        rule: ``iou``: boxes overlap by an IoU of 0.5 or more, the best overlap first (COCO's rule);
-            ``centre``: the detection's centre lies in the lesion's box, the nearest centre first, as FROC
-            studies of microaneurysms count (Niemeijer et al., 2010): a shift of two pixels takes a box of
-            six below any fair overlap, and still points at the lesion.
-        min_side: lesions' boxes smaller than this grow to it around their centres for the pairing, as they
-            did in training (``lesion_boxes.min_side`` over ``scale``, in original pixels): a detector that
-            was taught boxes of 8 px cannot overlap one of 4 by a half. Sizes are those before.
+        truth: the lesions: image_id, x1, y1, x2, y2, lesion.
+        found: the detections: the same columns and score, for instance ``lesions.parquet``; in the same
+            pixel coordinates as ``truth``.
+        images: identifiers of all images that were searched, including those without a box.
+        photographs: the photograph of each image, if images are tiles; by default each image is its own.
+        rule: ``iou``: boxes have an IoU of 0.5 or more, highest IoU first (COCO's rule); ``centre``: the
+            detection's centre lies in the lesion's box, nearest centre first, as in FROC studies of
+            microaneurysms (Niemeijer et al., 2010): for a box of 6 px, a shift of two pixels already gives
+            a low IoU although the detection still points at the lesion.
+        min_side: lesion boxes with shorter sides are enlarged to this around their centres for matching, as
+            in training (``lesion_boxes.min_side`` over ``scale``, in original pixels): a detector trained
+            on boxes of 8 px cannot reach an IoU of 0.5 with one of 4 px. ``side`` is measured before that.
 
     Raises:
-        UserError: a box on an image that is not listed.
+        UserError: a box is on an image that is not listed.
     """
     place = {image: number for number, image in enumerate(images)}
     for table, name in ((truth, "truth"), (found, "found")):
@@ -101,7 +102,7 @@ def match(
 
 
 def iou(boxes: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Intersection over union of boxes (n, 4) with as many others, row by row; 0 for two empty boxes."""
+    """Return the IoU (n,) of boxes (n, 4) with others (n, 4), row by row; 0 for two empty boxes."""
     sides = np.minimum(boxes[:, 2:], others[:, 2:]) - np.maximum(boxes[:, :2], others[:, :2])
     shared = np.prod(np.maximum(sides, 0), axis=1)
     areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1) + np.prod(others[:, 2:] - others[:, :2], axis=1)
@@ -109,7 +110,7 @@ def iou(boxes: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.f
 
 
 def _grown(truth: pd.DataFrame, min_side: float) -> pd.DataFrame:
-    """The same lesions in boxes of at least this side, about the same centres."""
+    """Enlarge lesion boxes to sides of at least ``min_side`` around their centres."""
     corners = truth[CORNERS].to_numpy(np.float64)
     grow = np.maximum(min_side - (corners[:, 2:] - corners[:, :2]), 0) / 2
     grown = np.concatenate([corners[:, :2] - grow, corners[:, 2:] + grow], axis=1)
@@ -117,7 +118,7 @@ def _grown(truth: pd.DataFrame, min_side: float) -> pd.DataFrame:
 
 
 def _candidates(truth: pd.DataFrame, found: pd.DataFrame, rule: Rule) -> list[tuple[int, int]]:
-    """Pairs (detection, lesion) that the rule allows: detections in their order, best lesion first."""
+    """Return the pairs (detection, lesion) allowed by the rule: by detection, then best lesion first."""
     pairs = found.reset_index(names="detection").merge(
         truth.reset_index(names="target"), on=["image", "lesion"], suffixes=("", "_of")
     )

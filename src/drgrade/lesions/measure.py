@@ -1,7 +1,7 @@
-"""What a detector finds on whole photographs it was not trained on: ``drgrade lesion_metrics``.
+"""Evaluate a detector on whole photographs it was not trained on: ``drgrade lesion_metrics``.
 
-Tiles are what a detector is trained on, photographs what it is used on. Score thresholds are chosen on
-the validation photographs and tried on the test photographs.
+The detector is trained on tiles but used on whole photographs. Score thresholds are chosen on the
+validation photographs and applied to the test photographs.
 """
 
 import logging
@@ -36,25 +36,26 @@ def measure_detector(
     params: LesionMetrics,
     out: Path,
 ) -> None:
-    """Search the photographs with masks that the detector did not learn from, and compare.
+    """Run the detector on the validation and test photographs with masks and compute its metrics.
 
-    Writes ``out/lesions.parquet`` and ``out/searched.parquet`` (of :func:`.predict.detect_lesions`),
-    ``out/metrics.json`` and ``out/verdicts.png``, cutouts of hits, misses and false alarms on the test
-    photographs, or on those for validation where none is for the test. The metrics are ``rule``, ``val`` and,
-    with test photographs, ``test``: what :func:`.froc.froc_metrics` says, at the thresholds of ``val``.
+    Writes ``out/lesions.parquet`` and ``out/searched.parquet`` (see :func:`.predict.detect_lesions`),
+    ``out/metrics.json``, and ``out/verdicts.png`` with cutouts of hits, misses and false positives on the
+    test photographs (on the validation photographs if there are none for testing). The metrics have the keys
+    ``rule``, ``val`` and ``test`` (null without test photographs): the results of
+    :func:`.froc.froc_metrics`, both at the thresholds chosen on ``val``.
 
     Args:
-        dataset: with masks.
+        dataset: name of a dataset with masks.
         index: ``index.parquet``.
         crops: ``crops.parquet``.
         detector: folder of the trained detector.
-        boxes: how masks become boxes and photographs become tiles.
+        boxes: how masks are converted to boxes and photographs are cut into tiles.
         search: batch size and which detections to keep.
-        params: how detections meet lesions.
-        out: folder.
+        params: how detections are matched to lesions.
+        out: folder to write to.
 
     Raises:
-        UserError: no validation photograph can be searched.
+        UserError: no validation photograph with masks can be read.
     """
     out.mkdir(parents=True, exist_ok=True)
     found_table = out / "lesions.parquet"
@@ -85,13 +86,13 @@ def measure_detector(
 def _show(
     matches: Matches, paths: list[Path], scores: Mapping[str, float | None], examples: int, sheet: Path
 ) -> None:
-    """Draw what became of boxes at these thresholds; ``paths`` are of the photographs that were matched."""
+    """Draw hits, misses and false positives at ``scores``; ``paths`` are the photographs of ``matches``."""
     chosen = verdicts(matches.truth, matches.found, scores, examples)
     verdict_sheet(chosen, lambda image: read_photograph(paths[image]), examples, sheet)
 
 
 def scores_of(metrics: Mapping[str, Any] | None) -> dict[str, float | None] | None:
-    """The thresholds by lesion that metrics were made with."""
+    """Return the score threshold of each lesion that the metrics were computed with; None without metrics."""
     return None if metrics is None else {lesion: metrics[lesion]["score"] for lesion in LESIONS}
 
 

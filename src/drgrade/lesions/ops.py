@@ -1,9 +1,9 @@
-"""MMDetection without compiled operators: torchvision's and PyTorch's under mmcv's name.
+"""Replace mmcv's compiled operators by those of torchvision and PyTorch, so that MMDetection runs without.
 
-mmcv's own operators take minutes to build and an nvcc for CUDA. Every config in ``workflow/detectors``
-runs without them, on CPU and CUDA: torchvision ships ``nms`` and ``roi_align``, and the sigmoid focal
-loss and multi-scale deformable attention, which mmcv calls on CUDA only, have PyTorch forms. Call
-:func:`install` before ``mmcv.ops`` is imported. A compiled ``mmcv._ext`` wins.
+mmcv's own operators take minutes to compile and need nvcc for CUDA. Every config in ``workflow/detectors``
+runs without them, on CPU and CUDA: torchvision provides ``nms`` and ``roi_align``; the sigmoid focal loss
+and multi-scale deformable attention, which mmcv calls on CUDA only, have PyTorch implementations. Call
+:func:`install` before importing ``mmcv.ops``. A compiled ``mmcv._ext`` takes precedence.
 """
 
 import importlib
@@ -25,20 +25,20 @@ STAND_INS = {
     "sigmoid_focal_loss": "torchvision",
     "MultiScaleDeformableAttention": "PyTorch",
 }
-"""What is there without a compiled ``mmcv._ext``, and whose code runs."""
+"""Operators available without a compiled ``mmcv._ext``, and the library that implements each."""
 
 
 class MissingOpError(NotImplementedError):
-    """An operator of mmcv that has no stand-in here was called."""
+    """An mmcv operator without a replacement in this module was called."""
 
 
 def nms(boxes: torch.Tensor, scores: torch.Tensor, iou_threshold: float, offset: int) -> torch.Tensor:
-    """Indices of the boxes kept by greedy suppression, best score first.
+    """Return the indices of the boxes kept by non-maximum suppression, best score first.
 
     Args:
         boxes: (N, 4) as x1, y1, x2, y2.
         scores: (N,).
-        iou_threshold: boxes that overlap a better one by more than this go.
+        iou_threshold: boxes whose IoU with a better box exceeds this are removed.
         offset: 0, or 1 for the old convention where a side is ``x2 - x1 + 1``.
     """
     if offset:
@@ -54,7 +54,7 @@ def roi_align_forward(
     argmax_x: torch.Tensor,
     **options: Any,
 ) -> None:
-    """Fill ``output`` (K, C, h, w) with the averages of ``features`` (B, C, H, W) over ``rois`` (K, 5)."""
+    """Fill ``output`` (K, C, h, w) with the RoIAlign of ``features`` (B, C, H, W) over ``rois`` (K, 5)."""
     grid, sampling = _roi_align_options(**options)
     output.copy_(torch.ops.torchvision.roi_align(features, rois, *grid, *sampling))
 
@@ -83,7 +83,7 @@ def _roi_align_options(
     pool_mode: int,
     aligned: bool,
 ) -> tuple[tuple[float, int, int], tuple[int, bool]]:
-    """Options of mmcv in torchvision's order, which takes the features' shape between the two."""
+    """Convert mmcv's options to torchvision's arguments: those before and those after the feature shape."""
     if pool_mode != 1:
         raise MissingOpError("roi_align: max pooling needs mmcv's compiled operators (envs/ has a recipe)")
     return (spatial_scale, aligned_height, aligned_width), (sampling_ratio, aligned)
@@ -103,10 +103,10 @@ def sigmoid_focal_loss_forward(
     Args:
         logits: (N, C).
         classes: (N,), 0 to C; C is the background.
-        weight: (C,) by the row's class, 1 for the background; or empty: 1.
+        weight: (C,) weight of a row by its class, the background has 1; or empty for all ones.
         output: (N, C), overwritten.
-        gamma: how much less easy examples count.
-        alpha: weight of the positive class, 0-1; negatives weigh ``1 - alpha``.
+        gamma: focusing exponent; larger values weigh easy examples less.
+        alpha: weight of the positive class, 0-1; negatives have ``1 - alpha``.
     """
     one_hot = torch.nn.functional.one_hot(classes, logits.shape[1] + 1).to(logits)
     loss = sigmoid_focal_loss(logits, one_hot[:, :-1], alpha=alpha, gamma=gamma, reduction="none")
@@ -124,7 +124,7 @@ def sigmoid_focal_loss_backward(
     gamma: float,
     alpha: float,
 ) -> None:
-    """Fill ``grad_input`` (N, C) with each element's derivative by its logit."""
+    """Fill ``grad_input`` (N, C) with the derivative of each loss element by its logit."""
     with torch.enable_grad():
         variable = logits.detach().requires_grad_()
         loss = torch.zeros_like(variable)
@@ -144,12 +144,12 @@ def ms_deform_attn_forward(
     """Multi-scale deformable attention (Zhu et al., 2021, equation 3) by ``grid_sample``.
 
     Args:
-        value: (B, keys, heads, D), the levels one after another.
-        shapes: (levels, 2), height and width of each.
-        starts: (levels,), first key of each; follows from ``shapes``.
-        locations: (B, queries, heads, levels, points, 2) as x, y in 0-1.
-        weights: (B, queries, heads, levels, points).
-        im2col_step: of the compiled form; no meaning here.
+        value: (B, keys, heads, D), the levels concatenated.
+        shapes: (levels, 2), height and width of each level.
+        starts: (levels,), index of each level's first key; unused, as it follows from ``shapes``.
+        locations: (B, queries, heads, levels, points, 2), sampling points as x, y in 0-1.
+        weights: (B, queries, heads, levels, points), attention weights.
+        im2col_step: option of the compiled operator; ignored.
 
     Returns:
         (B, queries, heads * D).
@@ -183,7 +183,7 @@ def ms_deform_attn_backward(
 
 
 class _TorchvisionOps(ModuleType):
-    """Stands in for ``mmcv._ext``: every name exists, so that ``mmcv.ops`` imports; few can be called."""
+    """Replacement for ``mmcv._ext``: every name exists, so that ``mmcv.ops`` imports; few can be called."""
 
     nms = staticmethod(nms)
     roi_align_forward = staticmethod(roi_align_forward)
@@ -204,7 +204,7 @@ class _TorchvisionOps(ModuleType):
 
 
 def install() -> str:
-    """Make ``mmcv.ops`` importable; returns the live backend, ``compiled`` or ``torchvision``."""
+    """Make ``mmcv.ops`` importable; return the backend in use, ``compiled`` or ``torchvision``."""
     if isinstance(sys.modules.get(NAME), _TorchvisionOps):
         return "torchvision"
     try:
@@ -212,7 +212,7 @@ def install() -> str:
         return "compiled"
     except ModuleNotFoundError:
         pass
-    except ImportError as error:  # built for another torch
+    except ImportError as error:  # compiled for another version of torch
         logging.getLogger(__name__).warning(
             "%s does not load (%s); using torchvision's operators", NAME, error
         )

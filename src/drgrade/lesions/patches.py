@@ -1,6 +1,6 @@
-"""The patch pickle: the field's format, its filter, and the released files.
+"""Read, write and filter patch pickles, and read the published ones.
 
-Rules of Huang et al., MICCAI 2021 (specification 6.1, 6.2), on crops of any size.
+Format and rules of Huang et al., MICCAI 2021 (specification 6.1, 6.2), on crops of any size.
 """
 
 import pickle
@@ -20,13 +20,13 @@ Boxes = dict[str, dict[str, list[tuple[float, float, float, float]]]]
 """Split -> image_id -> boxes (x1, y1, x2, y2) in crop pixels."""
 
 SIDE = 512
-"""Side of the crops for which the paper states its border, and in which released patches lie."""
+"""Side in pixels of the paper's crops: its border and the published patches refer to this size."""
 PROTOCOL = 4
 COLUMNS = ["x1", "y1", "x2", "y2"]
 
 
 def fitting(boxes: np.ndarray, params: Patches, size: int) -> np.ndarray:
-    """Which boxes (n, 4) in crop space fit a patch and stay clear of the border; (n,) bool.
+    """Return which boxes (n, 4) in crop pixels fit into a patch and lie inside the border; (n,) bool.
 
     A box may be as large as the patch (``<=``) and must stay strictly inside the border, which is
     ``params.border`` pixels at 512 px crops.
@@ -38,17 +38,17 @@ def fitting(boxes: np.ndarray, params: Patches, size: int) -> np.ndarray:
 
 
 def write_patches(patches: Boxes, path: Path) -> None:
-    """Write the pickle; the same boxes give the same bytes."""
+    """Write the pickle; equal boxes give identical bytes."""
     with atomic_write(path) as partial:
         partial.write_bytes(pickle.dumps(patches, protocol=PROTOCOL))
 
 
 def read_patches(path: Path) -> Boxes:
-    """Read a patch pickle, ours or a published one, without running code from it.
+    """Read a patch pickle, ours or a published one, without executing code from it.
 
     Raises:
-        UserError: the file is missing, is not a pickle, holds anything but numbers in containers, or has
-            another structure.
+        UserError: the file is missing, is not a pickle, contains objects other than numbers, text and
+            containers, or has a different structure.
     """
     content = _read_pickle(path)
     try:
@@ -62,27 +62,27 @@ def read_patches(path: Path) -> Boxes:
 
 
 def read_published(path: Path, size: int, *, legacy_swap: bool) -> pd.DataFrame:
-    """Boxes of a released pickle, unfiltered; its sets are not told apart.
+    """Read all boxes of a published pickle, unfiltered and with its sets combined.
 
     Raw predictions (form A) are ``{set: {image: [(R, C, x1, y1, x2, y2, score, class), ...]}}``: R and C are
-    the rows and columns of the cropped, unscaled image that the boxes lie in; class counts microaneurysm,
-    haemorrhage, hard exudate, soft exudate from 0. Patches (form B) are
-    ``{set: {image: [(x1, y1, x2, y2), ...]}}`` in crops of 512 px, filtered before (specification 6).
+    the rows and columns of the cropped, unscaled image that contains the boxes; the classes 0 to 3 are
+    microaneurysm, haemorrhage, hard exudate and soft exudate. Patches (form B) are
+    ``{set: {image: [(x1, y1, x2, y2), ...]}}`` in crops of 512 px, already filtered (specification 6).
 
     Args:
         path: the pickle.
-        size: side of the crops the boxes are moved to.
-        legacy_swap: scale x of raw predictions by the rows and y by the columns, as the published code did by
-            mistake: for reproducing its patches, which are off by the aspect ratio of the crop. Form B has
-            that mistake in it already and is taken as it is.
+        size: side in pixels of the crops that the boxes are scaled to.
+        legacy_swap: scale x of raw predictions by the rows and y by the columns, a bug of the published code;
+            needed to reproduce its patches, which are off by the aspect ratio of the crop. Form B already
+            contains this error and is not changed.
 
     Returns:
-        name (of the photograph's file), rows, columns, x1, y1, x2, y2 (crop pixels), score, lesion; rows,
-        columns, score and lesion are missing in form B.
+        name (file name of the photograph), rows, columns, x1, y1, x2, y2 (crop pixels), score, lesion; rows,
+        columns, score and lesion are missing values for form B.
 
     Raises:
-        UserError: as :func:`read_patches`; boxes of both forms, or of none; a size that is not positive, an
-            unknown class.
+        UserError: as :func:`read_patches`; or the boxes have mixed or unknown forms, an image size is not
+            positive, or a class is unknown.
     """
     content = _read_pickle(path)
     try:
@@ -119,7 +119,7 @@ def _box(x1: float, y1: float, x2: float, y2: float) -> tuple[float, float, floa
 
 
 class _NumbersOnly(pickle.Unpickler):
-    """Reads containers, text and numbers, NumPy's scalars among them; refuses everything that is called."""
+    """Unpickler for containers, text and numbers, including NumPy scalars; refuses all other callables."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("numpy", "dtype"):
@@ -128,7 +128,7 @@ class _NumbersOnly(pickle.Unpickler):
             from numpy._core.multiarray import scalar
 
             return scalar
-        if (module, name) == ("_codecs", "encode"):  # how protocol 2 spells bytes
+        if (module, name) == ("_codecs", "encode"):  # how protocol 2 encodes bytes
             return _latin1
         raise pickle.UnpicklingError(f"refers to {module}.{name}")
 

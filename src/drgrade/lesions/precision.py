@@ -7,19 +7,19 @@ import numpy as np
 from drgrade.schema import LESIONS
 
 MAX_DETECTIONS = 100
-"""Best-scored boxes of a lesion that count on each tile, COCO's default."""
+"""Maximum number of detections per kind of lesion and tile, best scores first; COCO's default."""
 
 
 def average_precision(truth: dict[str, Any], detections: list[dict[str, Any]]) -> dict[str, Any]:
-    """AP and AR100 (means over IoU 0.50:0.95), AP50 and AP75, over all lesions and for each.
+    """Return AP and AR100 (means over IoU 0.50:0.95), AP50 and AP75, for all lesions and for each kind.
 
     Args:
         truth: a COCO file's content: images, annotations, categories.
         detections: COCO results: image_id, category_id, bbox [x, y, width, height], score.
 
     Returns:
-        ``{"AP", "AP50", "AP75", "AR100", "lesions": {"MA": {the same, "boxes"}, ...}}``, fractions of 1
-        rounded to six digits; None where the truth has no box, such lesions are left out of the means.
+        ``{"AP", "AP50", "AP75", "AR100", "lesions": {"MA": {the same, "boxes"}, ...}}``, fractions (0-1)
+        rounded to six digits; None for a kind without a box in ``truth``, which is left out of the means.
     """
     from faster_coco_eval import COCO, COCOeval_faster
 
@@ -38,7 +38,7 @@ def average_precision(truth: dict[str, Any], detections: list[dict[str, Any]]) -
         evaluation.params.maxDets = [1, 10, MAX_DETECTIONS]
         evaluation.evaluate()
         evaluation.accumulate()
-        # (10 IoU thresholds, 101 recalls, lesions), all areas, most detections; -1 where there is no truth
+        # (10 IoU thresholds, 101 recalls, kinds) for all areas and 100 detections; -1 without ground truth
         precision = evaluation.eval["precision"][:, :, :, 0, -1]
         recall = evaluation.eval["recall"][:, :, 0, -1]
     lesions = {

@@ -1,7 +1,7 @@
-"""Search photographs for lesions with a trained detector: ``drgrade lesions``.
+"""Detect lesions on photographs with a trained detector: ``drgrade lesions``.
 
-A search that was killed goes on with the part it was in: parts of :data:`PART` photographs wait beside the
-output, and the last of them is turned into the table. Several jobs can share a search, see
+An interrupted search resumes: photographs are processed in parts of :data:`PART`, which are saved next to the
+output and combined into the final table once all exist. Several jobs can share a search, see
 :func:`detect_lesions`.
 """
 
@@ -32,19 +32,19 @@ from drgrade.schema import CROPS, INDEX, LESION_BOXES, LESIONS, read_table, writ
 log = logging.getLogger(__name__)
 
 PART = 50
-"""Photographs of a part. A batch of tiles never spans two parts: a resumed search sees the same batches."""
+"""Photographs per part. A batch of tiles never spans two parts, so a resumed search has the same batches."""
 READERS = 4
-"""Threads that read, cut and prepare a photograph each while the detector runs."""
+"""Threads that read, tile and preprocess photographs while the detector runs."""
 WHOLE = 2048
-"""Side in pixels that a photograph which is not cut counts as, when batches are sized for a GPU."""
+"""Side in pixels assumed for photographs that are not tiled, when the batch size for a GPU is computed."""
 PARTS = LESION_BOXES | {"reason": "string"}
-"""A part: detections, and a row with a reason and no box for each photograph that cannot be read."""
+"""Columns of a part: detections, and for each unreadable photograph a row with a reason and no box."""
 SEARCHED = {"image_id": "string", "status": "string", "reason": "string", "lesions": "Int64"}
-"""``searched.parquet``: each photograph, ok or unreadable, and how many lesions were found."""
+"""Columns of ``searched.parquet``: one row per photograph, status ok or unreadable, number of lesions."""
 
 
 def searchable(index: pd.DataFrame) -> "pd.Series[bool]":
-    """Photographs for grading or with masks."""
+    """Return a mask of the index rows to search: photographs for grading or with lesion masks."""
     return index["subset"].isin(["grading", "segmentation"])
 
 
@@ -59,29 +59,30 @@ def detect_lesions(
     shard: tuple[int, int] = (0, 1),
     select: Callable[[pd.DataFrame], Any] = searchable,
 ) -> None:
-    """Search every usable photograph, tile by tile, and write ``lesions.parquet`` in original pixels.
+    """Detect lesions on all usable photographs, tile by tile; write ``lesions.parquet`` in original pixels.
 
     Usable are photographs that ``select`` picks and whose status is ok in the index and in ``crops.parquet``.
-    One without a lesion has no row. ``searched.parquet`` beside ``out`` has a row for each photograph, also
-    for one that cannot be read, with the reason.
+    Photographs without a lesion have no row in it. ``searched.parquet`` next to ``out`` has a row for each
+    photograph, including unreadable ones with the reason.
 
-    Several jobs, one a GPU, share a search by ``shard=(0, n)`` to ``(n - 1, n)`` with the same ``out`` on a
-    shared disk, each with its own ``CUDA_VISIBLE_DEVICES``; they leave parts. A last call without ``shard``
-    does what is missing and writes the tables, the same on one kind of machine however the work was shared.
+    To share a search among n GPUs, run n jobs with ``shard=(0, n)`` to ``(n - 1, n)`` and the same ``out`` on
+    a shared disk, each with its own ``CUDA_VISIBLE_DEVICES``; they write parts. A final call without
+    ``shard`` completes missing parts and writes the tables. On machines of one kind the result does not
+    depend on how the work was shared.
 
     Args:
         dataset: name of the dataset.
         index: ``index.parquet``.
         crops: ``crops.parquet``; only the crop box is searched.
         detector: folder of the trained detector.
-        boxes: how the detector's training tiles were cut; the same cut is searched.
-        params: batch size and what to keep.
+        boxes: how the detector's training tiles were cut; the same tiling is used.
+        params: batch size and which detections to keep.
         out: the table to write, sorted by image_id, then by falling score.
-        shard: number of this job and how many there are; (0, 1) is all.
-        select: which rows of the index to search; those for grading or with masks unless told otherwise.
+        shard: number of this job (from 0) and number of jobs; (0, 1) is a single job.
+        select: returns a mask of the index rows to search; default: photographs for grading or with masks.
 
     Raises:
-        UserError: no such shard, or not one photograph can be read.
+        UserError: the shard number is out of range, or none of the photographs can be read.
     """
     number, of = shard
     if not 0 <= number < of:
@@ -106,7 +107,7 @@ def detect_lesions(
 
 
 def _usable(index: Path, crops: Path, select: Callable[[pd.DataFrame], Any]) -> pd.DataFrame:
-    """Image_id, path and crop box of the photographs to search, by image_id."""
+    """Return image_id, path and crop box of the photographs to search, sorted by image_id."""
     table = read_table(index, INDEX)
     table = table[select(table) & (table["status"] == "ok")]
     boxes = read_table(crops, CROPS)
@@ -115,7 +116,7 @@ def _usable(index: Path, crops: Path, select: Callable[[pd.DataFrame], Any]) -> 
 
 
 def _parts_folder(out: Path, said: list[str], files: list[Path]) -> Path:
-    """Folder of an unfinished search's parts; parts of a search with other params or files are deleted."""
+    """Return the folder for the parts of this search; delete parts made with other params or files."""
     text = "\n".join([*said, *map(sha256, files)])
     folder = out.with_name(f".{out.name}.parts") / hashlib.sha256(text.encode()).hexdigest()[:16]
     folder.mkdir(parents=True, exist_ok=True)
@@ -128,7 +129,7 @@ def _parts_folder(out: Path, said: list[str], files: list[Path]) -> Path:
 def _search(
     find: TileDetector, rows: pd.DataFrame, root: Path, tiling: Tiling, params: Lesions
 ) -> pd.DataFrame:
-    """The part (:data:`PARTS`) of some photographs."""
+    """Detect lesions on some photographs; return a part with the columns :data:`PARTS`."""
     from drgrade.inference import batch_size, run_batches
 
     frames = [_table("", merge([], (0, 0), params)).assign(reason=None)]
@@ -161,12 +162,12 @@ def _search(
 
 
 def _collect(parts: list[Path], rows: pd.DataFrame, root: Path, out: Path) -> None:
-    """Write the tables from all parts."""
+    """Combine all parts and write ``searched.parquet`` and the table of lesions."""
     empty = pd.DataFrame(columns=list(PARTS)).astype(PARTS)
     table = pd.concat([empty, *(read_table(part, PARTS) for part in parts)])
     reasons = table[table["reason"].notna()].set_index("image_id")["reason"]
     if len(reasons) and len(reasons) == len(rows):
-        shutil.rmtree(parts[0].parent)  # they are read again when the disk is back
+        shutil.rmtree(parts[0].parent)  # so that the next run tries to read them again
         raise UserError(
             f"{root / rows['path'].iloc[0]}: {reasons.iloc[0]}, and the other {len(rows) - 1} photographs "
             f"cannot be read either; put them where the index found them"
@@ -185,10 +186,10 @@ def _collect(parts: list[Path], rows: pd.DataFrame, root: Path, out: Path) -> No
 
 
 def merge(parts: list[Found], shape: tuple[int, ...], params: Lesions) -> Found:
-    """One photograph's detections from those of its tiles: clipped to (H, W), one for each lesion.
+    """Merge the detections on a photograph's tiles: clip them to (H, W) and remove duplicates by NMS.
 
-    Boxes of one kind that overlap by more than ``params.nms_iou`` are one lesion seen twice; at most
-    ``params.max_per_image`` are kept, best first.
+    Of boxes of one kind with an IoU above ``params.nms_iou`` only the best is kept; at most
+    ``params.max_per_image`` detections are returned, best first.
     """
     import torch
     from torchvision.ops import batched_nms
@@ -210,19 +211,19 @@ def merge(parts: list[Found], shape: tuple[int, ...], params: Lesions) -> Found:
 
 @dataclass(frozen=True)
 class _Piece:
-    """A tile, prepared for the detector, and the photograph it is of."""
+    """A tile with its preprocessed detector input and its photograph's image_id."""
 
     image_id: str
     tile: Tile
     sample: Any
-    shape: tuple[int, ...]  # of the photograph
-    of: int  # tiles of the photograph
+    shape: tuple[int, ...]  # (H, W, 3) of the photograph
+    of: int  # number of tiles of the photograph
 
 
 def _cut(
     find: TileDetector, root: Path, tiling: Tiling, unread: dict[str, str], row: tuple[Any, ...]
 ) -> list[_Piece]:
-    """Tiles of a photograph with anything on them; none, and why in ``unread``, where it cannot be read."""
+    """Return a photograph's tiles inside the field of view; if unreadable, none, and add it to ``unread``."""
     image_id, path, *edges = row
     try:
         image = read_photograph(root / path)

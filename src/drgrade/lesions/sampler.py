@@ -1,6 +1,6 @@
-"""Which tiles an epoch of detector training shows.
+"""Sampler of training tiles that oversamples rare lesions.
 
-The lesions are not equally common: microaneurysms are on most tiles that have a lesion, soft exudates on few.
+The kinds are not equally common: most tiles with a lesion show microaneurysms, few show soft exudates.
 """
 
 from collections.abc import Iterator
@@ -15,16 +15,17 @@ from drgrade.rng import numpy_rng
 
 @DATA_SAMPLERS.register_module()
 class RareLesionSampler(Sampler[int]):
-    """As many tiles an epoch as there are, those with a rare lesion more often, the others less.
+    """Sample as many tiles per epoch as the dataset has, those with a rare lesion more often than others.
 
     A tile's weight is the repeat factor of LVIS (Gupta et al., CVPR 2019, section 5.2): for a lesion on the
-    share f of the tiles, ``max(1, sqrt(threshold / f))``; the largest of the tile's lesions counts, and tiles
-    without one weigh 1. Each tile comes up its share of the epoch, rounded up or down by chance.
+    fraction f of the tiles, ``max(1, sqrt(threshold / f))``; the largest of a tile's lesions counts, and
+    tiles without a lesion have weight 1. Each tile is drawn in proportion to its weight; the fractional part
+    of its expected count is rounded up or down at random.
 
     Args:
         dataset: the tiles.
-        seed: of the draw; another one each epoch.
-        threshold: lesions on less than this share of the tiles (0-1) are rare.
+        seed: random seed; together with the epoch number it determines the order.
+        threshold: lesions on less than this fraction of the tiles (0-1) are rare.
     """
 
     def __init__(self, dataset: CocoDataset, seed: int, threshold: float) -> None:
@@ -35,7 +36,7 @@ class RareLesionSampler(Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         rng = numpy_rng(self.seed, "tiles", self.epoch)
         order = rng.permutation(len(self))
-        # Systematic sampling: equal steps along the weights laid end to end.
+        # Systematic sampling: equal steps along the cumulative weights.
         ends = np.cumsum(self.weights[order]) / self.weights.sum() * len(self)
         drawn = np.searchsorted(ends[:-1], np.arange(len(self)) + rng.random(), side="right")
         yield from rng.permutation(order[drawn]).tolist()
@@ -44,16 +45,16 @@ class RareLesionSampler(Sampler[int]):
         return len(self.weights)
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by MMEngine before each epoch."""
+        """Set the epoch number; called by MMEngine before each epoch."""
         self.epoch = epoch
 
 
 def repeat_factors(lesions: list[set[int]], threshold: float) -> np.ndarray:
-    """Weight (n,) of each of n tiles, 1 or more, by the rule of :class:`RareLesionSampler`.
+    """Return the weight (n,), 1 or more, of each of n tiles, as defined in :class:`RareLesionSampler`.
 
     Args:
         lesions: kinds of lesion on each tile.
-        threshold: kinds on less than this share of the tiles (0-1) are rare.
+        threshold: kinds on less than this fraction of the tiles (0-1) are rare.
     """
     kinds = set().union(*lesions)
     rarity = {

@@ -1,4 +1,4 @@
-"""Start weights of a detector: of its backbone alone, or of a whole detector trained elsewhere (COCO)."""
+"""Initial weights of a detector: for its backbone only, or from a whole pretrained detector (COCO)."""
 
 import logging
 from pathlib import Path
@@ -11,30 +11,30 @@ from drgrade.errors import UserError
 log = logging.getLogger(__name__)
 
 PARTS = ("neck.", "rpn_head.", "roi_head.", "bbox_head.", "encoder.", "decoder.")
-"""What a detector has beside its backbone."""
+"""Tensor name prefixes of a detector's parts other than the backbone."""
 HEADS = ("roi_head.", "bbox_head.")
-"""Where tensors may be of another size, because there are other classes."""
+"""Prefixes of tensors that may differ in size, because the number of classes differs."""
 
 
 def is_detector(path: Path) -> bool:
-    """Whether a weights file holds more than a backbone.
+    """Whether a weights file contains more than a backbone.
 
     Raises:
-        UserError: the file is missing or holds anything but tensors.
+        UserError: the file is missing or contains anything other than tensors.
     """
     return any(key.startswith(PARTS) for key in read_tensors(path))
 
 
 def start_from(model: torch.nn.Module, path: Path) -> None:
-    """Load a whole detector's tensors, except those of its head that are of another size here.
+    """Load a whole detector's weights, except tensors of its heads that are missing or differ in size.
 
     Args:
-        model: an MMDetection model; its backbone may be a :class:`.backbone.TimmBackbone`, whose ResNets have
-            the tensor names of MMDetection's.
-        path: MMDetection's checkpoint of the same architecture, with other classes perhaps.
+        model: an MMDetection model; its backbone may be a :class:`.backbone.TimmBackbone`, because timm's
+            ResNets have the same tensor names as MMDetection's.
+        path: MMDetection checkpoint of the same architecture; its classes may differ.
 
     Raises:
-        UserError: a tensor outside of the head is missing or of another size.
+        UserError: a tensor outside the heads is missing or differs in size.
     """
     own = model.state_dict()
     tensors = read_tensors(path)

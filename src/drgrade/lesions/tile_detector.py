@@ -1,4 +1,4 @@
-"""The trained detector as the search runs it: on batches of tiles in memory, its network made faster."""
+"""Run the trained detector on batches of tiles in memory, with a network optimised for inference."""
 
 import copy
 import logging
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Found:
-    """Detections on one tile or photograph: boxes (n, 4), scores (n,), labels (n,) into ``LESIONS``."""
+    """Detections on one tile or photograph: boxes (n, 4), scores (n,), labels (n,) that index ``LESIONS``."""
 
     boxes: np.ndarray
     scores: np.ndarray
@@ -34,16 +34,16 @@ class Found:
 class TileDetector:
     """A trained detector for batches of tiles.
 
-    Runs the test pipeline the detector was validated with, on images in memory. On a GPU backbone and neck
-    run in mixed precision (:func:`.amp.half_features`).
+    Runs the detector's validation pipeline on images in memory. On a GPU the backbone and neck run in mixed
+    precision (:func:`.amp.half_features`).
 
     Args:
-        folder: of :func:`drgrade.lesions.detector.train_detector`.
-        min_score: detections below this may be left out, which spares their suppression.
+        folder: output folder of :func:`drgrade.lesions.detector.train_detector`.
+        min_score: detections below this score may be dropped before non-maximum suppression, to save time.
 
     Attributes:
         model: the detector as trained.
-        network: the same, made faster; what is run.
+        network: a faster copy of ``model`` with batch norms folded; this one is run.
     """
 
     def __init__(self, folder: Path, min_score: float = 0.0) -> None:
@@ -58,7 +58,7 @@ class TileDetector:
         self.model, config = load_detector(folder)
         keep_memory()
         use_fast_kernels()
-        network = fold_batch_norm(self.model)  # still on the CPU: a GPU's rounding would hide a mistake
+        network = fold_batch_norm(self.model)  # on the CPU: rounding on a GPU would hide an error
         raise_threshold(network, min_score)
         self.model.to(self.device)
         network.to(self.device)
@@ -70,11 +70,11 @@ class TileDetector:
         self.pipeline = Compose(in_memory)
 
     def __call__(self, tiles: list[np.ndarray]) -> list[Found]:
-        """Detections on tiles (h, w, 3) uint8 RGB, in tile pixels."""
+        """Return the detections on each tile (h, w, 3) uint8 RGB, in tile pixels."""
         return self.detect([self.prepare(tile) for tile in tiles])
 
     def prepare(self, tile: np.ndarray) -> "dict[str, torch.Tensor]":
-        """A tile (h, w, 3) uint8 RGB as :meth:`detect` takes it; any thread may do this."""
+        """Preprocess a tile (h, w, 3) uint8 RGB for :meth:`detect`; thread-safe."""
         shape = tile.shape[:2]
         picture = np.ascontiguousarray(tile[..., ::-1])  # mmdet reads files as BGR
         results = {"img": picture, "img_id": 0, "img_path": "", "ori_shape": shape, "img_shape": shape}
@@ -84,7 +84,7 @@ class TileDetector:
         return sample
 
     def detect(self, samples: "Sequence[dict[str, torch.Tensor]]") -> list[Found]:
-        """Detections on a batch of prepared tiles, in tile pixels; boxes are computed in full precision."""
+        """Return the detections on preprocessed tiles, in tile pixels; boxes are computed in float32."""
         import torch
 
         from drgrade.device import exact
@@ -96,10 +96,10 @@ class TileDetector:
 
 
 def fold_batch_norm(model: "torch.nn.Module") -> "torch.nn.Module":
-    """The detector in evaluation mode with its batch norms inside the convolutions before them.
+    """Return a copy of a detector in evaluation mode, with batch norms folded into preceding convolutions.
 
-    Its features are the same to rounding, which is checked: a network whose layers are not applied in the
-    order they are listed in comes back as a plain copy, and the log says so.
+    The features must stay the same up to rounding, which is checked. If they do not (the layers are not
+    applied in the order of registration), an unchanged copy is returned and a warning logged.
     """
     import torch
 
@@ -122,13 +122,13 @@ def _fold(module: "torch.nn.Module") -> None:
     from torch import nn
     from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-    if getattr(module, "order", ("conv", "norm"))[:2] != ("conv", "norm"):  # mmcv's ConvModule, turned round
+    if getattr(module, "order", ("conv", "norm"))[:2] != ("conv", "norm"):  # mmcv's ConvModule, reordered
         return
     before: tuple[str, nn.Conv2d] | None = None
     for name, child in list(module.named_children()):
         if isinstance(child, nn.BatchNorm2d) and before is not None:
             setattr(module, before[0], fuse_conv_bn_eval(before[1], child))
-            # timm's norms have the activation inside
+            # timm's batch norm layers include the activation
             rest = (
                 nn.Sequential(child.drop, child.act) if isinstance(child, BatchNormAct2d) else nn.Identity()
             )
@@ -142,11 +142,11 @@ def _fold(module: "torch.nn.Module") -> None:
 
 
 def raise_threshold(model: "torch.nn.Module", min_score: float) -> None:
-    """Make a detector drop what scores below ``min_score`` before it suppresses overlaps, not after.
+    """Make a detector drop boxes that score below ``min_score`` before non-maximum suppression, in place.
 
-    Nothing else changes: a box is only ever suppressed by a better one.
+    The remaining detections do not change, because a box is only suppressed by one with a higher score.
     """
-    below = float(np.nextafter(np.float32(min_score), np.float32(-1)))  # mmdet keeps what is above
+    below = float(np.nextafter(np.float32(min_score), np.float32(-1)))  # mmdet keeps scores > threshold
     for name in ("bbox_head", "roi_head"):
         config = getattr(getattr(model, name, None), "test_cfg", None)
         if config is not None and "score_thr" in config:

@@ -1,1 +1,1 @@
-"""Figures, model cards and the pages people look at."""
+"""Figures, model cards and the HTML report."""

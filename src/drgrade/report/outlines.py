@@ -1,4 +1,4 @@
-"""What the crop rules do to photographs: their outlines on the originals, and their crops side by side."""
+"""Figures of the crop rules: their outlines drawn on the photographs, and their crops side by side."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,26 +19,26 @@ from drgrade.schema import LESION_NAMES
 
 RULE_COLOURS = {"disc": "#4ade80", "o_O": "#60a5fa", "graham": "#b388ff", "clpi": "#fb923c"}
 DISCS = ("graham", "clpi")
-"""Rules that keep a disc of their crop, not all of it."""
+"""Rules that keep only a disc of the crop and blacken the rest."""
 CIRCLES = {"disc": 0.5} | dict.fromkeys(DISCS, KEPT)
-"""Radii, in sides of the crop, of what is drawn as a circle; ``o_O`` finds a box."""
+"""Rules drawn as a circle, with its radius as a fraction of the crop's side; ``o_O`` is drawn as a box."""
 BESIDE = 70
-"""Grey level beside the photograph, apart from the black around the eye."""
+"""Grey level outside the photograph, to tell it from the black around the field of view."""
 FINER = 3
-"""Lines are drawn at so many times the resolution, then averaged: thin and smooth at any size."""
+"""Supersampling factor: lines are drawn at this many times the final resolution, then averaged."""
 
 Masks = Mapping[str, npt.NDArray[np.bool_]]
 
 
 def outlined(picture: Picture, crops: Mapping[str, CropGeometry], masks: Masks, width: int) -> Picture:
-    """A photograph with the outline of each rule's crop, and the contours of its lesions.
+    """Draw the outline of each rule's crop and the contours of the lesions on a photograph.
 
     Args:
         picture: uint8 RGB (H, W, 3) at full resolution.
-        crops: geometry by rule, a colour for each (``RULE_COLOURS``); ``disc`` is drawn as the circle it
-            cuts the square around, ``graham`` and ``clpi`` as the disc they keep, ``o_O`` as its box.
-        masks: (H, W) by lesion, one of ``LESION_COLOURS``; in the order of their colours.
-        width: of the result in pixels; the photograph may be a little narrower, when a box reaches outside.
+        crops: crop geometry by rule, drawn in ``RULE_COLOURS``; ``disc`` is drawn as the circle inscribed in
+            its square, ``graham`` and ``clpi`` as the disc they keep, ``o_O`` as its box.
+        masks: (H, W) masks by kind of lesion, drawn in ``LESION_COLOURS``.
+        width: width of the result in pixels; it includes crops that extend beyond the photograph.
 
     Returns:
         uint8 RGB (h, width, 3).
@@ -68,11 +68,11 @@ def outlined(picture: Picture, crops: Mapping[str, CropGeometry], masks: Masks, 
 
 
 def outline_sheet(tiles: Sequence[tuple[str, Picture]], columns: int, path: Path) -> None:
-    """Outlined photographs in lines, with a title each and a legend of rules and lesions.
+    """Write a grid of outlined photographs with titles and a legend of rules and lesions.
 
     Args:
-        tiles: title and image, of equal widths; an empty title takes no room.
-        columns: images in a line.
+        tiles: (title, image) pairs, images of equal width; the title may be empty.
+        columns: images in a row.
         path: PNG to write.
     """
     lines = max(1, -(-len(tiles) // columns))
@@ -90,10 +90,10 @@ def outline_sheet(tiles: Sequence[tuple[str, Picture]], columns: int, path: Path
 
 
 def rule_sheet(rows: Sequence[Mapping[str, Picture]], path: Path) -> None:
-    """A line for each photograph, a column for each rule.
+    """Write a grid of crops with a row for each photograph and a column for each rule.
 
     Args:
-        rows: images by column, the same columns in each row; their names stand over the first row.
+        rows: crops by rule for each photograph, with the same rules; the rule names are the column titles.
         path: PNG to write.
     """
     columns = list(rows[0])
@@ -116,7 +116,7 @@ def _tile(drawn: Figure, tiles: Sequence[tuple[str, Picture]], lines: int, colum
 def _view(
     width: int, height: int, boxes: Sequence[tuple[int, int, int, int]], side: int
 ) -> tuple[CropGeometry, slice]:
-    """The square around photograph and boxes as a crop of ``side``, and its rows that show any of them."""
+    """Return the square around photograph and boxes as a crop of ``side``, and its non-empty rows."""
     all_boxes = np.array([(0, 0, width, height), *boxes])
     x0, y0 = all_boxes[:, :2].min(axis=0).tolist()
     x1, y1 = all_boxes[:, 2:].max(axis=0).tolist()

@@ -1,4 +1,4 @@
-"""The page: one HTML file that needs nothing beside it, neither files nor scripts nor a network."""
+"""The report page: a self-contained HTML file without scripts, external files or network access."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -39,8 +39,8 @@ class Page:
     """Collects sections and renders them.
 
     Attributes:
-        title: of the page.
-        notice: a line that must not be missed.
+        title: title of the page.
+        notice: a line shown prominently at the top.
     """
 
     title: str
@@ -55,7 +55,7 @@ class Page:
         self._sections[-1][1].append(html)
 
     def table(self, table: pd.DataFrame, caption: str) -> None:
-        """A table with row headers in its first column; a missing value is a dash."""
+        """Add a table whose first column holds row headers; a missing value is shown as a dash."""
         numeric = [all(isinstance(value, Number) for value in table[name].dropna()) for name in table.columns]
         kind = ["" if is_number else ' class="text"' for is_number in numeric]
         head = "".join(
@@ -74,7 +74,7 @@ class Page:
         )
 
     def image(self, path: Path, alt: str, caption: str) -> None:
-        """A PNG, embedded, with a text for those who cannot see it."""
+        """Embed a PNG, with an alternative text for screen readers and a caption."""
         data = base64.b64encode(path.read_bytes()).decode()
         self._add(
             f'<figure><img alt="{escape(alt, quote=True)}" src="data:image/png;base64,{data}">'
@@ -82,11 +82,11 @@ class Page:
         )
 
     def folded(self, title: str, text: str) -> None:
-        """Preformatted text behind a title that opens it."""
+        """Add preformatted text that is collapsed until the title is clicked."""
         self._add(f"<details><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>")
 
     def render(self) -> str:
-        """The whole document, HTML that loads nothing from elsewhere."""
+        """Return the whole document as HTML that loads no external resources."""
         names = [f"s{place}" for place in range(1, len(self._sections) + 1)]
         links = "".join(
             f'<li><a href="#{name}">{escape(title)}</a></li>'
@@ -98,7 +98,7 @@ class Page:
             + "</section>"
             for name, (title, parts) in zip(names, self._sections, strict=True)
         )
-        # The policy makes the browser itself hold the page to embedded images and no scripts.
+        # With this policy the browser allows embedded images only, and no scripts.
         policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
         return (
             '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -111,14 +111,14 @@ class Page:
 
 
 def cell(value: Any) -> str:
-    """A table cell's text: three digits for a float, a dash for nothing."""
+    """Return the text of a table cell: three decimals for a float, a dash for a missing value."""
     if pd.isna(value):
         return "–"
     return f"{value:.3f}" if isinstance(value, float) else escape(str(value))
 
 
 def flattened(values: Mapping[str, Any], prefix: str = "") -> pd.DataFrame:
-    """Nested numbers as a table (name, value): ``{'a': {'b': 1}}`` is the row ``a.b, 1``; null is missing."""
+    """Flatten nested values to a table (name, value): ``{'a': {'b': 1}}`` becomes the row ``a.b, 1``."""
     rows: list[tuple[str, Any]] = []
 
     def walk(value: Any, name: str) -> None:

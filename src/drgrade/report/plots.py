@@ -1,4 +1,4 @@
-"""The one figure style, the charts of the leaderboard and the FROC curves. Same numbers, same bytes."""
+"""The common figure style, the leaderboard charts and the FROC curves; equal data give identical files."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ from drgrade.schema import GRADES, LESION_NAMES
 
 INK, MUTED, BAR, SEED = "#1b2430", "#5b6572", "#9db8d6", "#c2410c"
 LESION_COLOURS = {"MA": "#00e5ff", "HE": "#ffffff", "EX": "#ffe119", "SE": "#ff5cf0"}
-"""Bright against the orange of a fundus, and apart from each other for colour-blind readers."""
+"""Visible on the orange fundus, and distinguishable for colour-blind readers."""
 FROC_LINES = {
     "all": (INK, "o"),
     "MA": ("#0b57a4", "s"),
@@ -26,9 +26,9 @@ FROC_LINES = {
     "EX": ("#8a6d00", "D"),
     "SE": ("#a21caf", "v"),
 }
-"""Colour on white and marker of each curve: either tells them apart."""
+"""Colour and marker of each curve; either one alone identifies it."""
 STYLE: Any = {
-    "font.family": "DejaVu Sans",  # ships with matplotlib: the same glyphs everywhere
+    "font.family": "DejaVu Sans",  # comes with matplotlib: the same glyphs everywhere
     "font.size": 10,
     "text.color": INK,
     "axes.labelcolor": INK,
@@ -45,7 +45,7 @@ STYLE: Any = {
 
 @contextmanager
 def figure(path: Path, width: float, height: float) -> Iterator[Figure]:
-    """A figure of so many inches in the project's style, written to ``path`` as PNG when the block ends."""
+    """Yield a figure (size in inches) in the project's style; it is saved to ``path`` as PNG on exit."""
     with matplotlib.rc_context(STYLE), atomic_write(path) as partial:
         drawn = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(h_pad=0.08, w_pad=0.08))
         FigureCanvasAgg(drawn)
@@ -54,7 +54,7 @@ def figure(path: Path, width: float, height: float) -> Iterator[Figure]:
 
 
 def leaderboard_chart(table: pd.DataFrame, seeds: Mapping[str, Sequence[float]], path: Path) -> None:
-    """Bars of QWK with their 95 % intervals and a dot for each training seed.
+    """Write a bar chart of QWK with 95 % intervals and a dot for each training seed.
 
     Args:
         table: experiment, qwk, qwk_low, qwk_high; best first.
@@ -79,7 +79,7 @@ def leaderboard_chart(table: pd.DataFrame, seeds: Mapping[str, Sequence[float]],
         )
         axes.axvline(0, color=MUTED, linewidth=0.8)
         for row, label in enumerate(value):
-            # clear of the interval and the dots, on the right
+            # to the right of the interval and the dots
             edge = np.nanmax([value[row], high[row], *seeds[table["experiment"][row]], 0])
             axes.annotate(f"{label:.3f}", (edge, row), (5, 0), textcoords="offset points", va="center")
         axes.set_yticks(rows, table["experiment"])
@@ -98,12 +98,12 @@ def leaderboard_chart(table: pd.DataFrame, seeds: Mapping[str, Sequence[float]],
 
 
 def confusion_chart(matrices: Mapping[str, np.ndarray], path: Path, columns: int = 4) -> None:
-    """Confusion matrices side by side: shade is the share of the true grade, the number a count.
+    """Write confusion matrices side by side, with counts; the shade is the share of the true grade.
 
     Args:
-        matrices: (5, 5) counts by title, rows are the truth.
+        matrices: (5, 5) counts by title, true grades in rows.
         path: PNG to write.
-        columns: matrices in a line.
+        columns: matrices in a row of the figure.
     """
     columns = min(columns, len(matrices))
     lines = -(-len(matrices) // columns)
@@ -129,11 +129,11 @@ def confusion_chart(matrices: Mapping[str, np.ndarray], path: Path, columns: int
 
 
 def froc_chart(found: Mapping[str, Any], path: Path) -> None:
-    """FROC curves of all lesions and of each kind, with the 95 % interval of the first.
+    """Write the FROC curves of all lesions, with a 95 % interval, and of each kind.
 
     Args:
-        found: rates and, for ``all`` and each kind that has a box, boxes, sensitivity, low, high: as
-            ``val`` of the stage lesion_metrics.
+        found: ``rates`` and, for ``all`` and each kind, ``boxes``, ``sensitivity``, ``low`` and ``high``, as
+            ``val`` in ``metrics.json`` of the stage lesion_metrics. Kinds without boxes are not drawn.
         path: PNG to write.
     """
     rates = np.array(found["rates"])

@@ -1,4 +1,4 @@
-"""Contact sheets: what the crops look like, and where the detector sees lesions in them."""
+"""Contact sheets of the crops, of the crops of lowest quality, and of the detected lesions."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, zip_longest
@@ -20,18 +20,18 @@ from drgrade.schema import GRADE_NAMES, LESION_NAMES
 BOXES = ["x1", "y1", "x2", "y2"]
 LESION_PHOTOGRAPHS = 6
 MEASURES = ("fov", "sharpness", "exposure", "contrast")
-"""Columns of the index whose lowest is the quality."""
+"""Quality measures in the index; the column ``quality`` is their minimum."""
 
 
 def choose(table: pd.DataFrame, number: int) -> pd.DataFrame:
-    """Photographs for a sheet: every grade in turn, within a grade in an order that has no favourites.
+    """Choose photographs for a sheet: alternating over the grades, pseudo-random within a grade.
 
     Args:
-        table: image_id, grade (missing for ungraded photographs, a group of their own).
-        number: photographs wanted; fewer come back when the table has fewer.
+        table: image_id and grade (missing for ungraded photographs, which form a group of their own).
+        number: maximum number of photographs.
 
     Returns:
-        The chosen rows, by grade, ungraded last. The same table gives the same choice.
+        The chosen rows, sorted by grade, ungraded last. The same table always gives the same choice.
     """
     order = table.assign(place=[derive(0, "sheet", str(name)) for name in table["image_id"]])
     groups = [list(rows.index) for _, rows in order.sort_values("place").groupby("grade", dropna=False)]
@@ -41,19 +41,19 @@ def choose(table: pd.DataFrame, number: int) -> pd.DataFrame:
 
 
 def grade_label(grade: Any) -> str:
-    """``2 moderate``, or ``not graded``."""
+    """Return a grade with its name, such as ``2 moderate``, or ``not graded`` if it is missing."""
     return "not graded" if pd.isna(grade) else f"{grade} {GRADE_NAMES[grade]}"
 
 
 def crop_sheet(index: pd.DataFrame, crops: Crops, number: int, path: Path, columns: int = 8) -> None:
-    """Crops with their grades above them, all grades by turns.
+    """Write a contact sheet of crops titled with their grades, with all grades represented.
 
     Args:
         index: ``index.parquet``.
-        crops: of the same photographs.
-        number: of crops on the sheet.
+        crops: crops of the same photographs.
+        number: maximum number of crops on the sheet.
         path: PNG to write.
-        columns: crops in a line.
+        columns: crops in a row.
     """
     chosen = choose(index[index["image_id"].isin(crops.rows.keys())], number)
     lines = max(1, -(-len(chosen) // columns))
@@ -64,21 +64,21 @@ def crop_sheet(index: pd.DataFrame, crops: Crops, number: int, path: Path, colum
 
 
 def worst(index: pd.DataFrame, number: int) -> pd.DataFrame:
-    """Photographs of the lowest quality, worst first, with a column ``blame``: the lowest measure."""
+    """Return the photographs of lowest quality, worst first; column ``blame`` names the lowest measure."""
     measured = index[index["quality"].notna()]
     chosen = measured.sort_values(["quality", "image_id"]).head(number)
     return chosen.assign(blame=chosen[list(MEASURES)].astype(float).idxmin(axis=1))
 
 
 def worst_sheet(index: pd.DataFrame, crops: Crops, number: int, path: Path, columns: int = 8) -> None:
-    """Crops of the lowest quality, worst first, with their score and the measure that is to blame.
+    """Write a contact sheet of the crops of lowest quality, worst first, with quality and lowest measure.
 
     Args:
-        index: ``index.parquet``; photographs without measures are left out.
-        crops: of the same photographs.
-        number: of crops on the sheet.
+        index: ``index.parquet``; photographs without quality measures are left out.
+        crops: crops of the same photographs.
+        number: maximum number of crops on the sheet.
         path: PNG to write.
-        columns: crops in a line.
+        columns: crops in a row.
     """
     chosen = worst(index[index["image_id"].isin(crops.rows.keys())], number)
     lines = max(1, -(-len(chosen) // columns))
@@ -91,13 +91,14 @@ def worst_sheet(index: pd.DataFrame, crops: Crops, number: int, path: Path, colu
 def lesion_sheet(
     index: pd.DataFrame, crops: Crops, lesions: pd.DataFrame, patches: Mapping[str, Any], path: Path
 ) -> None:
-    """Crops with the detections that pretraining may use drawn as boxes, a colour for each kind of lesion.
+    """Write a contact sheet of crops with the detections above the score threshold for pretraining as boxes.
 
-    Photographs are those with a detection, all grades by turns; when none has one, the sheet says so.
+    Shows photographs with such a detection, alternating over the grades; if there are none, the legend says
+    so. Each kind of lesion has its own colour.
 
     Args:
         index: ``index.parquet``.
-        crops: of the same photographs.
+        crops: crops of the same photographs.
         lesions: ``lesions.parquet``, boxes in original pixels.
         patches: block ``patches`` of the params: min_score and kinds of lesion.
         path: PNG to write.
@@ -129,7 +130,7 @@ def lesion_sheet(
 
 
 def draw_boxes(axes: Axes, crops: Crops, image_id: str, boxes: pd.DataFrame) -> None:
-    """One crop with boxes, which arrive in original pixels (x1, y1, x2, y2) and are moved into the crop."""
+    """Draw one crop with boxes, given in original pixels (x1, y1, x2, y2) and converted to crop pixels."""
     size = crops.size
     axes.imshow(crops[image_id], extent=(0, size, size, 0), interpolation="antialiased")
     moved = crops.geometry(image_id).boxes_to_crop(boxes[BOXES].to_numpy(np.float64))
@@ -141,14 +142,14 @@ def draw_boxes(axes: Axes, crops: Crops, image_id: str, boxes: pd.DataFrame) -> 
 
 
 def shrunk(crop: np.ndarray, side: int) -> np.ndarray:
-    """A crop (S, S, 3) no larger than ``side``, by area averaging."""
+    """Return a crop (S, S, 3) downscaled by area averaging to at most ``side`` pixels."""
     if crop.shape[0] <= side:
         return crop
     return cv2.resize(crop, (side, side), interpolation=cv2.INTER_AREA)
 
 
 def _tiles(grid: np.ndarray, chosen: pd.DataFrame) -> Iterator[tuple[Axes, pd.Series]]:
-    """Axes and row for each photograph; axes without frame or ticks, the spare ones empty."""
+    """Yield axes and row for each photograph; axes have no frame and ticks, surplus ones are empty."""
     places: Sequence[Axes] = list(grid.flat)
     for axes in places:
         axes.set_axis_off()

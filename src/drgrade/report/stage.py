@@ -1,4 +1,4 @@
-"""The stage ``report``: what went in, what came out, on one page and in model cards."""
+"""The stage ``report``: inputs and results of a run on one HTML page and in model cards."""
 
 import json
 import logging
@@ -41,18 +41,19 @@ def make_report(
     """Write ``report.html``, its images, ``input.csv``, ``params.yaml`` and ``model_cards/*.md``.
 
     Args:
-        index: ``index.parquet`` of the photographs that were searched for lesions.
-        crops_table: their ``crops.parquet``.
-        store: their ``store.json``, its shards beside it.
-        lesions: ``lesions.parquet``; None, as the next two, where no pretraining looked for lesions.
+        index: ``index.parquet`` of the dataset used for pretraining.
+        crops_table: its ``crops.parquet``.
+        store: its ``store.json``, in the folder of its shards.
+        lesions: ``lesions.parquet``; None if no lesions were detected in this run.
         patches_statistics: JSON of the stage patches, one for each source of boxes.
-        detector_metrics: JSON of the stage detector.
-        lesion_metrics: JSON of the stage lesion_metrics, its ``verdicts.png`` beside it.
-        leaderboard: ``leaderboard.csv``, with the stage's ``external.csv`` and ``figures/`` beside it.
+        detector_metrics: JSON of the stage detector; None as ``lesions``.
+        lesion_metrics: JSON of the stage lesion_metrics, in the folder of its ``verdicts.png``; None as
+            ``lesions``.
+        leaderboard: ``leaderboard.csv``, in the folder of the stage's ``external.csv`` and ``figures/``.
         metrics: ``metrics.json`` of the stage evaluate.
-        params: the whole resolved params.
+        params: all params, with defaults filled in.
         out: folder to write to.
-        heat_maps: contact sheets of the stage explain, each in a folder of the explanation's name.
+        heat_maps: contact sheets of the stage explain, each in a folder named after the explanation.
 
     Raises:
         UserError: an input is missing or damaged.
@@ -92,7 +93,7 @@ def make_report(
 def draw_sheets(
     rows: pd.DataFrame, crops: Crops, boxes: pd.DataFrame | None, params: dict[str, Any], out: Path
 ) -> None:
-    """The contact sheets that :func:`add_pictures` shows; that of lesions where there are ``boxes``."""
+    """Draw the contact sheets that :func:`add_pictures` shows; the lesion sheet only if given ``boxes``."""
     crop_sheet(rows, crops, params["report"]["sheet"], out / "crop_sheet.png")
     worst_sheet(rows, crops, params["report"]["sheet"], out / "worst_sheet.png")
     if boxes is not None:
@@ -100,10 +101,10 @@ def draw_sheets(
 
 
 def model_cards(metrics: Path, params: dict[str, Any]) -> dict[str, str]:
-    """The card of each experiment, in Markdown.
+    """Return the model card of each experiment, in Markdown.
 
     Raises:
-        UserError: an experiment was not measured.
+        UserError: an experiment is missing in the metrics.
     """
     measured = read_json(metrics)
     unmeasured = sorted(set(params["experiments"]) - set(measured))
@@ -113,10 +114,10 @@ def model_cards(metrics: Path, params: dict[str, Any]) -> dict[str, str]:
 
 
 def add_leaderboard(page: Page, leaderboard: Path) -> None:
-    """The table and its two figures.
+    """Add the leaderboard and its two figures to the page.
 
     Raises:
-        UserError: one of the three is missing or damaged.
+        UserError: the table is missing or damaged, or a figure is missing.
     """
     try:
         table = pd.read_csv(leaderboard)
@@ -149,7 +150,7 @@ def add_leaderboard(page: Page, leaderboard: Path) -> None:
 
 
 def add_external(page: Page, path: Path) -> None:
-    """The same models on other datasets; nothing when there is none.
+    """Add the results of the same models on external datasets, if there are any.
 
     Raises:
         UserError: the table is missing or damaged.
@@ -181,7 +182,7 @@ def add_external(page: Page, path: Path) -> None:
 
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:
-    """The leaderboard as the page shows it: an interval in one column."""
+    """Return the leaderboard as shown on the page: selected columns, each interval in a single column."""
 
     def interval(row: Any, name: str) -> str | None:
         low, high = row[f"{name}_low"], row[f"{name}_high"]
@@ -205,7 +206,7 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def add_inputs(page: Page, counts: pd.DataFrame, index: pd.DataFrame, params: dict[str, Any]) -> None:
-    """What became of every row that came in."""
+    """Add the counts of the input rows by status and reason, and of the graded photographs by split."""
     bad = counts[(counts["table"] == "index") & ~counts["status"].isin(["ok", "unlabelled"])]["rows"].sum()
     failed = counts[(counts["table"] == "crops") & (counts["status"] != "ok")]["rows"].sum()
     page.section(
@@ -220,7 +221,7 @@ def add_inputs(page: Page, counts: pd.DataFrame, index: pd.DataFrame, params: di
 def add_pictures(
     page: Page, out: Path, params: dict[str, Any], heat_maps: Sequence[Path], *, lesions: bool
 ) -> None:
-    """The contact sheets in ``out``, that of ``lesions`` too, and the heat maps where there are any."""
+    """Add the contact sheets in ``out``, with the lesion sheet if ``lesions``, and the heat maps."""
     page.section("Crops and lesions" if lesions else "Crops")
     page.image(
         out / "crop_sheet.png",
@@ -253,7 +254,7 @@ def add_pictures(
 
 
 def add_patches(page: Page, statistics: Sequence[Path]) -> None:
-    """A table for each source of boxes; nothing when there is none."""
+    """Add a table of patch counts for each source of boxes; nothing if there are none."""
     if statistics:
         page.section("Patches")
     for path in statistics:
@@ -262,7 +263,7 @@ def add_patches(page: Page, statistics: Sequence[Path]) -> None:
 
 
 def write_cards(cards: dict[str, str], folder: Path) -> None:
-    """One Markdown file an experiment; cards of experiments that are gone go too."""
+    """Write one Markdown file per experiment; remove cards of earlier runs."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for name, card in cards.items():

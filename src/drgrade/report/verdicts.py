@@ -1,4 +1,4 @@
-"""What a detector found, missed and made up: a contact sheet."""
+"""Contact sheet with examples of a detector's hits, misses and false positives."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -15,25 +15,25 @@ from drgrade.rng import derive
 
 BOXES = ["x1", "y1", "x2", "y2"]
 VERDICTS = {"hit": "solid", "missed": "dashed", "false alarm": "dotted"}
-"""Lines of a box by what became of it."""
+"""Line style of a box by verdict."""
 SURROUND = 48
-"""Least side of a cutout in the image's pixels: a microaneurysm is known by what lies around it."""
+"""Minimum side of a cutout in image pixels: a microaneurysm is recognised by its surroundings."""
 
 
 def verdicts(
     truth: pd.DataFrame, found: pd.DataFrame, scores: Mapping[str, float | None], each: int
 ) -> pd.DataFrame:
-    """Examples of what a detector found, missed and made up: ``each`` of every kind and verdict.
+    """Choose examples of hits, misses and false positives: up to ``each`` for every kind and verdict.
 
     Args:
-        truth: of :class:`drgrade.lesions.matching.Matches`: image, lesion, x1, y1, x2, y2, score.
-        found: the same and hit.
-        scores: threshold by lesion; None lets no detection in.
-        each: examples wanted; fewer come back where there are fewer.
+        truth: lesions of :class:`drgrade.lesions.matching.Matches`: image, lesion, x1, y1, x2, y2, score.
+        found: detections: the same columns and hit.
+        scores: score threshold by lesion; None excludes all detections of that kind.
+        each: maximum number of examples.
 
     Returns:
         image, lesion, x1, y1, x2, y2, verdict (hit, missed, false alarm), place (0, 1, ...): false alarms by
-        falling score, the others in an order that has no favourites. Hits are shown by the lesion's box.
+        falling score, the others in pseudo-random order. Hits have the box of the lesion.
     """
     limits = {lesion: np.inf if score is None else score for lesion, score in scores.items()}
 
@@ -56,13 +56,13 @@ def verdicts(
 
 
 def verdict_sheet(chosen: pd.DataFrame, read: Callable[[int], np.ndarray], each: int, path: Path) -> None:
-    """Cutouts around the examples of :func:`verdicts`, a line for each kind of lesion and verdict.
+    """Write a sheet of cutouts around the examples, with a row for each kind of lesion and verdict.
 
     Args:
-        chosen: of :func:`verdicts`.
-        read: gives image number ``image``, uint8 RGB (H, W, 3) in the pixels of the boxes; asked once for
-            each.
-        each: cutouts in a line.
+        chosen: examples from :func:`verdicts`.
+        read: returns the image with a given number, uint8 RGB (H, W, 3), in whose pixels the boxes are;
+            called once per image.
+        each: cutouts in a row.
         path: PNG to write.
     """
     lines = [(lesion, verdict) for lesion in LESION_COLOURS for verdict in VERDICTS]
@@ -81,7 +81,7 @@ def verdict_sheet(chosen: pd.DataFrame, read: Callable[[int], np.ndarray], each:
 
 
 def cutout(axes: Axes, picture: np.ndarray, row: pd.Series) -> None:
-    """One box (x1, y1, x2, y2) and what is around it: three times its longer side, 48 px at least."""
+    """Draw one box (x1, y1, x2, y2) with its surroundings: three times its longer side, at least 48 px."""
     x1, y1, x2, y2 = (float(row[name]) for name in BOXES)
     half = round(max(x2 - x1, y2 - y1, SURROUND / 3) * 1.5)
     left, top = round((x1 + x2) / 2) - half, round((y1 + y2) / 2) - half

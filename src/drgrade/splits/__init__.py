@@ -1,1 +1,1 @@
-"""Who trains, validates and tests: drawn by patient, saved with a digest, checked for copies and overlaps."""
+"""Training, validation and test splits: by patient, saved with a digest, checked for duplicates and leaks."""

@@ -1,8 +1,9 @@
-"""Divide photographs into training, validation and test parts: by patient, alike in grades, reproducibly.
+"""Divide photographs into training, validation and test parts: by patient, stratified, reproducibly.
 
-Photographs that must stay together form a group: those of one patient, and, through copies (identical bytes,
-or perceptual hashes within a few bits), those of several. A group's stratum is its highest grade. The order
-within a stratum comes from a hash of seed and group, so a draw does not depend on the order of the table.
+Photographs that must stay together form a group: all those of one patient, and those of several patients who
+are linked by duplicates (identical bytes, or perceptual hashes within a few bits). A group's stratum is its
+highest grade. The order within a stratum is given by a hash of seed and group, so a split does not depend on
+the order of the table.
 """
 
 import logging
@@ -26,20 +27,20 @@ from drgrade.splits.overlaps import straddling
 log = logging.getLogger(__name__)
 
 FRACTIONS = (0.01, 0.05, 0.1, 0.25, 1.0)
-"""Shares of the labels that the field trains with; each lies inside the next."""
+"""Label fractions commonly used in publications; each subset is contained in the next."""
 SHOWN = 10
 
 
 def split_groups(table: pd.DataFrame, bits: int | None) -> pd.Series:
-    """Group of each row: its patient, or the first of the patients that copies of photographs tie together.
+    """Return the group of each row: its patient, or the first of several patients linked by duplicates.
 
     Args:
-        table: with patient_id, sha256 and phash (missing where there is no photograph), and image_id.
-        bits: photographs whose perceptual hashes differ in at most this many bits (0-15) are copies; None
-            compares bytes alone.
+        table: image_id, patient_id, sha256 and phash (both missing where there is no photograph).
+        bits: photographs whose perceptual hashes differ in at most this many bits (0-15) are duplicates; None
+            compares bytes only.
 
     Returns:
-        Names of groups, on the table's index. Copies under different patients are logged.
+        Group names, with the table's index. Duplicates under different patients are logged.
     """
     patients = pd.factorize(table["patient_id"])[0]
     copies = [(a, b, 0) for a, b in _repeats(table["sha256"])]
@@ -60,7 +61,7 @@ def split_groups(table: pd.DataFrame, bits: int | None) -> pd.Series:
 
 
 def _repeats(keys: pd.Series) -> list[tuple[int, int]]:
-    """Places of equal keys, each with the first of them."""
+    """Return pairs (first row, later row) of rows with equal keys."""
     codes = pd.factorize(keys)[0]
     again = np.flatnonzero(pd.Series(codes).duplicated() & (codes >= 0))
     first = dict(zip(codes[::-1].tolist(), range(len(codes) - 1, -1, -1), strict=True))
@@ -68,7 +69,7 @@ def _repeats(keys: pd.Series) -> list[tuple[int, int]]:
 
 
 def _order(groups: pd.Series, grades: pd.Series, seed: int, purpose: str) -> pd.Series:
-    """Stratum of each distinct group, sorted by stratum and, within it, by a seeded hash."""
+    """Return the stratum of each distinct group, sorted by stratum and within it by a seeded hash."""
     strata = grades.astype("Float64").fillna(-1).groupby(groups.to_numpy()).max()
     named = [(str(group), int(stratum)) for group, stratum in strata.items()]
     shuffled = sorted(named, key=lambda item: (item[1], derive(seed, purpose, item[0])))
@@ -76,7 +77,10 @@ def _order(groups: pd.Series, grades: pd.Series, seed: int, purpose: str) -> pd.
 
 
 def _pick(ordered: Sequence[str], fraction: float) -> set[str]:
-    """Evenly spaced picks: every run of equal strata gives its share, to within one; one at least."""
+    """Pick a fraction of the groups at even spacing, at least one unless the fraction is 0.
+
+    Because groups are ordered by stratum, each stratum contributes its share to within one group.
+    """
     if fraction == 0 or not ordered:
         return set()
     count = min(max(round(fraction * len(ordered)), 1), len(ordered))
@@ -93,20 +97,21 @@ def _holdout(ordered: Sequence[str], params: Index) -> dict[str, str]:
 def _official(
     table: pd.DataFrame, ordered: Sequence[str], params: Index
 ) -> tuple[dict[str, str], dict[int, str]]:
-    """The dataset's own parts; its training part is divided unless it names a validation part itself.
+    """Use the dataset's official parts; a validation part is split off its training part if there is none.
 
-    With a ``val_fraction`` of 0 nothing validates, as in publications that know training and test alone: a
-    validation part of the dataset's own is tested.
+    With a ``val_fraction`` of 0 there is no validation part, as in publications with training and test only:
+    an official validation part then becomes part of the test.
 
     Returns:
-        The part of each group of graded photographs, the strictest that the dataset puts one of its rows in;
-        and for each row (label in ``table``) that the dataset puts in a laxer one why it is left out.
+        The part of each group of graded photographs: test, else val, else train, whichever first contains
+        one of its rows. And, by row (label in ``table``), the reason for leaving out a row of the group that
+        the dataset has in another part.
     """
     official = table["official_split"].fillna("train")
     grading = table["subset"] == "grading"
     if params.val_fraction == 0:
         official = official.mask(grading & (official == "val"), "test")
-    official = official.mask(~grading & (official == "val"), "train")  # what validates masks is drawn
+    official = official.mask(~grading & (official == "val"), "train")  # see _divide_masked
     if not (grading & (official == "test") & table["grade"].notna()).any():
         raise UserError(
             "index.scheme: official, but the dataset has no graded test photographs; use holdout or kfold"
@@ -121,7 +126,7 @@ def _official(
 
 
 def _read_folds(path: Path, folds: int) -> dict[str, int]:
-    """Fold of each image_id in a committed CSV (image_id, fold); lines without a fold are skipped."""
+    """Read the fold of each image_id from a CSV (image_id, fold); lines without a fold are skipped."""
     found: dict[str, int] = {}
     for number, line in enumerate(read_lines(path, "index.folds_file"), 2):
         image_id, fold = line.get("image_id"), line.get("fold")
@@ -139,7 +144,7 @@ def _read_folds(path: Path, folds: int) -> dict[str, int]:
 
 
 def _folds(table: pd.DataFrame, ordered: Sequence[str], params: Index) -> pd.Series:
-    """Fold of each row of the grading subset."""
+    """Return the fold of each row of the grading subset, from ``folds_file`` or by position."""
     if params.folds_file is None:
         fold = {group: n % params.folds for n, group in enumerate(ordered)}
         return table["group"].map(fold)
@@ -155,28 +160,29 @@ def _folds(table: pd.DataFrame, ordered: Sequence[str], params: Index) -> pd.Ser
 
 
 def assign_splits(table: pd.DataFrame, params: Index, split_file: Path | None = None) -> pd.DataFrame:
-    """``table`` with the columns split (train, val, test) and fold (0..k-1 under ``kfold``, else missing).
+    """Add the columns split (train, val, test) and fold (0..k-1 with ``kfold``, else missing) to an index.
 
-    Needs image_id, patient_id, sha256, phash, grade, subset, official_split, status and reason. Under
-    ``kfold`` every grading row is ``train`` with a fold. Rows of the segmentation subset are never folded:
-    official test rows are ``test``, of the others ``val_fraction`` (at least one, where there are two) is
-    ``val``; copies of graded photographs follow those.
+    Needs image_id, patient_id, sha256, phash, grade, subset, official_split, status and reason. With
+    ``kfold`` every grading row has the split ``train`` and a fold. Rows of the segmentation subset have no
+    fold: official test rows are ``test``, and of the others the share ``val_fraction`` (at least one group,
+    if there are two) is ``val``; duplicates of graded photographs are in the same part as these.
 
-    Under ``official`` the dataset's test part stays as it is: a photograph of training (or validation) whose
-    copy or patient is in the test (or validation) part has no split, the status ``filtered`` and a reason
-    that names its twin.
+    With ``official`` the dataset's test part is not changed: a training (or validation) photograph with a
+    duplicate or the patient in the test (or validation) part gets no split, the status ``filtered`` and a
+    reason that names the other photograph.
 
     Args:
         table: the rows to divide.
-        params: scheme, shares and seed.
-        split_file: CSV (image_id, split) that the scheme ``file`` divides by; photographs it leaves out have
-            no split.
+        params: scheme, fractions and seed.
+        split_file: CSV (image_id, split) for the scheme ``file``; photographs that it leaves out get no
+            split.
 
     Raises:
-        UserError: the scheme does not suit the dataset, a file is broken, or a patient or copy straddles.
+        UserError: the scheme does not suit the dataset, a file is invalid, or a patient or duplicates are in
+            more than one part.
     """
     table = table.assign(fold=pd.Series(pd.NA, table.index, "Int8"))
-    # broken downloads, such as empty files, are alike but no copies
+    # unreadable files (such as empty downloads) may have equal bytes but are not duplicates
     seen = table.assign(sha256=table["sha256"].mask(table["status"] == "unreadable", pd.NA))
     table["group"] = split_groups(seen, params.duplicate_bits)
     grading, masked = table[table["subset"] == "grading"], table[table["subset"] != "grading"]
@@ -208,7 +214,7 @@ def assign_splits(table: pd.DataFrame, params: Index, split_file: Path | None = 
 
 
 def _divide_masked(masked: pd.DataFrame, params: Index, parts: dict[str, str]) -> dict[str, str]:
-    """Part of each group of the segmentation subset that is not among the graded ``parts``."""
+    """Return the part of each group of the segmentation subset that is not already in ``parts``."""
     tested = set(masked.loc[masked["official_split"] == "test", "group"])
     own = list(_order(masked["group"], masked["grade"], params.seed, "segmentation").index)
     own = [group for group in own if group not in parts]
@@ -218,10 +224,10 @@ def _divide_masked(masked: pd.DataFrame, params: Index, parts: dict[str, str]) -
 
 
 def check_disjoint(table: pd.DataFrame, bits: int | None) -> None:
-    """Make sure that no patient and no photograph (by content or perceptual hash) is in two splits or folds.
+    """Check that no patient and no photograph (by content or perceptual hash) is in two splits or folds.
 
     Raises:
-        UserError: some are; lists pairs of image_ids.
+        UserError: some are; the message lists pairs of image_ids.
     """
     pairs = straddling(table, bits)
     if pairs:
@@ -230,35 +236,36 @@ def check_disjoint(table: pd.DataFrame, bits: int | None) -> None:
 
 
 def _shares(rows: pd.DataFrame, fractions: Sequence[float], seed: int) -> pd.DataFrame:
-    """For each patient (index) and fraction (columns), whether it is among that share of its stratum."""
+    """Return whether each patient (index) belongs to each fraction (columns) of its stratum; bool."""
     strata = _order(rows["patient_id"], rows["grade"], seed, "labels")
     place, size = strata.groupby(strata).cumcount(), strata.groupby(strata).transform("size")
     return pd.DataFrame({share: place < (size * share).round().clip(lower=1) for share in fractions})
 
 
 def label_subset(rows: pd.DataFrame, fraction: float, seed: int) -> list[str]:
-    """Image_ids of whole patients: ``fraction`` (0-1) of each grade, at least one patient of each.
+    """Select ``fraction`` (0-1) of the patients of each grade, at least one; return their image_ids, sorted.
 
-    ``rows`` (image_id, patient_id, grade) are the training rows of an index. A smaller fraction with the same
-    seed lies inside a larger one. Sorted.
+    ``rows`` (image_id, patient_id, grade) are the training rows of an index; a patient's grade is the highest
+    of its photographs. With the same seed, the subset of a smaller fraction is contained in a larger one.
     """
     among = _shares(rows, [fraction], seed)[fraction]
     return sorted(rows.loc[rows["patient_id"].isin(among.index[among]), "image_id"])
 
 
 def label_fractions(rows: pd.DataFrame, seed: int) -> pd.Series:
-    """The smallest of FRACTIONS whose :func:`label_subset` holds each row; on the rows' index."""
-    smallest = _shares(rows, FRACTIONS, seed).idxmax(axis=1)  # nested: the first that is true
+    """Return the smallest of FRACTIONS whose :func:`label_subset` contains each row, with the rows' index."""
+    smallest = _shares(rows, FRACTIONS, seed).idxmax(axis=1)  # subsets are nested: the first true column
     return rows["patient_id"].map(smallest).astype("Float64")
 
 
 def limit_patients(rows: pd.DataFrame, limit: int, seed: int) -> set[str]:
-    """Whole patients with at most ``limit`` graded photographs, grades in proportion, each if it fits.
+    """Select patients with at most ``limit`` graded photographs in total, with the grades in proportion.
 
-    ``rows`` (patient_id, grade) are graded photographs.
+    ``rows`` (patient_id, grade) are graded photographs. Each grade gets at least one patient if the limit
+    allows it.
     """
     strata = _order(rows["patient_id"], rows["grade"], seed, "limit")
-    # The n-th of m patients of a grade is due after a share (n + 1/2) / m: grades interleave in proportion.
+    # The n-th of m patients of a grade has the position (n + 1/2) / m, so grades interleave in proportion.
     due = (strata.groupby(strata).cumcount() + 0.5) / strata.groupby(strata).transform("size")
     first = strata.groupby(strata).cumcount() > 0  # one patient of every grade before the second of any
     order = pd.DataFrame({"first": first, "due": due}).sort_values(["first", "due"], kind="stable").index

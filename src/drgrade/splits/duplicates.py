@@ -1,4 +1,4 @@
-"""Which photographs are the same one: all pairs of perceptual hashes that differ in a few bits, exactly."""
+"""Find duplicate photographs: all pairs of perceptual hashes within a few bits, by an exact search."""
 
 from collections.abc import Iterator, Sequence
 
@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pandas as pd
 
 BANDS = 16
-"""A hash is 16 bands of 16 bits: two that differ in at most 15 bits agree in one band (pigeonhole)."""
+"""A hash has 16 bands of 16 bits; two that differ in at most 15 bits agree in one band (pigeonhole)."""
 MOST_BITS = BANDS - 1
 DIGITS = 64
 
@@ -15,20 +15,20 @@ Ints = npt.NDArray[np.int64]
 
 
 def near_duplicates(hashes: Sequence[str | None], bits: int) -> list[tuple[int, int, int]]:
-    """All pairs of hashes that differ in at most ``bits`` bits, given by the first photograph of each hash.
+    """Return all pairs of hashes that differ in at most ``bits`` bits, by position of first occurrence.
 
-    Photographs of an equal hash are paired with the first of them alone, so that a thousand equal ones are
-    999 pairs. Any other pair within ``bits`` follows: its hashes are equal to, or are, a pair listed.
+    Repeated hashes are paired with their first occurrence only, so a thousand equal hashes give 999 pairs.
+    All other pairs within ``bits`` follow from those listed.
 
     Args:
-        hashes: 64 hexadecimal digits each; missing ones are near nothing.
-        bits: 0-15.
+        hashes: 64 hexadecimal digits each; missing hashes have no pairs.
+        bits: maximum number of differing bits, 0-15.
 
     Returns:
-        (i, j, bits that differ) with i < j, sorted.
+        (i, j, number of differing bits) with i < j, sorted.
 
     Raises:
-        ValueError: ``bits`` out of range, or a hash that is none.
+        ValueError: ``bits`` is out of range, or a hash is not valid.
 
     >>> near_duplicates(["0" * 64, None, "0" * 63 + "1", "f" * 64, "0" * 64], 2)
     [(0, 2, 1), (0, 4, 0)]
@@ -45,10 +45,10 @@ def near_duplicates(hashes: Sequence[str | None], bits: int) -> list[tuple[int, 
 
 
 def near_pairs(distinct: Sequence[str], bits: int) -> Iterator[tuple[Ints, Ints, Ints]]:
-    """Pairs of different hashes within ``bits`` bits, in blocks: positions a, positions b, bits that differ.
+    """Yield pairs of different hashes within ``bits`` bits, in blocks: positions a and b, differing bits.
 
-    Hashes are sorted by one band after the other and compared with their next, second next, ... neighbour as
-    long as the band is equal: no more than two numbers a hash are held, however many share a band.
+    For each band, hashes are sorted by it and compared with their next, second next, ... neighbour as long as
+    the band is equal. Memory stays linear in the number of hashes, however many of them share a band.
 
     Raises:
         ValueError: ``bits`` is not 0-15, or a hash is not 64 hexadecimal digits.
@@ -72,13 +72,13 @@ def near_pairs(distinct: Sequence[str], bits: int) -> Iterator[tuple[Ints, Ints,
                 a, b, apart = a[close], b[close], apart[close]
                 apart += np.bitwise_count(words[a, word] ^ words[b, word])
             fresh = apart <= bits
-            fresh &= ~(bands[a, :band] == bands[b, :band]).any(axis=1)  # an earlier band gave the others
+            fresh &= ~(bands[a, :band] == bands[b, :band]).any(axis=1)  # others: found in an earlier band
             if fresh.any():
                 yield a[fresh], b[fresh], apart[fresh]
 
 
 def _words(distinct: Sequence[str]) -> npt.NDArray[np.uint64]:
-    """Hashes as (n, 4) words of 64 bits."""
+    """Convert hashes to an array (n, 4) of 64-bit words."""
     try:
         raw = b"".join(map(bytes.fromhex, distinct))
     except ValueError:

@@ -1,4 +1,4 @@
-"""A split saved as a file: who trains, validates and tests, with its digest and counts."""
+"""Save a split as a CSV file, with a JSON file of its digest and counts."""
 
 import io
 from pathlib import Path
@@ -18,17 +18,17 @@ SPLIT = {
     "fold": "Int8",
     "label_fraction": "Float64",  # the smallest of splits.FRACTIONS that a training photograph belongs to
 }
-"""Columns of a saved split, a row for each photograph that takes part, sorted by image_id."""
+"""Columns of a saved split: one row per photograph that is used, sorted by image_id."""
 
 
 def write_split(table: pd.DataFrame, path: Path, params: Index, index: Path) -> str:
-    """Save who trains, validates and tests: a CSV (SPLIT) and a JSON beside it (digests and counts).
+    """Save a split as a CSV (columns SPLIT), with digests and counts in a JSON file next to it.
 
     Args:
-        table: an index with split and fold; rows whose status is ok and that have a part are saved.
-        path: of the CSV; same table, same bytes.
-        params: scheme and seed, which also draws the label fractions.
-        index: ``index.parquet`` as written, whose digest the JSON holds.
+        table: an index with split and fold; rows with status ok and a split are saved.
+        path: the CSV to write; equal tables give identical files.
+        params: scheme and seed; the seed also determines the label fractions.
+        index: ``index.parquet`` as written; its digest is stored in the JSON.
 
     Returns:
         SHA-256 of the CSV.
@@ -53,7 +53,7 @@ def write_split(table: pd.DataFrame, path: Path, params: Index, index: Path) -> 
 
 
 def _counts(rows: pd.DataFrame) -> dict[str, dict[str, int]]:
-    """Photographs by part (train, val, test, fold k) and grade, and the part's patients."""
+    """Count photographs by part (train, val, test, fold k) and grade, and the patients of each part."""
     counts: dict[str, dict[str, int]] = {}
     for part, members in rows.groupby(part_of(rows), sort=True):
         grades = members["grade"].value_counts().sort_index()

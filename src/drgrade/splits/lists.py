@@ -1,4 +1,4 @@
-"""Splits that somebody else made: lists of photographs and the part each belongs to."""
+"""Read predefined splits: CSV lists of photographs and the part each belongs to."""
 
 import csv
 import logging
@@ -12,14 +12,14 @@ log = logging.getLogger(__name__)
 
 PARTS = ("train", "val", "test")
 OTHERS = "*"
-"""Stands in a list for every graded photograph that it does not name."""
+"""Wildcard in a list for all graded photographs that it does not name."""
 
 
 def read_lines(path: Path, key: str) -> list[dict[str, str]]:
-    """Lines of a CSV with a header, blank where a cell is missing; ``key`` names the param that asks for it.
+    """Read the rows of a CSV with a header; missing cells are empty. ``key``: param to name in the error.
 
     Raises:
-        UserError: there is no such file, or it is not text.
+        UserError: there is no such file, or it is not a text file.
     """
     try:
         lines = csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines(), restval="")
@@ -31,13 +31,13 @@ def read_lines(path: Path, key: str) -> list[dict[str, str]]:
 
 
 def read_split_list(path: Path) -> dict[str, str]:
-    """Part of each image_id in a CSV (image_id, split); other columns are ignored.
+    """Read the part of each image_id from a CSV (image_id, split); other columns are ignored.
 
-    The part is train, val, test, or empty: such a photograph takes no part. The image_id ``*`` stands for all
-    graded photographs that are not listed, so ``*,`` leaves them out.
+    The part is train, val, test, or empty for a photograph that is not used. The image_id ``*`` stands for
+    all graded photographs that are not listed, so the line ``*,`` leaves them out.
 
     Raises:
-        UserError: no such file, another part, or an image_id listed under two parts.
+        UserError: there is no such file, a part is invalid, or an image_id has two parts.
     """
     found: dict[str, str] = {}
     for number, line in enumerate(read_lines(path, "datasets.<name>.split_file"), 2):
@@ -54,10 +54,10 @@ def read_split_list(path: Path) -> dict[str, str]:
 
 
 def split_as_listed(table: pd.DataFrame, path: Path) -> pd.Series:
-    """Part of each grading row as a list says; missing where the list leaves it out.
+    """Return the part of each grading row according to a list; missing if the list leaves it out.
 
     Raises:
-        UserError: the list is broken, knows none of the photographs, or lacks a graded one.
+        UserError: the list is invalid, names none of the photographs, or lacks a graded one.
     """
     listed = read_split_list(path)
     others = listed.pop(OTHERS, None)

@@ -27,14 +27,14 @@ SHARES = {"train": 0.6, "val": 0.2, "test": 0.2}
 DATED = re.compile(r"(?P<day>\d{8})_\d+_(?P<site>\d{4})_PP")
 NUMBERED = re.compile(r"IM(\d+)")
 APART = 10
-"""Photographs whose numbers differ by at most this may show one patient: eyes mostly differ by one."""
+"""Photographs whose numbers differ by at most this may show the same patient (mostly they differ by one)."""
 
 
 def read_names(path: Path) -> list[str]:
-    """Photographs of a list, or of the first column of a CSV with a header image_id; without endings.
+    """Read photograph names, without file extension, from a list or from the first column of a CSV.
 
     Raises:
-        UserError: no such file, not text, or empty.
+        UserError: there is no such file, it is not text, or it is empty.
     """
     try:
         lines = [line.split(",")[0].strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
@@ -49,7 +49,7 @@ def read_names(path: Path) -> list[str]:
 
 
 def overlapping(lists: Mapping[str, Sequence[str]]) -> list[str]:
-    """A sentence for each photograph and each further part it is listed in; parts by name."""
+    """Return a sentence for each photograph and each further list it is in; ``lists`` are names by part."""
     rows = [(name, part) for part, names in lists.items() for name in names]
     table = pd.DataFrame(rows, columns=["image_id", "split"], dtype="string")
     nothing = pd.Series(pd.NA, table.index, "string")
@@ -57,10 +57,10 @@ def overlapping(lists: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def check_lists(lists: Mapping[str, Sequence[str]]) -> None:
-    """Make sure that no photograph is in two parts.
+    """Check that no photograph is in two parts.
 
     Raises:
-        UserError: some are; their number and the first pairs of :func:`overlapping`.
+        UserError: some are; the message has their number and the first results of :func:`overlapping`.
     """
     pairs = overlapping(lists)
     if pairs:
@@ -72,14 +72,14 @@ def check_lists(lists: Mapping[str, Sequence[str]]) -> None:
 
 
 def examinations(names: Iterable[str]) -> dict[str, tuple[str, str]]:
-    """Site and group of Messidor-2 photographs, so that a patient's eyes are surely in one group.
+    """Return site and group of Messidor-2 photographs; both eyes of a patient are always in one group.
 
-    Which two photographs show one patient is not in the names, but two things are: the day of an examination
-    (``YYYYMMDD_<number>_<site>_PP``; a group a day), and a running number (``IM<number>``; a group is a run
-    without a gap of more than APART).
+    The names do not identify patients. They contain either the day of the examination
+    (``YYYYMMDD_<number>_<site>_PP``), and each day is a group; or a running number (``IM<number>``), and a
+    group is a run of numbers without a gap of more than APART.
 
     Raises:
-        UserError: a name of neither kind.
+        UserError: a name has neither form.
     """
     found: dict[str, tuple[str, str]] = {}
     numbered: list[tuple[int, str]] = []
@@ -98,10 +98,10 @@ def examinations(names: Iterable[str]) -> dict[str, tuple[str, str]]:
 
 
 def reissue(names: Iterable[str], seed: int) -> dict[str, str]:
-    """A part for each photograph, 6/2/2 within each site, groups of :func:`examinations` whole.
+    """Assign a part to each photograph: 60/20/20 within each site, keeping groups of :func:`examinations`.
 
-    The largest groups of a site go first, equal ones in an order drawn by ``seed``; each goes to the part
-    that is furthest below its share.
+    The groups of a site are assigned from the largest to the smallest, equal sizes in an order determined by
+    ``seed``; each goes to the part that lacks the most photographs to its share.
     """
     group_of = examinations(names)
     sizes = Counter(group_of.values())
@@ -116,13 +116,13 @@ def reissue(names: Iterable[str], seed: int) -> dict[str, str]:
 
 
 def split_csv(parts: Mapping[str, str]) -> bytes:
-    """A CSV (image_id, split) for the scheme ``file``, which leaves out the photographs it does not name."""
+    """Return a CSV (image_id, split) for the scheme ``file``; unnamed photographs are left out."""
     lines = ["image_id,split", f"{OTHERS},", *(f"{name},{part}" for name, part in sorted(parts.items()))]
     return ("\n".join(lines) + "\n").encode()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """The command: see the module. Exits with one line where a list is bad or leaks."""
+    """Run the command, see the module docstring; exit with an error line if a list is invalid or leaks."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("what", choices=["check", "reissue"])
     parser.add_argument("lists", type=Path, nargs="+", help="for check: train, val and test")

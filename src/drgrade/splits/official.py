@@ -1,4 +1,4 @@
-"""Keep a dataset's official test part as it is: what copies it elsewhere is left out, with a reason."""
+"""Keep a dataset's official test part unchanged: duplicates in other parts are left out, with a reason."""
 
 import logging
 
@@ -9,29 +9,29 @@ from drgrade.splits.overlaps import pair_up
 log = logging.getLogger(__name__)
 
 STRICTEST = ("test", "val", "train")
-"""Where a group has rows in several official parts, those in the first of these stay: what is tested is never
-trained on."""
+"""Precedence of parts: of a group with rows in several official parts, only those in the first of these are
+kept, so that no test photograph is trained on."""
 STRONGEST = ("content", "perceptual", "patient")
-"""Ties between two photographs; the first that holds is the reason that is given."""
+"""Levels of overlap between two photographs; the first that applies is given as the reason."""
 SHOWN = 10
 
 
 def strictness(parts: pd.Series) -> pd.Series:
-    """Place of each part in STRICTEST: 0 is test."""
+    """Return the position of each part in STRICTEST: 0 is test."""
     return parts.map({part: n for n, part in enumerate(STRICTEST)}).astype(int)
 
 
 def twins(table: pd.DataFrame, bits: int | None) -> dict[int, str]:
-    """Why rows have to go: each has a twin in a stricter part.
+    """Return the rows to leave out because their group has rows in a stricter part, with reasons.
 
     Args:
         table: image_id, patient_id, sha256, phash, group and part.
-        bits: perceptual hashes within this many bits are copies; None compares bytes alone.
+        bits: perceptual hashes within this many bits are duplicates; None compares bytes only.
 
     Returns:
-        A reason for each row (its label in ``table``) that is not in the strictest part of its group. It
-        names a copy, or a photograph of the patient; a row that only others tie to the stricter part names
-        the first photograph of its group there.
+        A reason by row label for each row that is not in the strictest part of its group. It names a
+        duplicate or another photograph of the patient; for a row linked to the stricter part only through
+        other rows, it names the first photograph of the group there.
     """
     strict = strictness(table["part"])
     laxer = strict > strict.groupby(table["group"]).transform("min")
@@ -51,14 +51,14 @@ def twins(table: pd.DataFrame, bits: int | None) -> dict[int, str]:
     )
     for a, b, level, _ in sorted(ends, key=lambda pair: pair[2:], reverse=True):
         one, other = sorted((label[a], label[b]), key=strictest.__getitem__)
-        if strictest[one] < strictest[other]:  # the strongest tie comes last, and stays
+        if strictest[one] < strictest[other]:  # the strongest overlap comes last and is kept
             tie = "its patient has" if STRONGEST[level] == "patient" else "a copy of"
             why[other] = f"{tie} {named[one]}"
     return why
 
 
 def leave_out(table: pd.DataFrame, why: dict[int, str]) -> pd.DataFrame:
-    """``table`` with no split for the rows of ``why``; those that took part are ``filtered``, and say why."""
+    """Remove the split of the rows in ``why``; usable ones get the status ``filtered`` and the reason."""
     if not why:
         return table
     reasons = pd.Series(why)

@@ -1,8 +1,8 @@
-"""Find photographs and patients that are on both sides of a line: trained on here, tested on there.
+"""Find photographs and patients that are used both for training and for testing, within and across datasets.
 
-Two photographs overlap at one of four levels: the same image_id or the same patient (within a dataset, where
-such names mean something), the same bytes, or perceptual hashes within a few bits (also across datasets).
-Which overlaps leak depends on what the datasets are used for; docs/splits.md explains the rule.
+Two photographs overlap at one of four levels: the same image_id or the same patient (within a dataset only,
+as names differ between datasets), the same bytes, or perceptual hashes within a few bits (also across
+datasets). Which overlaps are leaks depends on the use of the datasets; docs/splits.md explains the rule.
 """
 
 import logging
@@ -22,27 +22,28 @@ from drgrade.splits.duplicates import near_pairs
 log = logging.getLogger(__name__)
 
 KEYS = {"image": ["dataset", "image_id"], "patient": ["dataset", "patient_id"], "content": ["sha256"]}
-"""Levels of exact overlap, and the columns that are then equal. The fourth level is ``perceptual``."""
+"""Levels of exact overlap and the columns that must be equal. The fourth level is ``perceptual``."""
 LEVELS = (*KEYS, "perceptual")
 COLUMNS = ["dataset_a", "image_a", "part_a", "dataset_b", "image_b", "part_b", "level", "distance"]
 LEAK_COLUMNS = ["dataset", "image_id", *COLUMNS, "use_a", "use_b", "verdict"]
 SHOWN = 10
 TRAIN, VAL, TEST = 1, 1 << 21, 1 << 22
-"""Uses of a photograph as bits, the least strict first; fold k, tested by its own model and trained on by the
-others, is bit 20 - k."""
+"""Uses of a photograph as bits, the least strict first. Fold k, which the model of the fold is tested on and
+the models of the other folds are trained on, is bit 20 - k."""
 
 Ints = npt.NDArray[np.integer]
 
 
 def pair_up(rows: pd.DataFrame, cells: pd.Series, bits: int | None) -> pd.DataFrame:
-    """Overlapping pairs of ``rows`` (dataset, image_id, patient_id, sha256, phash): a, b, level, distance.
+    """Return overlapping pairs of ``rows`` (dataset, image_id, patient_id, sha256, phash).
 
-    a < b are places in ``rows``; distance is 0 but for perceptual pairs, which leave out identical content.
-    Each row is paired with the first overlapping row of each cell (such as a part), so a thousand copies are
-    some thousand pairs and every row that has a partner in a cell is seen to have it.
+    The columns are a, b (positions in ``rows``, a < b), level and distance (differing bits of perceptual
+    pairs, else 0). Perceptual pairs do not include identical content. Each row is paired only with the first
+    overlapping row of each cell (such as a part): a thousand duplicates give about a thousand pairs, and
+    every row that overlaps a cell has a pair in it.
 
     Raises:
-        ValueError: ``bits`` is neither None nor 0-15, or a perceptual hash is none.
+        ValueError: ``bits`` is neither None nor 0-15, or a perceptual hash is invalid.
     """
     codes = {level: _codes(rows, keys) for level, keys in KEYS.items()}
     same = pd.DataFrame({"code": [], "other": [], "distance": []}, dtype=np.int64)
@@ -60,13 +61,13 @@ def pair_up(rows: pd.DataFrame, cells: pd.Series, bits: int | None) -> pd.DataFr
 
 
 def _codes(rows: pd.DataFrame, keys: list[str]) -> Ints:
-    """Number of each row's key, -1 where a part of it is missing."""
+    """Number the distinct keys; return each row's number, -1 if one of its key columns is missing."""
     number = rows.groupby(keys, sort=False).ngroup()
     return number.fillna(-1).to_numpy(np.int64)
 
 
 def _linked(codes: Ints, cells: pd.Series, links: pd.DataFrame) -> pd.DataFrame:
-    """Pairs (a, b, distance) of rows of equal codes, and of codes that ``links`` (both ways) calls near."""
+    """Return pairs (a, b, distance) of rows whose codes are equal or in ``links`` (in both directions)."""
     rows = pd.DataFrame({"code": codes, "cell": cells.to_numpy(), "a": np.arange(len(codes))})
     shared = rows["code"].duplicated(keep=False) | rows["code"].isin(links["code"])
     rows = rows[(rows["code"] >= 0) & shared]
@@ -79,16 +80,16 @@ def _linked(codes: Ints, cells: pd.Series, links: pd.DataFrame) -> pd.DataFrame:
 
 
 def part_of(table: pd.DataFrame) -> pd.Series:
-    """``fold k`` with cross-validation, else train, val, test, or nothing."""
+    """Return each row's part: ``fold k`` with cross-validation, else train, val, test, or an empty string."""
     fold = "fold " + table["fold"].astype("Int8").astype("string")
     return fold.fillna(table["split"].astype("string")).fillna("")
 
 
 def straddling(table: pd.DataFrame, bits: int | None) -> list[str]:
-    """Sentences about the pairs of one dataset's rows that overlap and are in different splits or folds.
+    """Return a sentence for each pair of a dataset's rows that overlap across splits or folds.
 
-    ``table`` has image_id, patient_id, sha256, split, fold, and phash unless ``bits`` is None. A row without
-    a fold may have the patient of one with a fold, as long as both are in the same split.
+    ``table`` has image_id, patient_id, sha256, split, fold, and phash unless ``bits`` is None. Rows with and
+    without a fold may overlap if both are in the same split.
     """
     rows = table.assign(dataset="", part=part_of(table)).sort_values("image_id", ignore_index=True)
     pairs = pair_up(rows, rows["part"], bits)
@@ -110,14 +111,14 @@ def _reason(level: str, distance: int) -> str:
 
 
 def _rows(indexes: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """The usable rows of all datasets, in order, with dataset and part."""
+    """Return the usable rows of all datasets with dataset and part, sorted by dataset and image_id."""
     named = [table[table["status"] == "ok"].assign(dataset=name) for name, table in indexes.items()]
     rows = pd.concat(named, ignore_index=True).sort_values(["dataset", "image_id"], ignore_index=True)
     return rows.assign(part=part_of(rows))
 
 
 def _pairs(rows: pd.DataFrame, bits: int | None) -> pd.DataFrame:
-    """Pairs across datasets, subsets or parts; within one, copies only: two eyes of a patient are no news."""
+    """Return overlapping pairs; those of one patient only across parts, as a part holds whole patients."""
     cells = rows.groupby(["dataset", "subset", "part"], sort=False).ngroup()
     pairs = pair_up(rows, cells, bits)
     part = rows["part"].to_numpy()
@@ -134,16 +135,16 @@ def _named(rows: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFrame:
 
 
 def uses(rows: pd.DataFrame, roles: Roles) -> Ints:
-    """What each row is for, over all roles, as bits: see TRAIN; 0 where it is not used at all."""
+    """Return the uses of each row over all roles, as bits (see TRAIN); 0 if it is not used."""
     name, split = rows["dataset"], rows["split"].astype("string").fillna("")
     masked = rows["subset"] == "segmentation"
     graded = ~masked & rows["grade"].notna()
     part = split.map({"train": TRAIN, "val": VAL, "test": TEST}).fillna(0).to_numpy(np.int64, copy=True)
     folded = rows["fold"].notna().to_numpy()
     part[folded] = 1 << (20 - rows["fold"][folded].to_numpy(np.int64))
-    # Nothing is chosen on the detector's validation photographs, but heat maps are scored on them.
+    # The detector's validation photographs select no model, but heat maps are scored on them: a test use.
     lesions = np.where(split == "train", TRAIN, np.where(split == "", 0, TEST))
-    blind = roles.pretrain == roles.grade  # one encoder a fold, which has not seen the fold
+    blind = roles.pretrain == roles.grade  # one encoder per fold, pretrained without it
     pretrain = np.where(split == "train", part if blind else TRAIN, 0)
     return np.asarray(
         np.where(masked & (name == roles.lesions), lesions, 0)
@@ -155,20 +156,20 @@ def uses(rows: pd.DataFrame, roles: Roles) -> Ints:
 
 
 def find_leaks(indexes: Mapping[str, pd.DataFrame], roles: Roles, bits: int | None) -> pd.DataFrame:
-    """Overlapping pairs within and across datasets: a leak is a pair whose photographs are not for one thing.
+    """Find overlapping pairs within and across datasets; a leak is a pair of photographs with different uses.
 
     Args:
-        indexes: ``index.parquet`` of each dataset; rows whose status is not ok take no part.
-        roles: which dataset plays which.
-        bits: perceptual hashes within this many bits are copies (0-15); None compares bytes alone.
+        indexes: content of ``index.parquet`` by dataset; rows whose status is not ok are ignored.
+        roles: which dataset has which role.
+        bits: perceptual hashes within this many bits (0-15) are duplicates; None compares bytes only.
 
     Returns:
-        A row a pair and level (image, patient, content, perceptual), with LEAK_COLUMNS. Each photograph is
-        paired with the first of every part it overlaps, rather than with all; a patient's photographs in one
-        part are left out; a photograph that is itself trained on and tested on is a pair with itself. use_a
-        and use_b are train, val, test, fold k or several of these, over all roles; the verdict is leak, same
-        part, or unused. dataset and image_id name the photograph to leave out: of a leak's two, the one
-        further from the test.
+        One row per pair and level (image, patient, content, perceptual), with LEAK_COLUMNS. Each photograph
+        is paired with the first photograph of every part it overlaps, not with all; pairs of a patient
+        within one part are left out; a photograph with several uses is paired with itself. use_a and use_b
+        are train, val, test, fold k or several of these, over all roles; the verdict is leak, same part, or
+        unused. dataset and image_id name the photograph of a leak to leave out: the one with the less strict
+        use (train before val before test).
     """
     rows = _rows(indexes)
     use = uses(rows, roles)
@@ -198,7 +199,7 @@ def _use_name(use: int) -> str:
 
 
 def _refuse(found: pd.DataFrame, levels: Collection[str], file: Path) -> None:
-    """Stop when a pair leaks at one of these levels; ``file`` lists the leaks."""
+    """Raise a UserError if there are leaks at one of ``levels``; ``file`` is the list of leaks it names."""
     leaks = found[(found["verdict"] == "leak") & found["level"].isin(list(levels))]
     if leaks.empty:
         return
@@ -210,7 +211,7 @@ def _refuse(found: pd.DataFrame, levels: Collection[str], file: Path) -> None:
     more = f"; and {len(leaks) - SHOWN} more" if len(leaks) > SHOWN else ""
     raise UserError(
         f"{len(leaks)} overlaps between training and test: {'; '.join(shown)}{more}; "
-        # a copy: the file goes when its leaks are settled
+        # a copy, because the file is deleted once there are no more leaks
         f"leave out one of each: copy {file}, which names those on the training side, and give the copy as "
         f"datasets.<name>.exclude"
     )
@@ -223,18 +224,18 @@ def overlaps(
     out: Path,
     refuse: Collection[str] = LEVELS,
 ) -> None:
-    """The stage ``overlaps``: write ``overlaps.csv`` and ``overlaps.json`` below ``out``, then refuse leaks.
+    """Run the stage ``overlaps``: write ``overlaps.csv`` and ``overlaps.json``, then check for leaks.
 
     Args:
-        indexes: ``index.parquet`` of every dataset that has a role.
-        roles: which dataset plays which.
-        bits: as ``overlaps.duplicate_bits``.
-        out: folder to write to. ``overlaps.csv`` has the columns LEAK_COLUMNS; where there are leaks,
-            ``leaks.csv`` has those alone; a copy of it can be given as ``datasets.<name>.exclude``.
-        refuse: levels at which a leak stops the run; at the others it is only listed.
+        indexes: path of ``index.parquet`` by dataset, for every dataset that has a role.
+        roles: which dataset has which role.
+        bits: maximum number of differing bits of duplicates, see :func:`find_leaks`.
+        out: folder to write to. ``overlaps.csv`` has the columns LEAK_COLUMNS; if there are leaks,
+            ``leaks.csv`` has only those; a copy of it can be given as ``datasets.<name>.exclude``.
+        refuse: levels at which a leak is an error; leaks at other levels are only listed.
 
     Raises:
-        UserError: such a leak; the files are written before.
+        UserError: there is such a leak; the files are written first.
     """
     tables = {name: read_table(path, INDEX) for name, path in sorted(indexes.items())}
     found = find_leaks(tables, roles, bits)
@@ -254,7 +255,7 @@ def overlaps(
     write_json(summary, out / "overlaps.json")
     leaks = out / "leaks.csv"
     leaks.unlink(missing_ok=True)
-    if summary["leaks"]:  # a file of its own: Snakemake takes away what a failed job was to make
+    if summary["leaks"]:  # a separate file, because Snakemake deletes the declared outputs of a failed job
         found[found["verdict"] == "leak"].to_csv(leaks, index=False, lineterminator="\n")
     log.info("%d overlapping pairs, %d of them leaks", len(found), summary["leaks"])
     _refuse(found, refuse, leaks)

@@ -1,1 +1,1 @@
-"""Synthetic eyes: anatomy and lesions are drawn at random, graded by the clinical rules, then painted."""
+"""Synthetic fundus photographs: random anatomy and lesions, graded by the clinical scale, then rendered."""

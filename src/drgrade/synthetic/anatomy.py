@@ -1,7 +1,7 @@
-"""Geometry of a painted eye: camera, optic disc, vessel tree.
+"""Geometry of a synthetic eye: camera, optic disc, vessel tree.
 
-Lengths are in radii of the usual field of view and points are (x, y) measured from the fovea, x rightwards
-and y downwards, so that images of any size show the same eye. Anatomy is drawn for a right eye (disc to the
+Lengths are in radii of the default field of view. Points are (x, y) relative to the fovea, x to the right
+and y down, so that images of any size show the same eye. Anatomy is generated for a right eye (disc to the
 right of the fovea) and mirrored for a left one.
 """
 
@@ -13,25 +13,25 @@ from numpy.typing import NDArray
 Points = NDArray[np.float64]  # (n, 2)
 
 AVASCULAR_RADIUS = 0.12
-"""No vessel comes closer to the fovea."""
+"""Radius of the area around the fovea without vessels."""
 STEP = 0.02
-"""Distance between two points of a vessel."""
+"""Distance between consecutive points of a vessel."""
 SITE_ASPECT, SITE_SHARE, SITE_REACH = 3 / 4, 0.46, 1.11
-"""The other hospital's images: height to width; radius of the field to height, so that nothing is cut off;
-and radius of the field to the usual one, as 50 degrees are to 45."""
+"""Images of the second hospital: ratio of height to width; radius of the field of view as a fraction of the
+height (below 0.5, so that nothing is cut off); the same radius relative to the default (50 to 45 degrees)."""
 SITE_SCALE, SITE_GAINS = 0.8, (0.88, 1.12, 1.5)
-"""Pixels along a side, and red, green and blue light, beside the usual camera's."""
+"""Second hospital: image width and red, green and blue gains, as factors of the default camera's."""
 SITE_BLUR, SITE_NOISE, SITE_VIGNETTE, SITE_QUALITY = 1.2, 3.0, 0.25, -20
-"""Added to the usual camera's."""
+"""Second hospital: values added to the default camera's."""
 
 
 @dataclass(frozen=True)
 class Camera:
-    """How an eye is photographed: image size in pixels, field of view, and the faults of the image."""
+    """Camera parameters: image size in pixels, field of view, and image degradation."""
 
     width: int
     height: int
-    radius: float  # pixels to a unit of length
+    radius: float  # pixels per unit of length
     centre: tuple[float, float]  # of the field of view, in pixels
     gaze: tuple[float, float]  # centre of the field of view, from the fovea, in radii
     notch: bool
@@ -40,28 +40,28 @@ class Camera:
     blur: float  # pixels at a radius of 300
     noise: float  # grey levels
     black: float  # grey level outside the field of view
-    quality: int  # of the JPEG
-    reach: float = 1.0  # radius of the field of view
-    vignette: float = 0.0  # light lost at its edge, beyond the usual, 0-1
-    pattern: tuple[int, int] | None = None  # (height, width) that coarse random patterns are drawn for
+    quality: int  # JPEG quality
+    reach: float = 1.0  # radius of the field of view in units of length
+    vignette: float = 0.0  # additional loss of light at the edge of the field, 0-1
+    pattern: tuple[int, int] | None = None  # (height, width) for which random textures are generated
 
     def to_pixels(self, points: Points) -> Points:
-        """Points (n, 2) measured from the fovea, in pixels of the image."""
+        """Convert points (n, 2) relative to the fovea to image pixels."""
         return (np.asarray(points) - self.gaze) * self.radius + self.centre
 
     def sees(self, x: float, y: float, margin: float) -> bool:
-        """Whether a disc of radius ``margin`` around the point is inside field of view and image."""
+        """Whether a disc of radius ``margin`` around the point is inside the field of view and the image."""
         px, py = self.to_pixels(np.array([[x, y]]))[0]
         room = margin * self.radius
         inside = room <= px <= self.width - room and room <= py <= self.height - room
         return bool(inside and np.hypot(x - self.gaze[0], y - self.gaze[1]) + margin < 0.95 * self.reach)
 
     def shifted(self, amount: float) -> "Camera":
-        """This camera on its way, 0 to 1, to that of another hospital; sees all that this one sees.
+        """Interpolate by ``amount`` (0-1) between this camera and that of a second hospital (domain shift).
 
-        The other camera has a lower resolution, shows its whole field, wider by a ninth, on a 4:3 image,
-        renders less red and more blue, is less sharp, darker at the edge and noisier, and saves smaller
-        JPEGs. The ranges are chosen (docs/demo.md says why), not fitted to a dataset.
+        The second camera has a lower resolution, shows the whole field of view, wider by a ninth, on a 4:3
+        image, has less red and more blue, more blur, vignetting and noise, and a lower JPEG quality. It shows
+        all that this one shows. The values are chosen (docs/demo.md explains them), not fitted to data.
         """
         if amount == 0:
             return self
@@ -92,7 +92,7 @@ class Camera:
 
 @dataclass(frozen=True)
 class Vessel:
-    """A vessel's centre line (n, 2) and its width at each point (n,)."""
+    """A vessel: its centre line (n, 2), and its width at each point (n,)."""
 
     points: Points
     widths: NDArray[np.float64]
@@ -101,7 +101,7 @@ class Vessel:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """What a healthy eye shows; places from the fovea, lengths in radii of the field of view."""
+    """Anatomy of a healthy eye; positions relative to the fovea, lengths in radii of the field of view."""
 
     disc: tuple[float, float]
     disc_axes: tuple[float, float]  # half width and half height
@@ -110,7 +110,7 @@ class Anatomy:
 
 
 def draw_camera(rng: np.random.Generator, width: int, left: bool) -> Camera:
-    """One of four kinds of camera; ``width`` is the mean image width in pixels over all of them."""
+    """Draw a random camera of one of four kinds; ``width`` is their mean image width in pixels."""
     kind = rng.choice(["wide", "truncated", "square", "classic"], p=[0.3, 0.3, 0.2, 0.2])
     aspect, share = {
         "wide": (2 / 3, rng.uniform(0.46, 0.49)),  # full disc, much black at the sides
@@ -138,7 +138,7 @@ def draw_camera(rng: np.random.Generator, width: int, left: bool) -> Camera:
 
 
 def _smooth(control: Points) -> Points:
-    """A smooth line through a control polygon (Chaikin's corner cutting), resampled to even steps."""
+    """Smooth a control polygon (n, 2) by Chaikin's corner cutting and resample it to steps of about STEP."""
     line = control
     for _ in range(4):
         near, far = 0.75 * line[:-1] + 0.25 * line[1:], 0.25 * line[:-1] + 0.75 * line[1:]
@@ -149,7 +149,7 @@ def _smooth(control: Points) -> Points:
 
 
 def _wander(rng: np.random.Generator, start: Points, heading: float, length: float, curl: float) -> Points:
-    """A winding path: its heading is a smooth random walk."""
+    """Return a winding path (n, 2) whose direction is a smooth random walk."""
     steps = max(int(length / STEP), 4)
     turns = np.convolve(rng.normal(0, curl, steps + 6), np.ones(7) / 7, "valid")
     headings = heading + np.cumsum(turns)
@@ -158,14 +158,14 @@ def _wander(rng: np.random.Generator, start: Points, heading: float, length: flo
 
 
 def _clip(points: Points) -> Points:
-    """The path up to the point where it would enter the avascular zone or leave the field for good."""
+    """Cut a path where it enters the avascular zone or moves more than 1.6 radii away from the fovea."""
     distance = np.hypot(*points.T)
     stop = np.flatnonzero((distance < AVASCULAR_RADIUS) | (distance > 1.6))
     return points[: stop[0]] if len(stop) else points
 
 
 def _branches(rng: np.random.Generator, parent: Vessel, count: int, depth: int) -> list[Vessel]:
-    """Side branches of a vessel, and theirs; each thinner than what it leaves."""
+    """Return side branches of a vessel, recursively up to ``depth``; each is thinner than its parent."""
     found: list[Vessel] = []
     room = len(parent.points) - 2
     if depth == 0 or room < 6:
@@ -182,7 +182,7 @@ def _branches(rng: np.random.Generator, parent: Vessel, count: int, depth: int) 
 
 
 def _arcades(rng: np.random.Generator, disc: Points) -> list[Points]:
-    """Control polygons of the four vessel pairs of a right eye: temporal and nasal, above and below."""
+    """Return the control polygons of a right eye's four vessel arcades: temporal and nasal, up and down."""
     height = rng.uniform(0.5, 0.62)
     found = []
     for up in (-1, 1):
@@ -194,10 +194,10 @@ def _arcades(rng: np.random.Generator, disc: Points) -> list[Points]:
 
 
 def draw_anatomy(patient: np.random.Generator, eye: np.random.Generator, left: bool) -> Anatomy:
-    """An eye of a patient.
+    """Draw the anatomy of one eye of a patient.
 
-    ``patient`` must be in the same state for both eyes: it draws what they share (disc, cup, course of the
-    arcades); ``eye`` draws what differs (windings and branches).
+    The generator ``patient`` must be in the same state for both eyes: it determines what they share (disc,
+    cup, course of the arcades); ``eye`` determines what differs (tortuosity and branches).
     """
     disc = np.array([patient.uniform(0.6, 0.7), patient.normal(-0.05, 0.03)])
     half = patient.uniform(0.125, 0.155)

@@ -1,4 +1,4 @@
-"""The clinical rule that turns lesions into a grade, 0 to 4.
+"""The clinical scale that assigns a grade, 0 to 4, to the lesions of an eye.
 
 Source: the International Clinical Diabetic Retinopathy disease severity scale (ICDR),
 Wilkinson et al., Ophthalmology 110(9), 2003, table 2, with its "4-2-1 rule" for grade 3.
@@ -22,7 +22,7 @@ class Lesion:
     (preretinal haemorrhage), NV (new vessels), IRMA (intraretinal microvascular abnormality), VB (venous
     beading). ``x`` (rightwards) and ``y`` (downwards) are measured from the fovea and ``size`` is a mean
     radius, all in radii of the field of view; ``angle`` in radians; ``shape`` is dot, blot, flame or empty;
-    ``depth`` 0-1 is how strongly it stands out; ``seed`` decides its outline.
+    ``depth`` 0-1 is its contrast; ``seed`` determines its outline.
     """
 
     kind: str
@@ -36,16 +36,17 @@ class Lesion:
 
     @property
     def quadrant(self) -> tuple[bool, bool]:
-        """(right of the fovea, below the fovea)."""
+        """Quadrant as two flags: (right of the fovea, below the fovea)."""
         return self.x >= 0, self.y >= 0
 
 
 def icdr_grade(lesions: Iterable[Lesion]) -> int:
-    """Grade of an eye with these lesions.
+    """Return the ICDR grade of an eye with these lesions.
 
-    4: new vessels or a preretinal haemorrhage. 3: no such sign, but more than 20 haemorrhages in each
-    quadrant, or venous beading in two quadrants or more, or IRMA. 1: microaneurysms only. 0: nothing. 2: all
-    between. The scale counts over the whole retina; here the photograph's field stands for it.
+    4: new vessels or a preretinal haemorrhage. 3: none of these, but more than 20 haemorrhages in each
+    quadrant, or venous beading in two or more quadrants, or IRMA. 2: anything between 1 and 3. 1:
+    microaneurysms only. 0: no lesions. The scale is defined on the whole retina; here only the photograph's
+    field of view is counted.
     """
     quadrants: dict[str, Counter[tuple[bool, bool]]] = {}
     for lesion in lesions:

@@ -1,8 +1,8 @@
-"""Paint a fundus photograph: light, pigment and blood as they add up in an eye.
+"""Render a synthetic fundus photograph from pigment, blood, lesions and camera effects.
 
-The back of the eye reflects orange light; blood (vessels, haemorrhages) absorbs it, mostly green and blue, so
-everything red is an optical density; exudates scatter light and are blended over it; the camera then adds
-blur, colour cast, noise and its black border. Lesion masks are the very shapes that were painted.
+The fundus reflects orange light. Blood (vessels, haemorrhages) absorbs it, mostly green and blue, and is
+modelled as an optical density. Exudates scatter light and are alpha-blended on top. The camera then adds
+blur, a colour cast, noise and a black border. Lesion masks are the shapes that were drawn.
 """
 
 from dataclasses import dataclass
@@ -17,45 +17,45 @@ from drgrade.synthetic.icdr import Lesion
 
 Plane = NDArray[np.float32]  # (height, width)
 ABSORPTION = np.array([0.42, 1.3, 0.95], np.float32)
-"""Of blood, for red, green and blue: optical density at 1."""
+"""Optical density of blood for red, green and blue where the blood plane is 1."""
 SUBPIXEL = 4
-"""Fractional bits of the coordinates given to OpenCV."""
+"""Fractional bits of the fixed-point coordinates passed to OpenCV."""
 
 
 @dataclass(frozen=True)
 class Eye:
-    """All that decides one photograph; the same eye gives the same pixels."""
+    """All parameters of one photograph; equal parameters give identical pixels."""
 
     camera: Camera
     anatomy: Anatomy
     lesions: tuple[Lesion, ...]
     pigment: tuple[float, float, float]  # reflectance of the fundus, 0-1
-    tigroid: float  # how strongly the choroid's vessels show, 0-1
-    seed: int  # of texture and noise
-    lesion_contrast: float = 1.0  # how much lesions stand out, 1 is usual
+    tigroid: float  # visibility of choroidal vessels, 0-1
+    seed: int  # random seed of texture and noise
+    lesion_contrast: float = 1.0  # factor of the lesions' contrast
 
 
 class _Canvas:
-    """8-bit planes that outlines are drawn into, in the coordinates of the eye."""
+    """Named 8-bit image planes to draw on, in the eye's coordinates."""
 
     def __init__(self, camera: Camera) -> None:
         self.camera = camera
         self.planes: dict[str, NDArray[np.uint8]] = {}
 
     def plane(self, name: str) -> NDArray[np.uint8]:
-        """The plane of this name, empty at first."""
+        """Return the plane of this name, uint8 (height, width); all 0 when first used."""
         if name not in self.planes:
             self.planes[name] = np.zeros((self.camera.height, self.camera.width), np.uint8)
         return self.planes[name]
 
     def fill(self, name: str, outline: Points, value: float = 1.0) -> None:
         """Fill a polygon (n, 2), antialiased, with a value 0-1."""
-        # OpenCV counts from the centre of the first pixel, the eye from its edge.
+        # OpenCV's origin is the centre of the first pixel, ours is its outer corner.
         corners = np.round((self.camera.to_pixels(outline) - 0.5) * 2**SUBPIXEL).astype(np.int32)
         cv2.fillPoly(self.plane(name), [corners], round(255 * value), cv2.LINE_AA, SUBPIXEL)
 
     def ribbon(self, name: str, points: Points, widths: NDArray[np.float64], value: float) -> None:
-        """Draw a line whose width changes; one thinner than a pixel is drawn fainter instead."""
+        """Draw a line of varying width; lines too thin to resolve are drawn fainter instead."""
         ahead = np.gradient(points, axis=0)
         normal = np.column_stack([-ahead[:, 1], ahead[:, 0]]) / (np.hypot(*ahead.T)[:, None] + 1e-9)
         pixels = widths * self.camera.radius
@@ -64,14 +64,14 @@ class _Canvas:
         self.fill(name, outline, value * float(np.clip(pixels.mean() / 2.5, 0.2, 1)))
 
     def soft(self, name: str, sigma: float) -> Plane:
-        """The plane as 0-1, blurred by ``sigma`` radii of the field of view."""
+        """Return the plane scaled to 0-1, with a Gaussian blur of ``sigma`` radii of the field of view."""
         plane = self.plane(name).astype(np.float32) / 255
         return np.asarray(cv2.GaussianBlur(plane, (0, 0), max(sigma * self.camera.radius, 0.3)))
 
 
 def _texture(rng: np.random.Generator, camera: Camera, cells: float) -> Plane:
-    """Smooth noise, about -1 to 1, with ``cells`` bumps along the longer side."""
-    # Not of the image's own shape, so that a camera a little different shows the same eye.
+    """Return smooth noise with standard deviation about 1 and ``cells`` grid cells along the longer side."""
+    # The grid follows ``pattern``, not the image shape, so that a shifted camera shows the same eye.
     shape = camera.pattern or (camera.height, camera.width)
     rows, columns = (max(round(cells * side / max(shape)), 2) for side in shape)
     grid = rng.standard_normal((rows, columns), np.float32)
@@ -79,14 +79,14 @@ def _texture(rng: np.random.Generator, camera: Camera, cells: float) -> Plane:
 
 
 def _grid(camera: Camera) -> tuple[Plane, Plane]:
-    """X and y of every pixel's centre, from the fovea, in radii."""
+    """Return x (1, width) and y (height, 1) of the pixel centres relative to the fovea, in radii."""
     x = (np.arange(camera.width, dtype=np.float32) + 0.5 - camera.centre[0]) / camera.radius + camera.gaze[0]
     y = (np.arange(camera.height, dtype=np.float32) + 0.5 - camera.centre[1]) / camera.radius + camera.gaze[1]
     return x[None, :].astype(np.float32), y[:, None].astype(np.float32)
 
 
 def field_of_view(camera: Camera) -> Plane:
-    """Coverage of the field of view, 0-1, with a softly cut edge and, on some cameras, a notch."""
+    """Return the field of view as a mask (height, width), 0-1, antialiased, on some cameras with a notch."""
     x, y = _grid(camera)
     radius = np.hypot(x - camera.gaze[0], y - camera.gaze[1]) / camera.reach
     if camera.notch:
@@ -96,7 +96,7 @@ def field_of_view(camera: Camera) -> Plane:
 
 
 def _fundus(eye: Eye, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Reflectance (height, width, 3) of an eye without blood: pigment, choroid, macula, optic disc."""
+    """Return the reflectance (height, width, 3) without blood: pigment, choroid, macula, optic disc."""
     camera, anatomy = eye.camera, eye.anatomy
     x, y = _grid(camera)
     mottle = (
@@ -124,7 +124,7 @@ def _fundus(eye: Eye, rng: np.random.Generator) -> NDArray[np.float32]:
 
 
 def _draw_vessels(canvas: _Canvas, eye: Eye) -> None:
-    """Arteries and veins into the plane ``vessels``, thin ones first; beaded veins swell and shrink."""
+    """Draw arteries and veins on the plane ``vessels``, thin ones first; beaded veins vary in width."""
     beads = np.array([(lesion.x, lesion.y, lesion.size) for lesion in eye.lesions if lesion.kind == "VB"])
     for vessel in sorted(eye.anatomy.vessels, key=lambda vessel: float(vessel.widths[0])):
         widths = vessel.widths
@@ -133,12 +133,12 @@ def _draw_vessels(canvas: _Canvas, eye: Eye) -> None:
             swelling = min(0.6 * eye.lesion_contrast, 0.9)
             widths = widths * (1 + swelling * near.any(1) * np.sin(np.arange(len(widths)) * 1.6))
         canvas.ribbon("vessels", vessel.points, widths, 0.62 if vessel.vein else 0.4)
-        if widths[0] * eye.camera.radius > 4:  # light reflected along the wall of larger vessels
+        if widths[0] * eye.camera.radius > 4:  # central light reflex of larger vessels
             canvas.ribbon("vessels", vessel.points, 0.3 * widths, 0.5 if vessel.vein else 0.26)
 
 
 def _outline(lesion: Lesion) -> Points:
-    """Closed outline (n, 2) of a lesion: a circle bent by a few harmonics, drawn out for a flame."""
+    """Return the outline (n, 2) of a lesion: a circle perturbed by harmonics, elongated for a flame."""
     rng = np.random.default_rng(lesion.seed)
     theta = np.linspace(0, 2 * np.pi, 36, endpoint=False)
     rough = {"MA": 0.04, "EX": 0.22, "SE": 0.3, "PRH": 0.08}.get(lesion.kind, 0.0)
@@ -149,7 +149,7 @@ def _outline(lesion: Lesion) -> Points:
     stretch = {"flame": 1.9, "": 1.25 if lesion.kind == "SE" else 1.0}.get(lesion.shape, 1.0)
     centre = np.array([lesion.x, lesion.y])
     points = np.column_stack([radius * np.cos(theta) * stretch, radius * np.sin(theta) / stretch])
-    if lesion.kind == "PRH":  # blood before the retina settles: a boat with a level top
+    if lesion.kind == "PRH":  # preretinal blood settles: boat shape, flat top
         points[:, 1] = np.maximum(points[:, 1], -0.15 * lesion.size)
         return points + centre
     turn = np.array(
@@ -159,7 +159,7 @@ def _outline(lesion: Lesion) -> Points:
 
 
 def _draw_tangle(canvas: _Canvas, lesion: Lesion) -> None:
-    """New vessels or IRMA: a knot of fine, curling vessels."""
+    """Draw new vessels or IRMA as a tangle of thin, curved vessels."""
     rng = np.random.default_rng(lesion.seed)
     fine = 0.0055 if lesion.kind == "NV" else 0.004
     for _ in range(15 if lesion.kind == "NV" else 7):
@@ -172,7 +172,7 @@ def _draw_tangle(canvas: _Canvas, lesion: Lesion) -> None:
 
 
 def _draw_lesions(canvas: _Canvas, eye: Eye) -> None:
-    """Each lesion's shape into the plane of its kind, and how dark or bright it is into a second plane."""
+    """Draw each lesion's shape on the plane of its kind, and its contrast on a second plane."""
     for lesion in eye.lesions:
         if lesion.kind in ("NV", "IRMA"):
             _draw_tangle(canvas, lesion)
@@ -184,7 +184,7 @@ def _draw_lesions(canvas: _Canvas, eye: Eye) -> None:
 
 
 def _illumination(eye: Eye, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Light (height, width, 3): falls off to the edge, uneven, with a bright rim of haze in some images."""
+    """Return the illumination (height, width, 3): vignetted, uneven, in some images with haze at the edge."""
     camera = eye.camera
     x, y = _grid(camera)
     x, y = (x - camera.gaze[0]) / camera.reach, (y - camera.gaze[1]) / camera.reach
@@ -203,9 +203,10 @@ def _blend(image: NDArray[np.float32], alpha: Plane, colour: tuple[float, float,
 
 
 def paint(eye: Eye) -> tuple[NDArray[np.uint8], dict[str, NDArray[np.bool_]]]:
-    """The photograph (height, width, 3) uint8 RGB, and a mask (height, width) for each kind of lesion it has.
+    """Return the photograph (height, width, 3) uint8 RGB, and a mask (height, width) for each kind of lesion.
 
-    A mask is the set of pixels at least half covered by a painted lesion and inside the field of view.
+    A mask is true where a lesion covers at least half of a pixel inside the field of view. Kinds that were
+    not drawn have no mask.
     """
     camera, contrast, rng = eye.camera, eye.lesion_contrast, np.random.default_rng(eye.seed)
     canvas = _Canvas(camera)

@@ -1,4 +1,4 @@
-"""Which lesions a painted eye has: drawn so that the clinical rule gives the wanted grade."""
+"""Draw random lesions for a synthetic eye, such that the clinical scale gives the requested grade."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +14,11 @@ Quadrant = tuple[bool, bool]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How many of each kind, least and most; ``clusters`` of hard exudates; ``chance`` of EX and of SE."""
+    """Numbers of lesions by kind, as (minimum, maximum).
+
+    ``clusters`` are clusters of hard exudates (EX), ``soft`` are soft exudates (SE); ``chance`` is the
+    probability, for EX and SE separately, that an eye has any.
+    """
 
     microaneurysms: tuple[int, int]
     haemorrhages: tuple[int, int] = (0, 0)
@@ -30,7 +34,7 @@ RECIPES = {
     4: Recipe((10, 30), (10, 60), (1, 4), (1, 4), 0.6),
 }
 RICH = Recipe((15, 40), (12, 40), (2, 5), (1, 5))
-"""Photographs that teach a detector: plenty of every kind."""
+"""Lesions of photographs for training a detector: many of every kind."""
 
 
 def _count(rng: np.random.Generator, bounds: tuple[int, int], chance: float = 1.0) -> int:
@@ -38,7 +42,7 @@ def _count(rng: np.random.Generator, bounds: tuple[int, int], chance: float = 1.
 
 
 class _Sketch:
-    """Lesions placed so far, and the search for free places."""
+    """Collects the lesions placed so far and finds free positions for new ones."""
 
     def __init__(self, rng: np.random.Generator, camera: Camera, anatomy: Anatomy) -> None:
         self.rng, self.camera, self.anatomy = rng, camera, anatomy
@@ -55,7 +59,7 @@ class _Sketch:
         )
 
     def add(self, kind: str, size: float, quadrant: Quadrant | None = None, **more: float | str) -> None:
-        """Put a lesion at a free place of the quadrant; crowding is accepted after 200 tries."""
+        """Add a lesion at a random free position in the quadrant; overlaps are allowed after 200 attempts."""
         for attempt in range(2000):
             radius = 0.95 * np.sqrt(self.rng.random())
             angle = self.rng.uniform(-np.pi, np.pi)
@@ -69,20 +73,20 @@ class _Sketch:
         raise RuntimeError(f"no place for a {kind} of size {size:.3f} in {quadrant or 'the field'}")
 
     def put(self, kind: str, x: float, y: float, size: float, **more: float | str) -> None:
-        """Put a lesion exactly here; units as of :class:`drgrade.synthetic.icdr.Lesion`."""
+        """Add a lesion at this position; units as in :class:`drgrade.synthetic.icdr.Lesion`."""
         seed = int(self.rng.integers(2**31))
         depth = float(self.rng.uniform(0.5, 0.9))
         drawn: dict[str, Any] = {"angle": float(self.rng.uniform(0, np.pi)), "depth": depth, **more}
         self.lesions.append(Lesion(kind, float(x), float(y), float(size), seed=seed, **drawn))
 
     def haemorrhage(self, quadrant: Quadrant | None = None) -> None:
-        """A dot, blot or flame."""
+        """Add a haemorrhage: dot, blot or flame."""
         shape = str(self.rng.choice(["dot", "blot", "flame"], p=[0.5, 0.35, 0.15]))
         size = {"dot": (0.013, 0.022), "blot": (0.022, 0.045), "flame": (0.025, 0.045)}[shape]
         self.add("HE", self.rng.uniform(*size), quadrant, shape=shape)
 
     def exudates(self) -> None:
-        """A cluster of hard exudates: a heap, or a ring around a leak (circinate)."""
+        """Add a cluster of hard exudates: a compact group, or a ring (circinate)."""
         rng, spread, ring = self.rng, self.rng.uniform(0.06, 0.16), self.rng.random() < 0.35
         self.add("EX", 0.015)
         centre = self.lesions[-1]
@@ -96,7 +100,7 @@ class _Sketch:
 
 
 def _spared(sketch: _Sketch, count: int) -> None:
-    """Haemorrhages that are fewer than severe in one quadrant at least."""
+    """Add haemorrhages such that at least one quadrant stays below the threshold of grade 3."""
     rng = sketch.rng
     spared = QUADRANTS[int(rng.integers(4))]
     for n in range(count):
@@ -107,7 +111,7 @@ def _spared(sketch: _Sketch, count: int) -> None:
 
 
 def _severe(sketch: _Sketch, count: int) -> None:
-    """One arm of the 4-2-1 rule."""
+    """Add the lesions of one randomly chosen criterion of the 4-2-1 rule (grade 3)."""
     rng = sketch.rng
     arm = rng.choice(["haemorrhages", "beading", "irma"], p=[0.7, 0.15, 0.15])
     if arm == "haemorrhages":
@@ -125,7 +129,7 @@ def _severe(sketch: _Sketch, count: int) -> None:
 
 
 def _proliferative(sketch: _Sketch, count: int) -> None:
-    """New vessels at the disc or elsewhere, often with a preretinal haemorrhage."""
+    """Add new vessels at the disc or elsewhere, half of the time with a preretinal haemorrhage."""
     rng, disc = sketch.rng, sketch.anatomy.disc
     _spared(sketch, count)
     if rng.random() < 0.5:
@@ -141,10 +145,10 @@ def _proliferative(sketch: _Sketch, count: int) -> None:
 def draw_lesions(
     rng: np.random.Generator, grade: int, camera: Camera, anatomy: Anatomy, rich: bool = False
 ) -> tuple[Lesion, ...]:
-    """Lesions of an eye of this ICDR grade, inside the field of view; ``rich`` overrides the usual counts.
+    """Draw lesions of an eye with this ICDR grade inside the field of view; ``rich`` uses the counts RICH.
 
     Raises:
-        RuntimeError: the lesions drawn do not add up to the grade (a fault of this module).
+        RuntimeError: the lesions do not give the grade (a bug in this module), or there is no space for one.
     """
     sketch = _Sketch(rng, camera, anatomy)
     if grade > 0:
