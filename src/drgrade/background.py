@@ -1,4 +1,4 @@
-"""Background threads for reading, decoding and drawing while the device computes."""
+"""Background threads that prepare data while the device computes."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -13,9 +13,9 @@ R = TypeVar("R")
 def read_ahead(
     make: Callable[[T], R], items: Iterable[T], *, threads: int = 1, depth: int = 2
 ) -> Iterator[R]:
-    """``make(item)`` for each item in order, up to ``depth`` of them ahead of the reader, in the background.
+    """Yield ``make(item)`` for each item in order, computed in the background up to ``depth`` items ahead.
 
-    An error of ``make`` is raised when its item's turn comes. The threads end with the iteration.
+    An error in ``make`` is raised when its item is reached. The threads end with the iteration.
     """
     source = iter(items)
     with ThreadPoolExecutor(threads) as pool:

@@ -1,6 +1,6 @@
-"""The bootstrap of every interval: units drawn with replacement, as weights, and percentiles of the results.
+"""Bootstrap confidence intervals: resampling weights of units, and percentiles of the resampled values.
 
-A unit is what is drawn as one: a patient for graders (both eyes are alike), a photograph for detectors.
+The resampling unit is a patient for graders (both eyes are correlated), and a photograph for detectors.
 """
 
 from collections.abc import Iterator
@@ -12,15 +12,15 @@ from drgrade.rng import numpy_rng
 
 Floats = NDArray[np.float64]
 CHUNK = 50
-"""Resamples at a time: bounds memory at 21,000 patients to about 10 MB."""
+"""Resamples drawn at a time: limits memory to about 10 MB for 21,000 patients."""
 
 
 def resample_weights(units: int, resamples: int, seed: int) -> Iterator[Floats]:
     """How often each unit is drawn, with replacement, in each resample.
 
     Yields:
-        (r, units) with r of at most 50 and ``resamples`` in all; every row sums to ``units``.
-        The draws depend on the three arguments only, so that two models meet the same resamples.
+        Arrays (r, units) with r <= 50 and ``resamples`` rows in total; every row sums to ``units``.
+        The draws depend on the three arguments only, so that two models get the same resamples.
     """
     rng = numpy_rng(seed, "bootstrap")
     for start in range(0, resamples, CHUNK):
@@ -31,7 +31,7 @@ def resample_weights(units: int, resamples: int, seed: int) -> Iterator[Floats]:
 
 
 def interval(values: ArrayLike) -> tuple[Floats, Floats]:
-    """The central 95 % of bootstrap values (R, ...), by percentiles; NaN values are left out.
+    """The 95 % percentile interval of bootstrap values (R, ...); NaN values are ignored.
 
     Returns:
         Lower and upper ends (...), NaN where no resample has a value.

@@ -1,4 +1,4 @@
-"""The device that networks run on, and the arithmetic it is fastest in."""
+"""The device that networks run on, and its numerical precision."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -6,14 +6,14 @@ import torch
 
 
 def device() -> torch.device:
-    """The accelerator, or the CPU."""
+    """The CUDA device if there is one, otherwise the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def half_precision() -> torch.dtype | None:
     """The 16-bit type of mixed precision: bfloat16 where the GPU has it, else float16; None on a CPU.
 
-    A GPU that only emulates bfloat16 does not have it.
+    Emulated bfloat16 does not count.
     """
     if not torch.cuda.is_available():
         return None
@@ -21,24 +21,24 @@ def half_precision() -> torch.dtype | None:
 
 
 def autocast() -> AbstractContextManager[object]:
-    """Mixed precision for what runs inside on a GPU; nothing on a CPU, whose results stay as they are."""
+    """Context manager for mixed precision on a GPU; changes nothing on a CPU."""
     dtype = half_precision()
     return nullcontext() if dtype is None else torch.autocast("cuda", dtype)
 
 
 def exact(target: torch.device) -> AbstractContextManager[object]:
-    """Full precision for what runs inside, whatever mixed precision a trainer has switched on around it.
+    """Context manager for full precision, also within a trainer's mixed precision.
 
-    For augmentation: a matrix product of colours in bfloat16 is up to 1.5 grey levels off.
+    Needed for augmentation: a colour matrix product in bfloat16 is off by up to 1.5 grey levels.
     """
     return torch.autocast(target.type, enabled=False)
 
 
 def use_fast_kernels() -> None:
-    """Let a GPU choose its convolutions by trial, and multiply float32 matrices as TensorFloat-32.
+    """Enable cuDNN's benchmark mode and TensorFloat-32 matrix products on a GPU.
 
-    The trial pays because batches have one size; TensorFloat-32 keeps 10 bits of the mantissa where mixed
-    precision keeps 7. Nothing changes on a CPU.
+    Benchmarking pays because batches have one size; TensorFloat-32 keeps 10 bits of the mantissa, bfloat16
+    7. Nothing changes on a CPU.
     """
     if torch.cuda.is_available():
         torch.backends.cudnn.benchmark = True

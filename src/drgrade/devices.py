@@ -1,7 +1,7 @@
-"""Which of a machine's GPUs a job computes on: one that no other job of drgrade holds.
+"""Choose a GPU of this machine that no other job of drgrade uses.
 
-With ``snakemake --resources gpu=4`` four jobs run side by side, and each must find a card of its own. A card
-is held by a lock on a file, which the system drops when the process ends, however it ends.
+With ``snakemake --resources gpu=4`` four jobs run side by side, and each needs a GPU of its own. A GPU is
+reserved by a file lock, which the operating system releases when the process ends, also after a crash.
 """
 
 import fcntl
@@ -17,22 +17,22 @@ log = logging.getLogger(__name__)
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 LOCKS = Path(tempfile.gettempdir()) / "drgrade-gpus"
-"""One folder for all checkouts and users of a machine."""
+"""Folder of lock files, shared by all checkouts and users of a machine."""
 PAUSE = 2.0
-"""Seconds between two looks for a free card."""
+"""Seconds between two attempts to find a free GPU."""
 TOGETHER = ("TORCHELASTIC_RUN_ID", "SLURM_STEP_NUM_TASKS", "LOCAL_RANK")
-"""Environment variables of processes that train one network together: their starter has given them cards."""
+"""Environment variables that indicate distributed training, whose launcher has assigned the GPUs."""
 
 _held: list[int] = []
 """Open lock files: they must stay open for as long as the process runs."""
 
 
 def take_gpu() -> None:
-    """Compute on one GPU from here on, held until this process ends; waits while all are held by others.
+    """Reserve one GPU until this process ends; wait while all are reserved by other jobs.
 
-    Sets ``CUDA_VISIBLE_DEVICES``, so CUDA must not have been used before. Does nothing where there is no
-    choice: no GPU or one, one given by a scheduler, several that share a training (``DRGRADE_DEVICES``,
-    ``torchrun``, ``srun``), or a card taken before.
+    Sets ``CUDA_VISIBLE_DEVICES``, so CUDA must not have been initialised before. Does nothing where there is
+    no choice: at most one GPU, one assigned by a scheduler, a distributed training (``DRGRADE_DEVICES``,
+    ``torchrun``, ``srun``), or a GPU already reserved by this process.
     """
     together = os.environ.get(DEVICES, "1") != "1" or any(name in os.environ for name in TOGETHER)
     if _held or together:
@@ -58,7 +58,7 @@ def cards() -> list[str]:
         return []
     import torch
 
-    # asks the driver without starting CUDA, which would fix the choice
+    # queries the driver without initialising CUDA, after which the variable has no effect
     return [str(number) for number in range(torch.cuda.device_count())]
 
 
@@ -70,10 +70,10 @@ def gpu_present() -> bool:
 
 
 def _first_free(names: list[str]) -> str | None:
-    """Lock the first card that nobody holds; None where all are held."""
+    """Lock the first free GPU and return its name; None if all are locked."""
     LOCKS.mkdir(exist_ok=True)
     if LOCKS.stat().st_uid == os.getuid():
-        LOCKS.chmod(0o1777)  # other users' jobs hold cards here as well
+        LOCKS.chmod(0o1777)  # other users' jobs create lock files here as well
     for name in names:
         file = _opened(LOCKS / name.replace("/", "_"))
         try:
@@ -87,7 +87,7 @@ def _first_free(names: list[str]) -> str | None:
 
 
 def _opened(path: Path) -> int:
-    """A lock file, made where it is not there; another user's can be read, which is enough to lock it."""
+    """Open a lock file, creating it if missing; read access, also to another user's, suffices for a lock."""
     try:
         return os.open(path, os.O_RDONLY)
     except FileNotFoundError:

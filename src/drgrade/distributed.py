@@ -1,8 +1,8 @@
-"""Several processes that train one network together, one a GPU.
+"""Distributed training: several processes, one per GPU, train one network.
 
 They are started by ``torchrun`` or by SLURM's ``srun`` (any number of machines that share a disk), or by
-Lightning on this machine when ``DRGRADE_DEVICES`` asks for it; then each runs the same command. Without
-any of these a training is one process on one device.
+Lightning on this machine if ``DRGRADE_DEVICES`` is set; each process runs the same command. Without any of
+these a training is one process on one device.
 """
 
 import os
@@ -30,7 +30,7 @@ class Launch:
 
     @property
     def processes(self) -> int:
-        """All of them."""
+        """Total number of processes."""
         return self.devices * self.nodes
 
     def environment(self) -> Any:
@@ -44,19 +44,19 @@ class Launch:
         if self.processes == 1:
             return None
         if self.starter == "srun":
-            return SLURMEnvironment(auto_requeue=False)  # Snakemake starts it again, and it resumes
+            return SLURMEnvironment(auto_requeue=False)  # Snakemake restarts the job, which then resumes
         return TorchElasticEnvironment() if self.starter == "torchrun" else LightningEnvironment()
 
 
 def launch() -> Launch:
-    """How this process was started.
+    """Detect how this process was started, from environment variables.
 
     Raises:
         UserError: machines with unequal numbers of processes, or more GPUs asked for than there are.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         return _even("torchrun", int(os.environ["WORLD_SIZE"]), int(os.environ["LOCAL_WORLD_SIZE"]))
-    # set by srun only: a batch script's own process stands alone, whatever it may start
+    # set by srun only: the batch script's own process is not part of a distributed training
     tasks, machines = (int(os.environ.get(f"SLURM_STEP_NUM_{what}", 1)) for what in ("TASKS", "NODES"))
     if tasks > 1 and "SLURM_NTASKS_PER_NODE" not in os.environ:
         raise UserError(f"srun: {tasks} processes; say how many on each machine with --ntasks-per-node")
@@ -84,14 +84,14 @@ def _even(starter: str, processes: int, here: int) -> Launch:
 
 
 def world() -> int:
-    """Processes that have met to train together, 1 before that."""
+    """Number of processes in the initialised process group, 1 without one."""
     import torch.distributed as processes
 
     return processes.get_world_size() if processes.is_available() and processes.is_initialized() else 1
 
 
 def sum_over_processes(value: "torch.Tensor") -> "torch.Tensor":
-    """The sum of a tensor over all processes, as it is for one; all must call this."""
+    """The sum of a tensor over all processes, all of which must call this; unchanged for one process."""
     import torch.distributed as processes
 
     if world() == 1:
@@ -102,12 +102,12 @@ def sum_over_processes(value: "torch.Tensor") -> "torch.Tensor":
 
 
 def mean_over_processes(value: "torch.Tensor") -> "torch.Tensor":
-    """The mean of a tensor over all processes, as it is for one; all must call this."""
+    """The mean of a tensor over all processes, all of which must call this; unchanged for one process."""
     return value if world() == 1 else sum_over_processes(value) / world()
 
 
 def broadcast_buffers(network: "torch.nn.Module") -> None:
-    """Give every process the first one's buffers: BatchNorm's statistics differ if not synchronised."""
+    """Copy the first process's buffers to all: unsynchronised BatchNorm statistics differ between them."""
     import torch.distributed as processes
 
     if world() > 1:
@@ -116,10 +116,10 @@ def broadcast_buffers(network: "torch.nn.Module") -> None:
 
 
 def synchronised(network: "torch.nn.Module") -> None:
-    """Let every BatchNorm below ``network`` take its statistics over all processes, on GPUs.
+    """Replace every BatchNorm below ``network`` by SyncBatchNorm, which works on GPUs only.
 
-    By timm's converter: torch's, which Lightning's ``sync_batchnorm`` calls, drops the activation that
-    timm's BatchNorm layers hold.
+    Uses timm's converter: torch's, which Lightning's ``sync_batchnorm`` calls, drops the activation that
+    timm's BatchNorm layers include.
     """
     from timm.layers import convert_sync_batchnorm
 

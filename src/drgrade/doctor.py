@@ -1,6 +1,6 @@
 """Report the state of an installation: versions, machine, operators, data, weights, tracking.
 
-Nothing that is missing is an error; it is a line that says how to get it.
+A missing component is no error; its line in the report says how to get it.
 """
 
 import importlib.metadata
@@ -24,7 +24,7 @@ PACKAGES = (
 
 
 def report() -> str:
-    """The whole report, a line for each thing; sections are independent of each other."""
+    """Return the whole report, one line for each item; an error in one section does not affect the others."""
     sections: dict[str, Callable[[], Lines]] = {
         "Versions": versions,
         "Machine": machine,
@@ -46,7 +46,7 @@ def report() -> str:
 
 
 def versions() -> Lines:
-    """Python and the packages that decide results."""
+    """Versions of Python and of the packages that affect results."""
     return [("python", platform.python_version()), *((name, version(name)) for name in PACKAGES)]
 
 
@@ -59,7 +59,7 @@ def version(package: str) -> str:
 
 
 def machine() -> Lines:
-    """Cores this process may use, memory, free disk where results go."""
+    """CPU cores available to this process, memory, free disk space for results."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return [
         ("system", f"{platform.system()} {platform.machine()}"),
@@ -70,7 +70,7 @@ def machine() -> Lines:
 
 
 def devices() -> Lines:
-    """What torch can compute on."""
+    """Devices that torch can use."""
     import torch
 
     found = [("cpu", "always")]
@@ -87,7 +87,7 @@ def devices() -> Lines:
 
 
 def operators() -> Lines:
-    """Which implementation answers mmcv's operators."""
+    """Which implementation of mmcv's operators is in use."""
     from drgrade.lesions.ops import STAND_INS, install
 
     if install() == "compiled":
@@ -100,7 +100,7 @@ def operators() -> Lines:
 
 
 def data() -> Lines:
-    """Every dataset module: raw files here, or what to put where."""
+    """For every dataset, where its raw files are or how to get them."""
     import drgrade.data
     from drgrade.data.registry import DATASETS, raw_root
 
@@ -136,7 +136,7 @@ def weights() -> Lines:
 
 
 def tracking() -> Lines:
-    """Where MLflow runs go."""
+    """Where MLflow runs are stored."""
     from drgrade.tracking import tracking_uri
 
     if os.environ.get("DRGRADE_TRACKING") == "off":
@@ -149,5 +149,5 @@ def tracking() -> Lines:
 
 
 def hidden(uri: str) -> str:
-    """A URI without its password: the report is made to be pasted into an issue."""
+    """A URI with its password masked, so that the report can be pasted into an issue."""
     return re.sub(r"://([^/:]*):[^/]*@", r"://\1:***@", uri)

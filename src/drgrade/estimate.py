@@ -9,21 +9,21 @@ from drgrade.params.trainings import folds as folds_of
 from drgrade.params.trainings import trainings as trainings_of
 
 LARGE = 2000
-"""Photographs from which on the estimate is printed."""
+"""Number of photographs from which the estimate is printed."""
 PUBLISHED = {"eyepacs": (88_702, 90.0), "idrid": (597, 1.1), "aptos": (5_590, 10.0), "ddr": (14_430, 0.0)}
 """Photographs and GB of raw files (0: not known) of whole datasets, as their publishers state them."""
-CROP_SECONDS = 0.07  # a look and a crop at 15 megapixels on one core, benchmarks/index.py and crop.py
+CROP_SECONDS = 0.07  # index and crop 15 megapixels on one core, benchmarks/index.py and crop.py
 SIZE = {"raw": 1.0, "png": 0.35, "jpeg": 0.09}
 """Bytes of a stored crop relative to its pixels, benchmarks/loader.py."""
 CPU_RATE = 9.0  # images a second, forward and backward, EfficientNet-Lite0 at 288 px on 2 cores
 FORWARD = 1 / 3
 """Share of a training step that a forward pass takes."""
 SEARCH_RATE = 2.0  # megapixels a second of rtmdet-tiny_tiles on 2 cores, benchmarks/detect.py
-MEGAPIXELS = 12.0  # of a photograph, as of IDRiD's; synthetic ones are as wide as they say
+MEGAPIXELS = 12.0  # of a photograph, as in IDRiD; synthetic ones have a configured width
 
 
 def count(params: Params, dataset: str) -> int:
-    """Photographs that will be used: the limit, else what the manifest lists, else what is published."""
+    """Photographs that will be used: those in the manifest, else as published, at most the limit."""
     limit = params.datasets[dataset].limit
     manifest = Path(f"results/{dataset}/download/manifest.tsv")
     if manifest.exists():
@@ -37,7 +37,7 @@ def count(params: Params, dataset: str) -> int:
 
 
 class StageCost(NamedTuple):
-    """What a stage does: so many trainings (or searches), passes over images or tiles, hours on 2 cores."""
+    """Cost of a stage: number of trainings (or detections), passes over images, hours on 2 CPU cores."""
 
     stage: str
     trainings: int
@@ -46,13 +46,13 @@ class StageCost(NamedTuple):
 
 
 def trainings(params: Params) -> dict[str, int]:
-    """Networks that each experiment trains, of graders that go over photographs: seeds by folds."""
+    """Number of networks, seeds times folds, of each experiment that trains whole networks."""
     tuned = [name for name, row in params.experiments.items() if isinstance(row, Grade)]
     return {name: len(trainings_of(params, name)) for name in tuned}
 
 
 def train_share(params: Params, dataset: str, select: str = "best") -> float:
-    """Share of a dataset's photographs that one training of it learns from."""
+    """Share of a dataset's photographs that one training on it uses."""
     scheme, index = params.scheme(dataset), params.index
     if scheme == "kfold":
         return 1 - (2 if select == "best" else 1) / len(folds_of(params))
@@ -65,7 +65,7 @@ def train_share(params: Params, dataset: str, select: str = "best") -> float:
 
 
 def _parts(dataset: str) -> dict[str, int]:
-    """Photographs of a complete dataset by part, as its reader knows them."""
+    """Number of photographs of the complete dataset by part, from its dataset card."""
     from drgrade.data.registry import DATASETS
 
     return {name: part.photographs for name, part in DATASETS.get(dataset).card.counts.items()}
@@ -85,7 +85,7 @@ def stage_costs(params: Params) -> Iterator[StageCost]:
 
 
 def _megapixels(params: Params, dataset: str) -> float:
-    """Of a photograph as the detector sees it, overlaps of tiles counted twice."""
+    """Megapixels of a photograph as the detector processes it, with overlapping tiles."""
     synthetic = getattr(params.download, dataset, None)
     whole = 0.75 * synthetic.width**2 / 1e6 if synthetic else MEGAPIXELS
     boxes = params.lesion_boxes
@@ -125,7 +125,7 @@ def _pretraining(params: Params) -> StageCost:
 
 
 def _pixels(params: Params, block: Pretraining) -> float:
-    """Pixels of all views of a photograph in an epoch, each gone through forward and backward."""
+    """Pixels of all views of a photograph in an epoch; forward-only pixels count as :data:`FORWARD`."""
     if isinstance(block, LesionContrastive):
         return 2 * block.boxes_per_image * params.patches.size**2
     if isinstance(block, SimCLR):
@@ -149,7 +149,7 @@ def _grading(params: Params) -> StageCost:
 
 
 def _probes(params: Params) -> StageCost:
-    """Features of frozen encoders: each photograph once a training, forward only."""
+    """Features of frozen encoders: each photograph once per training, forward only."""
     graded = count(params, params.roles.grade) + sum(count(params, name) for name in params.roles.external)
     probes = {
         name: row

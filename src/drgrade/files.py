@@ -1,4 +1,4 @@
-"""Files that appear atomically, and their digests."""
+"""Atomic writing of files, and their digests."""
 
 import hashlib
 import json
@@ -11,11 +11,11 @@ from typing import Any
 from drgrade.rank import rank
 
 PARTIAL = ".partial"
-"""Ending of a file that is still being written; no reader of a folder looks at these."""
+"""Suffix of a file that is still being written; code that lists a folder ignores these."""
 
 
 def write_file(path: Path, content: bytes) -> None:
-    """Write a file with the folders above it."""
+    """Write a file atomically; creates its parent folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + _writer() + PARTIAL)
     partial.write_bytes(content)
@@ -24,9 +24,9 @@ def write_file(path: Path, content: bytes) -> None:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary name beside ``path``, renamed to it when the block ends well.
+    """Context manager with a temporary path beside ``path``, renamed to it if the block ends without error.
 
-    It keeps the suffix, which writers of images go by.
+    It keeps the suffix, from which image writers infer the format.
 
     >>> with atomic_write(Path("table.csv")) as partial:
     ...     partial.write_text("a,b")
@@ -41,7 +41,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def _writer() -> str:
-    """Tells processes that train together, and write the same file, apart."""
+    """Part of a temporary name that differs between processes of a distributed training."""
     return f".{rank()}" if rank() else ""
 
 

@@ -1,8 +1,8 @@
-"""Contrastive losses over batches that do not fit in memory, exactly.
+"""Exact gradients of contrastive losses over batches that do not fit in memory.
 
-Adding up gradients of small batches, as for other losses, would take most negatives away. The gradient
-cache (Gao et al., RepL4NLP 2021, arXiv 2101.06983) embeds all chunks without keeping activations, finds
-the gradient of the loss with respect to the embeddings, and runs each chunk again to carry it on.
+Gradient accumulation over small batches, as for other losses, would lose most negatives. The gradient
+cache (Gao et al., RepL4NLP 2021, arXiv 2101.06983) embeds all chunks without keeping activations, computes
+the gradient of the loss with respect to the embeddings, and runs each chunk again to backpropagate it.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,24 +19,24 @@ def chunked_backward(
     *,
     backward: Callable[[torch.Tensor], Any] = torch.Tensor.backward,
 ) -> torch.Tensor:
-    """Add to the parameters' gradients those of ``loss_of(network(all chunks))``, a chunk at a time.
+    """Accumulate the parameters' gradients of ``loss_of(network(all chunks))``, one chunk at a time.
 
-    Exact up to rounding; dropout and the like draw the same in both passes. BatchNorm normalises each
-    chunk by itself, as each GPU would without synchronisation, and counts it once in its running
-    statistics: with it the result is that of chunks joined after the network, not of one big batch.
-    A step costs one forward pass more.
+    Exact up to rounding; dropout and the like draw the same numbers in both passes. BatchNorm normalises
+    each chunk by itself, as each GPU would without synchronisation, and updates its running statistics once
+    per chunk: a network with BatchNorm gives the result of separate chunks, not of one large batch. A step
+    costs one additional forward pass.
 
     In a :class:`~drgrade.training.Module` set ``automatic_optimization = False``, pass
     ``backward=self.manual_backward`` and step optimiser and schedule in ``training_step``.
 
     Args:
-        network: (B_i, ...) to embeddings (B_i, D); every row by itself, BatchNorm apart.
-        chunks: inputs, whose rows in order are the batch; asked for twice.
-        loss_of: scalar loss of the embeddings (B, D) of all rows, at least float32.
-        backward: carries a scalar's gradient to the parameters.
+        network: maps (B_i, ...) to embeddings (B_i, D), each row independently except for BatchNorm.
+        chunks: inputs, whose rows in order are the batch; iterated over twice.
+        loss_of: scalar loss of the embeddings (B, D) of all rows, which are at least float32.
+        backward: backpropagates a scalar to the parameters.
 
     Returns:
-        The loss, without its graph.
+        The loss, detached from the graph.
     """
     before = [buffer.clone() for buffer in network.buffers()]
     chances, parts = [], []
@@ -46,7 +46,7 @@ def chunked_backward(
             parts.append(network(chunk))
         for buffer, value in zip(network.buffers(), before, strict=True):
             buffer.copy_(value)
-    # versions of torch (its issue 65766) would below take weights again that were cast without a gradient
+    # otherwise some versions of torch (issue 65766) reuse below the weights that were cast under no_grad
     torch.clear_autocast_cache()
     embeddings = torch.cat(parts)
     embeddings = embeddings.to(torch.promote_types(embeddings.dtype, torch.float32)).requires_grad_()

@@ -1,6 +1,6 @@
 """Inference: batches that fit the device, read ahead in the background, in mixed precision on a GPU.
 
-Grading, the features of frozen encoders and the search for lesions all run through :func:`run_batches`.
+Grading, feature extraction by frozen encoders and lesion detection all use :func:`run_batches`.
 """
 
 import logging
@@ -23,27 +23,27 @@ log = logging.getLogger(__name__)
 R = TypeVar("R")
 
 CPU_BATCH = 32
-"""Images in a batch on a CPU, of any size. Another number would change last digits."""
+"""Batch size on a CPU for any image size. Another value would change the last digits of results."""
 GPU_PIXELS = 256 * 224**2
 """Pixels of a batch on a GPU: 256 images of 224 px. Where they do not fit, the batch is halved."""
 LEAST = 8
-"""Images in a batch on a GPU at least."""
+"""Minimum batch size on a GPU."""
 
 
 def batch_size(side: int, cpu: int) -> int:
-    """Square images of ``side`` pixels in a batch on this machine's device: ``cpu`` of them on a CPU."""
+    """Batch size for square images of ``side`` pixels on this machine's device; ``cpu`` on a CPU."""
     return max(LEAST, GPU_PIXELS // side**2) if torch.cuda.is_available() else cpu
 
 
 def run_batches(forward: Callable[[Any], R], batches: Iterable[Any]) -> Iterator[R]:
-    """``forward(batch)`` for each batch, in inference mode and mixed precision (:func:`.device.autocast`).
+    """Yield ``forward(batch)`` of each, in inference mode and mixed precision (:func:`.device.autocast`).
 
-    A batch that does not fit the GPU's memory is halved until it does, and so are all that follow: it then
-    has a result for each part, in order.
+    A batch that does not fit in GPU memory is halved until it does, and all later ones are split to that
+    size; there is then one result for each part, in order.
 
     Args:
         forward: takes a batch, or a part of one.
-        batches: tensors or lists: whatever has a length and can be sliced.
+        batches: tensors, lists or other objects with a length that can be sliced.
 
     Raises:
         torch.OutOfMemoryError: a single item does not fit.
@@ -64,7 +64,7 @@ def run_batches(forward: Callable[[Any], R], batches: Iterable[Any]) -> Iterator
 
 
 def _attempt(forward: Callable[[Any], R], part: Any) -> tuple[Any, bool]:
-    """The result, and whether the memory sufficed; a function, as an exception holds the tensors it met."""
+    """Result, and whether memory sufficed; a function, so that an exception's tensors are freed on return."""
     try:
         with torch.inference_mode(), autocast():
             return forward(part), True
@@ -84,17 +84,17 @@ def outputs(
 ) -> np.ndarray:
     """Outputs of a network for images, without augmentation.
 
-    Of several processes that have met each runs its share of the batches, and all get the whole result:
-    then all must call this.
+    In distributed training each process runs its share of the batches and all get the whole result, so all
+    must call this.
 
     Args:
         network: takes normalised images (B, 3, S, S); moved to the GPU where there is one. Its mode,
             training or evaluation, is left as it is.
         images: uint8 RGB (N, S, S, 3), of the network's size.
-        rows: which of them, integers (n,).
-        mean: of the channels (0-1) that the network expects.
-        std: of the same.
-        shape: of the output for one image.
+        rows: indices into ``images``, integers (n,).
+        mean: channel means (0-1) that the network expects.
+        std: channel standard deviations that it expects.
+        shape: shape of the output for one image.
 
     Returns:
         float32 (n, *shape).

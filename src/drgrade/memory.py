@@ -6,10 +6,10 @@ TRIM_THRESHOLD, MMAP_MAX = -1, -4  # malloc.h
 
 
 def keep_memory() -> None:
-    """Tell glibc to keep what is freed for the next batch instead of handing it back to the kernel.
+    """Make glibc keep freed memory for the next batch instead of returning it to the kernel.
 
-    Otherwise much of a step on a CPU goes into page faults of activations that are mapped anew. Results do
-    not change; the process keeps its largest size. Nothing happens where there is a GPU, or no glibc.
+    Otherwise much of a step's time on a CPU is spent on page faults for newly mapped activations. Results do
+    not change; the process stays at its peak size. Does nothing if there is a GPU, or no glibc.
     """
     import torch
 

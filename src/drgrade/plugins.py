@@ -1,6 +1,6 @@
-"""Named parts that live in one module each: datasets, graders, pretraining methods, explainers.
+"""Registry of plugins, one module each: datasets, graders, pretraining methods, explainers.
 
-A part is looked up by the name of its module, so adding one is adding one file:
+A plugin is looked up by the name of its module, so adding one means adding one file:
 
 >>> graders: Registry = Registry("drgrade.grading")
 >>> @graders.register("majority")
@@ -36,14 +36,14 @@ class Registry:
         return add
 
     def names(self) -> list[str]:
-        """All parts there are, sorted; imports every module of the package."""
+        """Sorted names of all plugins; imports every module of the package."""
         package = importlib.import_module(self.package)
         for module in pkgutil.iter_modules(package.__path__):
             importlib.import_module(f"{self.package}.{module.name}")
         return sorted(self._parts)
 
     def get(self, name: str) -> Any:
-        """The class registered as ``name``; imports its module when first asked for.
+        """The class registered as ``name``; imports its module on first use.
 
         Raises:
             UserError: no module of that name exists, or it registers nothing under that name.

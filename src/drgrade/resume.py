@@ -1,4 +1,4 @@
-"""What a training is, as one key: a killed training is resumed only where its key is still the same."""
+"""The key that identifies a training: an interrupted one is resumed only if its key is unchanged."""
 
 import hashlib
 import json
@@ -28,9 +28,9 @@ def training_key(
         part: module of the chosen grader or method, such as ``drgrade.grading.finetune``, or None; its code
             and that of all the stage imports, and the libraries' versions, are part of the key.
         params: all resolved params that the training uses.
-        photographs: that it trains and validates on, by split: image_id, row and, where it is used, grade.
-        files: it reads: index, crops, store, boxes, start weights; None and folders are passed over.
-        facts: anything else, as JSON.
+        photographs: training and validation photographs, by split: image_id, row and, if it is used, grade.
+        files: input files: index, crops, store, boxes, start weights; None and folders are ignored.
+        facts: anything else, as JSON values.
 
     Returns:
         64 hexadecimal digits.

@@ -1,7 +1,7 @@
-"""Random numbers that depend on what is drawn, never on what was drawn before.
+"""Random numbers that depend on what they are used for, never on previous draws.
 
-Every source of chance is keyed by the run's seed and by where it is used (epoch, index, purpose),
-so a run that was killed and resumed draws what the undisturbed run draws.
+Every random generator is keyed by the run's seed and by its use (epoch, index, purpose), so an
+interrupted and resumed run draws the same numbers as an uninterrupted one.
 """
 
 import hashlib
@@ -27,7 +27,7 @@ def numpy_rng(seed: int, *keys: int | str) -> np.random.Generator:
 def derive_each(rows: npt.ArrayLike, seed: int, *keys: int | str) -> npt.NDArray[np.int64]:
     """A 63-bit seed for each row of integers (n, m) or (n,), from the run's seed, ``keys`` and the row: (n,).
 
-    The same as :func:`derive` in purpose, for a whole batch at once and with other numbers.
+    Vectorised counterpart of :func:`derive`; its values differ from those.
     """
     keyed = np.asarray(rows, np.int64).astype(np.uint64)
     seeds = np.full(len(keyed), derive(seed, *keys), np.uint64)
@@ -37,7 +37,7 @@ def derive_each(rows: npt.ArrayLike, seed: int, *keys: int | str) -> npt.NDArray
 
 
 def uniforms(seeds: npt.ArrayLike, count: int) -> npt.NDArray[np.float64]:
-    """The first ``count`` numbers, from 0 to 1, of a generator for each seed: (count, n).
+    """The first ``count`` uniform numbers in [0, 1) of one generator for each seed: (count, n).
 
     SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), whose k-th number is a function of seed and k alone: all
     are drawn at once, and a larger count only adds rows.
@@ -48,7 +48,7 @@ def uniforms(seeds: npt.ArrayLike, count: int) -> npt.NDArray[np.float64]:
 
 
 def _mixed(state: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """SplitMix64's output for a state: a bijection in which every bit depends on every other."""
+    """SplitMix64's output function: a bijection whose output bits depend on all bits of the state."""
     state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return state ^ (state >> np.uint64(31))

@@ -1,4 +1,4 @@
-"""What is fixed before a training: the global generators, and torch's threads.
+"""Seed the global random generators and fix the number of torch threads before a training.
 
 All other random numbers come from :mod:`drgrade.rng`.
 """
@@ -17,11 +17,11 @@ THREADS = "DRGRADE_THREADS"
 
 
 def torch_threads() -> int:
-    """Threads of torch: 2, or what the environment says, but never the machine's number of cores by itself:
-    sums over 1, 2 and 4 threads differ in their last bits.
+    """Number of torch threads: ``DRGRADE_THREADS``, or 2. It does not depend on the number of CPU cores,
+    because sums over 1, 2 and 4 threads differ in their last bits.
 
     Raises:
-        UserError: the environment's value is no such number.
+        UserError: the environment variable is no integer of at least 1.
     """
     text = os.environ.get(THREADS, "2")
     if not text.isdecimal() or int(text) < 1:

@@ -1,7 +1,7 @@
-"""What a stage is made of, found by following its imports: its code, and the libraries it calls.
+"""Code and libraries that a stage depends on, found by following its imports.
 
-Snakemake does not see imported modules: every rule has :func:`software` among its params, and a killed
-training is resumed only where it is the same. Comments and docstrings do not count.
+Snakemake does not track imported modules, so every rule has :func:`software` among its params, and an
+interrupted training is resumed only if it is unchanged. Comments and docstrings are ignored.
 """
 
 import ast
@@ -25,20 +25,20 @@ LEFT_OUT = {
     "__init__.py", "__main__.py", "cli.py", "verbs.py", "tracking.py", "doctor.py", "estimate.py",
     "sources.py", "plugins.py", "devices.py", "check.py",
 }  # fmt: skip
-"""Files directly below ``src/drgrade`` that change no result; nor does ``params/``, whose values travel as
+"""Files directly below ``src/drgrade`` that affect no result. ``params/`` is left out too: its values are
 params of the rules."""
 LOCK = "uv.lock"
-"""Beside ``src``."""
+"""The lock file, in the folder that contains ``src``."""
 DISTRIBUTIONS = {
     "PIL": "pillow", "cv2": "opencv-python-headless", "lightning_fabric": "pytorch-lightning",
     "mmcv": "onedl-mmcv", "mmdet": "onedl-mmdetection", "mmengine": "onedl-mmengine",
     "pytorch_grad_cam": "grad-cam", "sklearn": "scikit-learn", "yaml": "pyyaml",
 }  # fmt: skip
-"""Packages by what is imported of them, where the names differ by more than ``_`` and ``-``."""
+"""Package names by import name, where the two differ by more than ``_`` and ``-``."""
 FETCHING = {"kagglehub"}
-"""Packages that bring files: what they brought is in the manifest."""
+"""Packages that only download files: the files are recorded in the manifest."""
 CACHE = Path(".cache/drgrade/sources.json")
-"""What was found in files before, by their content: parsing all takes a second at each start of Snakemake."""
+"""Cache of parsed files, by content: parsing all would take a second at each start of Snakemake."""
 
 
 class _Source(NamedTuple):
@@ -56,7 +56,7 @@ def stage_sources(stage: str, *parts: str) -> tuple[Path, ...]:
 
     Args:
         stage: a verb, a function of :mod:`drgrade.verbs`.
-        parts: modules that the stage finds by name, such as ``drgrade.grading.finetune``
+        parts: modules that the stage loads by name, such as ``drgrade.grading.finetune``
             (:class:`drgrade.plugins.Registry`).
 
     Raises:
@@ -92,8 +92,8 @@ def code_digest(stage: str, *parts: str) -> str:
 def stage_libraries(stage: str, *parts: str) -> dict[str, str]:
     """Versions of the packages that a stage imports, by name; arguments as for :func:`stage_sources`.
 
-    Those that only tracking or the command line import, such as MLflow, are not among them, nor are packages
-    that only fetch, or are neither locked nor installed.
+    Excluded are packages that only tracking or the command line import, such as MLflow, packages that only
+    download files, and packages that are neither locked nor installed.
     """
     files = stage_sources(stage, *parts)
     names = set(_verb_imports(stage)).union(*(_read(path).imports for path in files))
@@ -111,7 +111,7 @@ def software(stage: str, *parts: str) -> str:
 
 @cache
 def _version(package: str) -> str | None:
-    """As locked; as installed where there is no lock file, and beside it where that is another."""
+    """Locked version, followed by the installed one if it differs; the installed one if none is locked."""
     locked = _locked(PACKAGE.parents[1] / LOCK).get(package)
     try:
         installed = metadata.version(package)
@@ -159,7 +159,7 @@ def _read(path: Path) -> _Source:
 
 @cache
 def _known() -> dict[str, list[str]]:
-    """Digest of the code, then the imports, by key of :func:`_read`; empty without a readable cache."""
+    """The cache: by key of :func:`_read`, digest of the code and imports; empty if it cannot be read."""
     try:
         return dict(json.loads(CACHE.read_text()))
     except (OSError, ValueError):
@@ -167,7 +167,7 @@ def _known() -> dict[str, list[str]]:
 
 
 def _write_cache() -> None:
-    """Keep what was parsed; a folder that cannot be written to only costs the time again."""
+    """Write the cache; errors are ignored, as they only cost the time of parsing again."""
     if rank():
         return  # the first process writes
     with contextlib.suppress(OSError):
@@ -191,7 +191,7 @@ def _imports(node: ast.AST, package: str) -> Iterator[str]:
 
 @cache
 def _files(names: Collection[str]) -> tuple[Path, ...]:
-    """Files that are run when these names are imported; none for names outside the package."""
+    """Files that are executed when these names are imported; none for names outside the package."""
     return tuple(_files_of(names))
 
 
@@ -208,7 +208,7 @@ def _files_of(names: Iterable[str]) -> Iterator[Path]:
 
 
 class _WithoutDocstrings(ast.NodeTransformer):
-    """Drops strings that stand alone, which is what docstrings are; comments are not in a syntax tree."""
+    """Removes string expression statements, that is docstrings; a syntax tree has no comments."""
 
     def visit_Expr(self, node: ast.Expr) -> ast.Expr | None:
         if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):

@@ -1,9 +1,9 @@
-"""The training loop that every network but the detector shares: Lightning, made resumable and exact.
+"""The training loop of all networks but the detector: Lightning, made resumable and reproducible.
 
-A training that is killed resumes at its last finished epoch and ends with the weights of the
-undisturbed run, bit for bit on one CPU type: batches, augmentation and dropout are drawn from
-(seed, epoch, sample), and torch's threads are a fixed number. Several processes share every batch
-(:mod:`drgrade.distributed`) and take the step that one would take.
+An interrupted training resumes after its last finished epoch and ends with the weights of an
+uninterrupted run, bit for bit on one CPU type: batches, augmentation and dropout are drawn from
+(seed, epoch, sample), and the number of torch threads is fixed. Several processes share every batch
+(:mod:`drgrade.distributed`) and take the same step as a single process.
 """
 
 import hashlib
@@ -65,8 +65,8 @@ class Batches(Sequence[np.ndarray]):
 
 
 def share(batches: Sequence[np.ndarray], place: int, processes: int) -> list[np.ndarray]:
-    """What one of several processes gets of every batch: as much as the others, theirs and its own in order
-    being the batch. Of a last, smaller batch the rest that cannot be shared out is left out.
+    """One process's part of every batch: parts are of equal size, and concatenated in order they are the
+    batch. Rows of a smaller last batch that cannot be divided evenly are dropped.
 
     Raises:
         UserError: the processes cannot share a batch evenly.
@@ -81,14 +81,14 @@ def share(batches: Sequence[np.ndarray], place: int, processes: int) -> list[np.
 
 
 class Loader:
-    """What an epoch's steps learn from, one batch after the other.
+    """Data loader of one epoch.
 
-    The next batches are read, decoded and drawn by a thread while a step runs, so that the device need not
-    wait. One of several processes gets its share of each batch.
+    A background thread prepares the next batches (reading, decoding, random numbers) while a step runs, so
+    that the device need not wait. In distributed training each process gets its share of each batch.
 
     Args:
         batches: row numbers of each batch.
-        prepare: from these to what a step is given; its tensors are moved to the device by Lightning.
+        prepare: converts these to the input of a step; Lightning moves its tensors to the device.
         ahead: whether to prepare in the background.
 
     Attributes:
@@ -112,25 +112,25 @@ class Loader:
         return read_ahead(self._batch, self.batches) if self.ahead else map(self._batch, self.batches)
 
     def _batch(self, items: np.ndarray) -> Any:
-        """A batch in memory that a GPU can fetch by itself, while the host goes on."""
+        """Prepare a batch, with a GPU in pinned memory, from which transfers are asynchronous."""
         batch = self.prepare(items)
         return apply_to_collection(batch, Tensor, Tensor.pin_memory) if torch.cuda.is_available() else batch
 
 
 class EpochSeed(Callback):
-    """Re-seed the global generators per epoch, so that a resumed epoch draws what it would have drawn."""
+    """Re-seed the global generators per epoch, so that a resumed run draws the same random numbers."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Seed for this epoch; processes hold different images, and draw differently for them."""
+        """Seed for this epoch, differently in each process."""
         other = (trainer.global_rank,) if trainer.global_rank else ()
         seed_everything(self.seed, "epoch", trainer.current_epoch, *other)
 
 
 class Progress(Callback):
-    """How fast this training goes: images of the epoch and seconds since it and the process began."""
+    """Measures speed and remaining time of a training, from the epochs that this process has run."""
 
     def __init__(self) -> None:
         self.images, self.epochs = 0, 0
@@ -145,7 +145,7 @@ class Progress(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Count what all processes have seen."""
+        """Count the images of all processes."""
         loader: Any = trainer.train_dataloader
         self.images += len(loader.batches[batch_idx]) * trainer.world_size
 
@@ -154,7 +154,7 @@ class Progress(Callback):
         return self.images / max(time.monotonic() - self.epoch_began, 1e-9)
 
     def left(self, epochs: int) -> timedelta:
-        """Time for ``epochs`` more at the mean pace of this process; asked once at the end of each."""
+        """Estimated time for ``epochs`` more at the mean pace so far; call once at the end of each epoch."""
         self.epochs += 1
         return timedelta(seconds=round((time.monotonic() - self.began) / self.epochs * epochs))
 
@@ -163,7 +163,7 @@ class WeightsEMA(Callback):
     """Exponential moving average of weights and BatchNorm statistics over the steps, kept in the checkpoint.
 
     Args:
-        decay: share of the old average that stays at a step, 0-1.
+        decay: weight of the old average in each update, 0-1.
     """
 
     def __init__(self, decay: float) -> None:
@@ -180,9 +180,9 @@ class WeightsEMA(Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Move on once a step of the optimiser."""
+        """Update the average once per optimiser step."""
         if trainer.global_step == self.step:
-            return  # gradients are still being added up
+            return  # gradients are still being accumulated
         self.step = trainer.global_step
         own = pl_module.state_dict()
         moving = [key for key, value in own.items() if value.is_floating_point()]
@@ -193,7 +193,7 @@ class WeightsEMA(Callback):
 
     @contextmanager
     def applied(self, module: torch.nn.Module) -> Iterator[None]:
-        """``module`` with the averages in place of its weights, for a while."""
+        """Context manager: within it ``module`` has the averages in place of its weights."""
         own = {key: value.detach().clone() for key, value in module.state_dict().items()}
         module.load_state_dict(self.average)
         try:
@@ -202,19 +202,19 @@ class WeightsEMA(Callback):
             module.load_state_dict(own)
 
     def state_dict(self) -> dict[str, Any]:
-        """For the checkpoint."""
+        """State for the checkpoint: averages and step."""
         return {"average": self.average, "step": self.step}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """From the checkpoint."""
+        """Restore averages and step from the checkpoint."""
         self.average, self.step = state_dict["average"], state_dict["step"]
 
 
 class AtomicCheckpoint(TorchCheckpointIO):
-    """Checkpoints that are replaced at once.
+    """Checkpoint files that are replaced atomically.
 
-    Lightning's own pass through the system's temporary folder: from another disk they are copied over the
-    last good one, and a kill in the middle leaves neither.
+    Lightning writes to the system's temporary folder first: from another disk the file is copied over the
+    last good one, and an interruption of the copy leaves neither.
     """
 
     def save_checkpoint(
@@ -226,7 +226,7 @@ class AtomicCheckpoint(TorchCheckpointIO):
 
 
 class Module(pl.LightningModule):
-    """A network in training: says what each epoch measured, in the log and in MLflow."""
+    """Base class of training modules: reports each epoch's metrics in the log and in MLflow."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -238,7 +238,7 @@ class Module(pl.LightningModule):
         self.weight = 1.0
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Weigh the batch by its share of the images that make this step."""
+        """Weight the batch by its share of the images of this optimiser step."""
         together = self.trainer.accumulate_grad_batches
         loader: Any = self.trainer.train_dataloader
         batches, first = loader.batches, batch_idx - batch_idx % together
@@ -246,20 +246,20 @@ class Module(pl.LightningModule):
         self.weight = sizes[batch_idx - first] * together / sum(sizes)
 
     def backward(self, loss: torch.Tensor, *args: Any, **kwargs: Any) -> None:
-        """Lightning divides by the number of batches as if all were of one size and the last step had all."""
+        """Weight the loss: Lightning's division by ``accumulate`` assumes full steps of equal batches."""
         super().backward(loss * self.weight, *args, **kwargs)
 
     def validate(self) -> dict[str, float]:
-        """Metrics of the finished epoch beside the training loss; none unless overridden.
+        """Metrics of the finished epoch besides the training loss; empty unless overridden.
 
-        Every process measures, on all data.
+        Called in every process; each returns the metrics of the whole validation data.
         """
         return {}
 
     def on_train_epoch_end(self) -> None:
-        """Measure and report; what is measured are the averaged weights where they are averaged."""
+        """Validate and report; with ``weights_ema`` the averaged weights are validated."""
         values = {"loss": float(mean_over_processes(torch.stack(self.losses).mean()))}
-        speed = {"images_per_s": self.progress.rate()}  # the loss has waited for the device
+        speed = {"images_per_s": self.progress.rate()}  # reading the loss has waited for the device
         self.losses.clear()
         broadcast_buffers(self)
         with self.average.applied(self) if self.average else nullcontext():
@@ -277,7 +277,7 @@ def _shown(values: Mapping[str, float]) -> str:
 
 
 def fingerprint(*parts: Any) -> str:
-    """A folder name for checkpoints: it changes with anything that would make resuming wrong."""
+    """Name of a checkpoint folder, 16 hexadecimal digits that change with any of ``parts``."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
@@ -292,24 +292,24 @@ def fit(
     accumulate: int = 1,
     weights_ema: float | None = None,
 ) -> None:
-    """Train ``module`` for ``epochs``, from its last finished epoch where there is one.
+    """Train ``module`` for ``epochs``, resuming after its last finished epoch if there is a checkpoint.
 
     Args:
-        module: brings its own ``train_dataloader`` (asked anew each epoch) and optimiser.
-        name: what the log calls this training.
+        module: defines its ``train_dataloader`` (called anew each epoch) and optimiser.
+        name: name of the training in the log.
         epochs: passes over the data.
-        seed: of everything random.
+        seed: seed of all random numbers.
         key: all that identifies this training (params, digests of inputs); see :func:`fingerprint`.
         run: a :class:`drgrade.tracking.Run`.
-        accumulate: batches whose gradients, weighed by their sizes, make one step: for losses that are means
-            over the batch it is that of one big batch, BatchNorm apart. An epoch has
-            ceil(batches / accumulate) steps; schedules must count these. For contrastive losses see
+        accumulate: batches whose gradients, weighted by batch size, are accumulated for one step; for losses
+            that are means over the batch this equals one large batch, except for BatchNorm. An epoch has
+            ceil(batches / accumulate) steps, which schedules must count. For contrastive losses see
             :func:`drgrade.gradient_cache.chunked_backward`.
-        weights_ema: decay of an exponential moving average of the weights; it is what validates and what
-            ``module`` holds at the end. None: the weights themselves.
+        weights_ema: decay of an exponential moving average of the weights; the average is validated, and
+            ``module`` holds it at the end. None: no averaging.
 
     Raises:
-        UserError: the processes that train together were started in a way that does not work.
+        UserError: the processes of a distributed training were started incorrectly.
     """
     folder = CHECKPOINTS / fingerprint(name, *key, accumulate, weights_ema)
     last = folder / "last.ckpt"
@@ -347,7 +347,7 @@ def _trainer(module: Module, folder: Path, epochs: int, seed: int, accumulate: i
         num_nodes=start.nodes,
         strategy="ddp" if start.processes > 1 else "auto",
         plugins=plugins,
-        use_distributed_sampler=False,  # Batches shares out
+        use_distributed_sampler=False,  # Loader divides batches between processes
         max_epochs=epochs,
         accumulate_grad_batches=accumulate,
         logger=False,
@@ -361,7 +361,7 @@ def _trainer(module: Module, folder: Path, epochs: int, seed: int, accumulate: i
 
 
 def find_compiler() -> None:
-    """Make sure that ``torch.compile`` can work.
+    """Check that there is a C++ compiler for ``torch.compile``.
 
     Raises:
         UserError: there is no C++ compiler.
@@ -372,13 +372,13 @@ def find_compiler() -> None:
 
 
 def compile_network(network: torch.nn.Module, dynamic: bool | None = None) -> None:
-    """Run ``network`` through ``torch.compile`` from now on, whoever calls it.
+    """Compile ``network`` in place with ``torch.compile``.
 
-    Its tensors keep their names and places; sums may differ in their last bits.
+    The names of its tensors do not change; results may differ in their last bits.
 
     Args:
         network: compiled when it is first called, and again for other sizes and for evaluation.
-        dynamic: False compiles once for each size of batch; None takes any size after the second.
+        dynamic: False compiles for each batch size anew; None compiles for all sizes from the second on.
 
     Raises:
         UserError: there is no C++ compiler.
@@ -388,7 +388,7 @@ def compile_network(network: torch.nn.Module, dynamic: bool | None = None) -> No
 
 
 def precision() -> Any:
-    """Lightning's name of the fastest arithmetic here: bfloat16 where the GPU has it and does not emulate."""
+    """Lightning's name of the precision to train in: that of :func:`half_precision`, float32 on a CPU."""
     return {None: "32-true", torch.bfloat16: "bf16-mixed", torch.float16: "16-mixed"}[half_precision()]
 
 
@@ -408,7 +408,7 @@ def save_tensors(module: torch.nn.Module, path: Path) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Lightning's advice on loaders and devices is for other programs."""
+    """Silence Lightning's advice on data loaders and devices, which does not apply here."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="pytorch_lightning")

@@ -1,13 +1,12 @@
-"""What a grader is, and what it is given.
+"""The interface of a grader, and the data it receives.
 
 A grader is one module of this package with one class, registered under the module's name, and its params
-model. Its experiments, seeds, folds, predictions and rows of the leaderboard come by themselves:
+model. Experiments, seeds, folds, predictions and leaderboard rows need no further code:
 
 >>> @GRADERS.register("majority")
 ... class Majority(Grader): ...
 
-Modules of graders are imported when ``params.yaml`` is checked; that stays fast where torch is imported
-inside functions.
+Checking ``params.yaml`` imports every grader's module; to keep that fast, import torch inside functions only.
 """
 
 from abc import ABC, abstractmethod
@@ -35,13 +34,13 @@ __all__ = [
 ]  # fmt: skip
 
 Need = Literal["boxes", "masks"]
-"""What a grader may ask for beside crops and grades: lesions that the detector found; photographs with drawn
-lesion masks (``Job.masked``)."""
+"""Inputs a grader may require besides crops and grades: ``boxes``, lesions found by the detector; ``masks``,
+photographs with annotated lesion masks (``Job.masked``)."""
 
 
 @dataclass(frozen=True)
 class Photographs:
-    """Crops and what is known of them: a store and the rows of it that belong to one split.
+    """The photographs of one split: a store of crops, and a table with one row for each photograph.
 
     Attributes:
         images: store of uint8 RGB crops (N, S, S, 3), shared between splits.
@@ -49,7 +48,7 @@ class Photographs:
         boxes: lesions found by the detector, by image_id: x1, y1, x2, y2 in crop pixels, score, lesion; None
             unless the grader needs them.
         members: trained models of the experiments the grader builds on, by name.
-        masks: drawn lesions of these photographs, in crop space; ``Job.masked`` alone has them.
+        masks: annotated lesion masks of these photographs, in crop pixels; None except in ``Job.masked``.
     """
 
     images: "Pictures"
@@ -78,9 +77,9 @@ class Photographs:
         return {name: member.predict(alone) for name, member in self.members.items()}
 
     def partner(self) -> np.ndarray:
-        """Place of the same patient's other eye among these photographs, int64 (n,); -1 where there is none.
+        """Position in ``table`` of the same patient's other eye, int64 (n,); -1 where there is none.
 
-        Of several photographs of the other eye it is the first.
+        If there are several photographs of the other eye, it is the first.
         """
         known = self.table["patient_id"].notna() & self.table["eye"].isin(["left", "right"])
         eyes = self.table.assign(place=np.arange(len(self)))[known]
@@ -94,12 +93,12 @@ class Photographs:
 
 @dataclass(frozen=True)
 class Start:
-    """The weights that an encoder starts from.
+    """The initial weights of an encoder.
 
     Attributes:
         kind: ``random``, ``imagenet``, ``pretrain``, ``experiment`` or ``file``.
-        path: of the weights, None for ``random`` and ``imagenet``.
-        sha256: of the file that is read; None for ``random``.
+        path: weights file, None for ``random`` and ``imagenet``.
+        sha256: digest of the file that is read; None for ``random``.
     """
 
     kind: str
@@ -108,25 +107,25 @@ class Start:
 
     @property
     def weights(self) -> str:
-        """As :func:`drgrade.encoders.create_encoder` takes it: a word or a file's path."""
+        """The argument ``start`` of :func:`drgrade.encoders.create_encoder`: a keyword or a file's path."""
         return self.kind if self.path is None else str(self.path)
 
 
 @dataclass(frozen=True)
 class Job:
-    """All that one training of a grader may use.
+    """The inputs of one training of a grader.
 
     Attributes:
-        train: photographs to learn from.
-        val: photographs to select on; empty when nothing is held out.
-        start: weights of the encoder.
-        seed: of everything random.
-        name: what the log calls it.
-        key: identifies the training, for its checkpoints: changes with anything that would make resuming it
+        train: training photographs.
+        val: validation photographs, for model selection; empty when nothing is held out.
+        start: initial weights of the encoder.
+        seed: seed of all random numbers.
+        name: name of the training in the log.
+        key: identifies the training's checkpoints; changes with anything that would make resuming from them
             wrong (:func:`drgrade.resume.training_key`).
         run: MLflow run of this training.
-        masked: training photographs with drawn lesion masks, of the dataset in ``roles.lesions``, mostly
-            without a grade. None unless the grader needs masks.
+        masked: training photographs with annotated lesion masks, from the dataset ``roles.lesions``; most
+            have no grade. None unless the grader needs masks.
     """
 
     train: Photographs
@@ -144,9 +143,9 @@ class Output:
     """Predictions of a grader for n photographs.
 
     Attributes:
-        probabilities: of each grade, float64 (n, 5), rows sum to 1.
+        probabilities: class probabilities, float64 (n, 5), rows sum to 1.
         score: expected grade, 0-4, (n,); the expectation of ``probabilities`` where not given.
-        features: what graders that build on this one learn from, float32 (n, D), or None.
+        features: input for graders that build on this one, float32 (n, D), or None.
     """
 
     probabilities: np.ndarray
@@ -160,11 +159,11 @@ class Output:
 
 @dataclass(frozen=True)
 class Explainable:
-    """What an explainer looks into.
+    """A network that an explainer can compute heat maps for.
 
     Attributes:
-        network: inputs (B, 3, S, S) to scores (B,), (B, 1) or logits of the grades (B, 5).
-        preprocess: from crops to its inputs.
+        network: maps inputs (B, 3, S, S) to scores (B,) or (B, 1), or to class logits (B, 5).
+        preprocess: converts crops to the network's inputs.
     """
 
     network: "nn.Module"
@@ -179,8 +178,8 @@ class Grader(ABC):
         crop: how the crops were made, kept with the model so that it can grade new photographs.
 
     Attributes:
-        Params: model of the experiment's keys in ``params.yaml``.
-        needs: what it is given beside crops and grades.
+        Params: pydantic model of the experiment's keys in ``params.yaml``.
+        needs: inputs it requires besides crops and grades.
     """
 
     Params: ClassVar[type[Experiment]] = Experiment
@@ -192,37 +191,37 @@ class Grader(ABC):
 
     @abstractmethod
     def fit(self, job: Job) -> None:
-        """Learn from ``job.train``; choose on ``job.val`` only."""
+        """Train on ``job.train``; use only ``job.val`` for model selection."""
 
     @abstractmethod
     def predict(self, photographs: Photographs) -> Output:
-        """Grade photographs, whose grades it does not look at."""
+        """Predict the grades of photographs; their true grades are not used."""
 
     @cached_property
     def preprocess(self) -> "Preprocess":
-        """From crops to the inputs of the experiment's encoder."""
+        """Conversion of crops to the inputs of the experiment's encoder."""
         from drgrade.images.preprocess import Preprocess
 
         return Preprocess.of(self.params.encoder, self.params.input_size, self.crop)
 
     def explainable(self) -> Explainable | None:
-        """The network that heat maps are drawn of; None where there is none."""
+        """The network to compute heat maps for; None where there is none."""
         return None
 
     def tensors(self) -> "nn.Module | None":
-        """Holds every tensor of the trained model; None where there are none."""
+        """A module that holds every tensor of the trained model; None where there are none."""
         return None
 
     def facts(self) -> dict[str, Any]:
-        """What else the trained model must remember, as JSON."""
+        """State of the trained model other than tensors, as JSON values."""
         return {}
 
     def rebuild(self, facts: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:  # noqa: B027
-        """Prepare a new grader for the tensors of a saved one: afterwards :meth:`tensors` has their places.
+        """Prepare a new grader for loading: afterwards :meth:`tensors` has tensors of the saved shapes.
 
         Args:
-            facts: of the saved grader.
-            shapes: of its tensors, by name.
+            facts: result of :meth:`facts` of the saved grader.
+            shapes: shapes of its tensors, by name.
         """
 
     def save(self, folder: Path) -> None:
@@ -233,7 +232,7 @@ class Grader(ABC):
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """The grader that :meth:`save` wrote; every tensor must fit.
+        """Load a grader that :meth:`save` wrote; names and shapes of all tensors must match.
 
         Raises:
             UserError: a file is missing or damaged.
@@ -246,7 +245,7 @@ class Grader(ABC):
 def interpolated(scores: np.ndarray) -> np.ndarray:
     """Grade probabilities whose expectation is the regressed score.
 
-    A score between two grades is shared by its neighbours: 2.3 is grade 2 at 0.7 and grade 3 at 0.3.
+    A score between two grades is interpolated linearly: 2.3 gives 0.7 to grade 2 and 0.3 to grade 3.
 
     Args:
         scores: (n,), clipped to 0-4.

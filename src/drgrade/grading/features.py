@@ -1,7 +1,7 @@
-"""What the probes share: the features of a frozen encoder, and a choice on validation.
+"""Shared by the graders on a frozen encoder: feature extraction, and model selection on validation.
 
-Frozen means that nothing drifts either: the encoder stays in evaluation mode, because BatchNorm in training
-mode moves its statistics towards the probe's photographs although no weight learns.
+The encoder also stays in evaluation mode: in training mode BatchNorm would move its running statistics
+towards the probe's photographs although no weight is trained.
 """
 
 import copy
@@ -19,29 +19,29 @@ from drgrade.images.store import Pictures
 from drgrade.inference import outputs
 
 BLOCKS = 4
-"""Blocks whose class tokens describe an image to a linear probe (a small vision transformer)."""
+"""Last blocks whose class tokens are the features for a linear probe (vision transformers below ViT-B)."""
 WIDE = 768
-"""From this width on it is one block's class token beside the mean of its patch tokens (ViT-B)."""
+"""From this width on (ViT-B) the features are the last class token and the mean patch token instead."""
 
 
 class Frozen(nn.Module):
-    """An encoder that does not learn and stays in evaluation mode.
+    """An encoder that is not trained and stays in evaluation mode.
 
     Input: normalised images (B, 3, size, size). Output: features (B, width).
 
     Args:
         name: timm backbone; a vision transformer takes any size that is a multiple of its patch.
-        start: ``random``, ``imagenet`` or a weights file; or the encoder itself, which is copied as it is.
+        start: ``random``, ``imagenet`` or a weights file; or an encoder, which is copied with its weights.
         size: side of the images.
-        blocks: read a vision transformer as the linear evaluation of DINO does (Caron et al., ICCV 2021,
-            appendix): after the final norm, the class tokens of the last four blocks; of a wide one (ViT-B)
-            the last class token and the mean patch token. All else is read as its makers pool it: the mean
-            of a feature map, the class token of the last block.
+        blocks: use a vision transformer's features as in the linear evaluation of DINO (Caron et al., ICCV
+            2021, appendix): the class tokens of the last four blocks after the final norm; from ViT-B on,
+            the last class token and the mean patch token. Otherwise timm's own pooling is used: the mean of
+            a feature map, or the class token of the last block.
 
     Attributes:
         width: number of features.
-        mean: of the images' channels (RGB, 0-1), which the encoder expects.
-        std: of the same.
+        mean: channel means (RGB, 0-1) that the encoder expects.
+        std: channel standard deviations that it expects.
 
     Raises:
         UserError: timm knows no such encoder, its weights do not fit, or it cannot take this size.
@@ -58,7 +58,7 @@ class Frozen(nn.Module):
         self.width = forward_blank(self, name, size).shape[1]
 
     def train(self, mode: bool = True) -> "Frozen":
-        """Stay in evaluation mode, whatever the network around it does."""
+        """Stay in evaluation mode; ``mode`` is ignored."""
         return super().train(False)
 
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
@@ -80,7 +80,7 @@ def features(frozen: Frozen, images: Pictures, rows: np.ndarray) -> np.ndarray:
     Args:
         frozen: the encoder; moved to the accelerator where there is one.
         images: uint8 RGB crops (N, S, S, 3) of any size.
-        rows: which of them, integers (n,).
+        rows: indices into ``images``, integers (n,).
 
     Returns:
         float32 (n, width).
@@ -99,20 +99,20 @@ def features(frozen: Frozen, images: Pictures, rows: np.ndarray) -> np.ndarray:
 
 
 def encode(frozen: Frozen, images: Pictures, rows: np.ndarray) -> np.ndarray:
-    """Features as of :func:`features`, but NaN and infinite values are allowed."""
+    """Return the same as :func:`features`, but allow NaN and infinite values."""
     sized = at_size(images, frozen.size)
     return outputs(frozen, sized, rows, frozen.mean, frozen.std, (frozen.width,))
 
 
 def best(scores: Mapping[float, np.ndarray], grades: np.ndarray) -> tuple[float, dict[float, float]]:
-    """The setting whose scores agree best with the grades; of several the smallest.
+    """Select the setting with the highest QWK, the smallest one if several are equal.
 
     Args:
-        scores: expected grades (n,) by setting; one that diverged counts as a QWK of -1.
+        scores: expected grades (n,) by setting; scores that are not all finite count as a QWK of -1.
         grades: true grades 0-4, (n,), n >= 1.
 
     Returns:
-        The setting, and the QWK of each.
+        The selected setting, and the QWK of every setting.
     """
     agreement = {
         setting: qwk(grades, to_grades(found)) if np.isfinite(found).all() else -1.0

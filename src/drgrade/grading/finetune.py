@@ -1,8 +1,8 @@
 """Fine-tune a whole encoder with a mean-squared-error head.
 
-The recipe of Huang et al. (arXiv 2110.14160). The network, its loss and what it says of a photograph are in
-:mod:`drgrade.grading.regression`; a grader with another head derives from :class:`Finetune` and brings a
-network of its own.
+The recipe of Huang et al. (arXiv 2110.14160). The network, its loss and its predictions are in
+:mod:`drgrade.grading.regression`; a grader with another head subclasses :class:`Finetune` and overrides
+``new_network``.
 """
 
 from collections.abc import Mapping
@@ -30,7 +30,7 @@ class Finetune(Grader):
     network: "GradedNetwork"
 
     def new_network(self, start: str) -> "GradedNetwork":
-        """The network before training: encoder from ``start`` (a word or a weights file) and a new head."""
+        """The untrained network: encoder from ``start`` (``random``, ``imagenet`` or a file) and new head."""
         from drgrade.grading.regression import Regressor
 
         return Regressor(self.params.encoder, start)
@@ -66,7 +66,7 @@ class Finetune(Grader):
         return predict(self.network, self.preprocess, photographs)
 
     def explainable(self) -> Explainable:
-        """The network, giving expected grades."""
+        """The network with the expected grade as its output."""
         from drgrade.grading.regression import Scores
 
         return Explainable(Scores(self.network), self.preprocess)
@@ -76,5 +76,5 @@ class Finetune(Grader):
         return self.network
 
     def rebuild(self, facts: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """A network with random weights."""
+        """Create the network with random weights, which loading overwrites."""
         self.network = self.new_network("random")

@@ -1,9 +1,9 @@
 """Grade by the nearest training photographs in the space of a frozen encoder.
 
-Weighted k-NN (:mod:`drgrade.grading.neighbours`). Nothing is learnt, so nothing but the encoder is measured.
-Deviations from its use in arXiv 2410.00779: k is chosen on validation, the votes of all grades make a
-probability and so an expected grade, and any number of photographs will do. Splits keep patients apart, so
-no neighbour is the other eye.
+Weighted k-NN (:mod:`drgrade.grading.neighbours`). Nothing is trained, so results depend on the encoder alone.
+Deviations from its use in arXiv 2410.00779: k is chosen on validation; the votes give class probabilities and
+from these an expected grade; the number of training photographs is not fixed. Splits are by patient, so no
+neighbour is the same patient's other eye.
 """
 
 from collections.abc import Mapping
@@ -37,7 +37,7 @@ class Params(Encoded):
 
 @GRADERS.register("knn")
 class Knn(Grader):
-    """Its score is the expected grade among the neighbours' votes."""
+    """Weighted k-NN; the score is the expected grade under the neighbours' votes."""
 
     Params = Params
     frozen: "Frozen"
@@ -45,7 +45,7 @@ class Knn(Grader):
     k: int
 
     def fit(self, job: Job) -> None:
-        """Store the training photographs; choose k on validation, the first k without a validation set."""
+        """Store the training features; choose k on validation, or take the first k if there is none."""
         import torch
 
         from drgrade.device import device
@@ -53,7 +53,7 @@ class Knn(Grader):
         from drgrade.grading.neighbours import Bank
         from drgrade.seeding import seed_everything
 
-        seed_everything(job.seed, "head")  # as in finetune: the same seed, the same random encoder
+        seed_everything(job.seed, "head")  # as in finetune: equal seeds give equal random encoders
         self.frozen = self._frozen(job.start.weights)
         found = features(self.frozen, job.train.images, job.train.rows)
         self.bank = Bank(torch.from_numpy(found), torch.tensor(job.train.grades)).to(device())
@@ -69,24 +69,24 @@ class Knn(Grader):
         job.run.metrics({**measured, "k": self.k, "val_qwk": agreement[chosen]})
 
     def predict(self, photographs: Photographs) -> Output:
-        """Shares of the votes (n, 5), and the features that were compared (n, D)."""
+        """Vote shares as class probabilities (n, 5), and the encoder's features (n, D)."""
         from drgrade.grading.features import features
 
         found = features(self.frozen, photographs.images, photographs.rows)
         return Output(self._votes(*self.bank.nearest(found, self.k)), features=found)
 
     def tensors(self) -> "nn.Module":
-        """Encoder; training features and grades."""
+        """The encoder, and the bank of training features and grades."""
         from torch import nn
 
         return nn.ModuleDict({"encoder": self.frozen, "bank": self.bank})
 
     def facts(self) -> dict[str, Any]:
-        """How many neighbours vote."""
+        """The number of neighbours k."""
         return {"k": self.k}
 
     def rebuild(self, facts: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """An encoder with random weights and an empty bank of the saved size."""
+        """Create the encoder with random weights and a bank of zeros of the saved size."""
         import torch
 
         from drgrade.device import device

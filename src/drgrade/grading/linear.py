@@ -1,13 +1,13 @@
 """Regress the grade on the features of a frozen encoder with one linear unit.
 
-The linear evaluation of Huang et al. (arXiv 2110.14160), for which no code was published; the nearest of its
-authors (SSiT, arXiv 2210.10969) gives the loss (MSE), the optimiser (Adam on a cosine) and the start of the
-unit. Deviations: features are computed once, in evaluation mode and without augmentation; the learning rate
-is chosen on validation; features are centred and brought to one common scale.
+The linear evaluation of Huang et al. (arXiv 2110.14160), for which no code was published. Loss (MSE),
+optimiser (Adam with a cosine schedule) and initialisation follow the closest published code of its authors
+(SSiT, arXiv 2210.10969). Deviations: features are computed once, in evaluation mode and without augmentation;
+the learning rate is chosen on validation; features are centred and divided by one common scale.
 
-That scale (by training photographs alone) makes a learning rate mean the same for every encoder. It is one
-number for all features, because at one percent of the labels a feature's own deviation is that of a few
-photographs: dividing by it would blow up whichever features happen not to vary among them.
+The scale, from the training photographs alone, makes learning rates comparable between encoders. It is a
+single number, because with one percent of the labels each feature's own standard deviation is estimated from
+a few photographs: dividing by it would blow up the features that happen to vary little among them.
 """
 
 import logging
@@ -44,13 +44,13 @@ class Params(Encoded):
 
 @GRADERS.register("linear")
 class Linear(Grader):
-    """Trains the head of a :class:`~drgrade.grading.probe.Probe`, predicts probabilities around its score."""
+    """Trains the head of a :class:`~drgrade.grading.probe.Probe`; interpolates its score to probabilities."""
 
     Params = Params
     network: "Probe"
 
     def fit(self, job: Job) -> None:
-        """Train on features; choose the learning rate on validation, the first without a validation set."""
+        """Train on features; choose the learning rate on validation, or take the first without such data."""
         import torch
 
         from drgrade.device import device
@@ -58,7 +58,7 @@ class Linear(Grader):
         from drgrade.grading.probe import regress
         from drgrade.seeding import seed_everything
 
-        seed_everything(job.seed, "head")  # as in finetune: the same seed, the same random encoder
+        seed_everything(job.seed, "head")  # as in finetune: equal seeds give equal random encoders
         self.network = self._probe(job.start.weights).to(device())
         found = features(self.network.encoder, job.train.images, job.train.rows)
         self.network.adapt(found)
@@ -106,7 +106,7 @@ class Linear(Grader):
         return self.network
 
     def rebuild(self, facts: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """A network with random weights."""
+        """Create the network with random weights, which loading overwrites."""
         self.network = self._probe("random")
 
     def _probe(self, start: str) -> "Probe":

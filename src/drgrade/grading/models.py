@@ -1,4 +1,4 @@
-"""Trained graders on disk: ``model.json``, which says how to use the model, and ``model.safetensors``."""
+"""Saved graders: ``model.json`` with params and preprocessing, and ``model.safetensors`` with the weights."""
 
 import json
 from pathlib import Path
@@ -37,7 +37,7 @@ def write_model(grader: Grader, folder: Path) -> None:
 
 
 def read_model(kind: type[AnyGrader], folder: Path) -> AnyGrader:
-    """The trained grader in a folder.
+    """Load the trained grader, of class ``kind``, in a folder.
 
     Raises:
         UserError: a file is missing or damaged, or a tensor does not fit.
@@ -67,7 +67,7 @@ def read_model(kind: type[AnyGrader], folder: Path) -> AnyGrader:
 
 
 def load_model(folder: Path) -> Grader:
-    """The trained grader in a folder, whatever its kind.
+    """Load the trained grader in a folder, of any class.
 
     Args:
         folder: such as ``results/demo/grade/imagenet/seed0/model``.
@@ -80,7 +80,7 @@ def load_model(folder: Path) -> Grader:
 
 
 def read_about(folder: Path) -> dict[str, Any]:
-    """``model.json``.
+    """Read ``model.json``.
 
     Raises:
         UserError: there is none, or it is damaged.

@@ -1,7 +1,7 @@
-"""Votes of the nearest of graded photographs, in a space of features.
+"""Weighted k-nearest-neighbour classification of features.
 
-Weighted k-NN of Wu et al. (CVPR 2018), which self-supervised encoders are judged by since: neighbours by
-cosine, votes of exp(cosine / temperature).
+After Wu et al. (CVPR 2018), a standard evaluation of self-supervised encoders: the nearest neighbours by
+cosine similarity vote for their grades, each with weight exp(cosine / temperature).
 """
 
 import numpy as np
@@ -11,14 +11,14 @@ from torch import nn
 from drgrade.schema import GRADES
 
 CHUNK = 256
-"""Photographs compared at once with all of training: bounds memory."""
+"""Photographs compared at a time with all training photographs; limits memory."""
 
 
 class Bank(nn.Module):
-    """Training photographs to compare with.
+    """Features, normalised to unit length, and grades of the training photographs.
 
     Args:
-        features: of a frozen encoder, (n, D).
+        features: features from a frozen encoder, (n, D).
         grades: 0-4, int64 (n,).
     """
 
@@ -32,14 +32,14 @@ class Bank(nn.Module):
 
     @torch.inference_mode()
     def nearest(self, queries: np.ndarray, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The k nearest, or all where there are fewer.
+        """Find the k nearest training photographs, or all where there are fewer.
 
         Args:
             queries: features (m, D).
-            k: neighbours.
+            k: number of neighbours.
 
         Returns:
-            Cosines, falling, float64 (m, k), and grades, int64 (m, k), on the CPU.
+            Cosines in descending order, float64 (m, k), and grades, int64 (m, k), on the CPU.
         """
         k = min(k, len(self.grades))
         cosines = torch.empty(len(queries), k, dtype=torch.float64)
@@ -53,16 +53,16 @@ class Bank(nn.Module):
 
 
 def votes(cosines: torch.Tensor, grades: torch.Tensor, temperature: float) -> np.ndarray:
-    """Share of each grade in the neighbours' votes of exp(cosine / temperature).
+    """Share of each grade in the neighbours' votes, weighted by exp(cosine / temperature).
 
     Args:
-        cosines: of each photograph's neighbours, float64 (m, k).
-        grades: theirs, int64 (m, k).
+        cosines: cosine similarities of each photograph's neighbours, float64 (m, k).
+        grades: the neighbours' grades, int64 (m, k).
         temperature: above 0.
 
     Returns:
         float64 (m, 5), rows sum to 1.
     """
-    weights = (cosines / temperature).softmax(dim=1)  # the shares, without overflow at low temperatures
+    weights = (cosines / temperature).softmax(dim=1)  # normalised; no overflow at low temperatures
     shares = torch.zeros(len(cosines), len(GRADES), dtype=torch.float64)
     return shares.scatter_add_(1, grades, weights).numpy()

@@ -1,4 +1,4 @@
-"""Which photographs a training learns from, selects on and is tested on."""
+"""Select the training, validation and test photographs of each training."""
 
 from collections.abc import Iterator
 
@@ -13,10 +13,10 @@ Parts = dict[str, pd.DataFrame]
 
 
 def splits(table: pd.DataFrame, select: str) -> Iterator[tuple[int | None, Parts]]:
-    """The trainings of one seed: one with a hold-out split, one a fold with cross-validation.
+    """Yield the fold and the splits of each training of one seed; fold is None with a hold-out split.
 
-    In fold k the photographs of fold k are the test. With ``select: best`` those of fold k + 1
-    validate; with ``last`` nothing needs them and they train.
+    With cross-validation there is one training per fold k, tested on fold k. With ``select: best`` it is
+    validated on the next fold; with ``last`` there is no validation set, and that fold is trained on.
     """
     if table["fold"].isna().all():
         yield None, {part: table[table["split"] == part] for part in ("train", "val", "test")}
@@ -36,8 +36,8 @@ def parts_of(
 
     Args:
         table: graded photographs.
-        seed: of the draw of labels.
-        fold: that is the test, or None with a hold-out split.
+        seed: seed for drawing the labelled subset.
+        fold: test fold, or None with a hold-out split.
         select: as in ``grade.select``.
         label_fraction: share of the training patients whose grades may be used.
 

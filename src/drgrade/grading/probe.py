@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Probe(nn.Module):
-    """Frozen encoder, features to a common scale, and one linear unit.
+    """Frozen encoder, centring and scaling of its features, and one linear unit.
 
     Input: normalised images (B, 3, size, size). Output: scores (B,), unbounded, about 0-4.
     """
@@ -32,13 +32,13 @@ class Probe(nn.Module):
         self.head = regression_head(encoder.width)
 
     def adapt(self, found: np.ndarray) -> None:
-        """Take centre and scale from the training photographs' features (n, D)."""
+        """Compute centre and scale from the training photographs' features (n, D)."""
         deviation = float(np.sqrt(found.var(axis=0, dtype=np.float64).mean()))
         self.centre.copy_(torch.from_numpy(found.mean(axis=0, dtype=np.float64)))
-        self.scale.fill_(deviation or 1.0)  # of a single photograph there is none
+        self.scale.fill_(deviation or 1.0)  # it is 0 for a single photograph
 
     def scaled(self, found: torch.Tensor) -> torch.Tensor:
-        """Features (B, D) as the linear unit takes them."""
+        """Features (B, D), centred and scaled for the linear unit."""
         return (found - self.centre) / self.scale
 
     def forward(self, batch: torch.Tensor) -> torch.Tensor:
@@ -51,15 +51,15 @@ def regress(
 ) -> dict[float, nn.Linear]:
     """Train one copy of ``head`` for each learning rate, side by side.
 
-    The copies share batches but no parameter, so the gradient of the summed loss is each one's own and none
-    learns otherwise than it would alone.
+    The copies share batches but no parameters, so the gradient of the summed loss is that of each copy's own
+    loss, and each is trained exactly as it would be alone.
 
     Args:
         inputs: features (n, D).
         grades: targets, float (n,).
-        head: where all start.
-        params: of the experiment.
-        seed: of the order.
+        head: initial weights of all copies.
+        params: the experiment's params.
+        seed: seed of the order of the photographs.
 
     Returns:
         The trained heads, by learning rate.

@@ -26,35 +26,35 @@ from drgrade.training import Batches, Loader, Module, pictures
 
 
 class GradedNetwork(nn.Module):
-    """An encoder and a head, with the loss that trains them: what a head must say to be trained and used.
+    """Base class of an encoder with a head; a subclass defines the head, its loss and its predictions.
 
-    Input: normalised images (B, 3, H, W). Output: whatever the head gives, (B, *shape).
+    Input: normalised images (B, 3, H, W). Output: the head's output, (B, *shape).
     """
 
     encoder: nn.Module
     head: nn.Module
     shape: tuple[int, ...] = ()
-    """Of the head's output for one image: (), or (K,)."""
+    """Shape of the head's output for one image: (), or (K,)."""
 
     def forward(self, batch: Tensor) -> Tensor:
         """The head's outputs."""
         return self.read(self.encoder(batch))
 
     def read(self, features: Tensor) -> Tensor:
-        """Outputs of pooled features (B, D)."""
+        """The head's outputs for pooled features (B, D)."""
         outputs: Tensor = self.head(features)
         return outputs
 
     def loss(self, outputs: Tensor, grades: Tensor) -> Tensor:
-        """What training lowers: a scalar from float32 outputs and grades 0-4, int64 (B,)."""
+        """Training loss, a scalar, of float32 outputs and grades 0-4, int64 (B,)."""
         raise NotImplementedError
 
     def score(self, outputs: Tensor) -> Tensor:
-        """Expected grades (B,), which are rounded to grades."""
+        """Expected grades (B,), which are rounded to predicted grades."""
         raise NotImplementedError
 
     def probabilities(self, outputs: Tensor) -> Tensor:
-        """Of each grade, (B, 5); rows sum to 1."""
+        """Class probabilities (B, 5); rows sum to 1."""
         raise NotImplementedError
 
 
@@ -78,16 +78,16 @@ class Regressor(GradedNetwork):
         return nn.functional.mse_loss(outputs, grades.to(outputs.dtype))
 
     def score(self, outputs: Tensor) -> Tensor:
-        """The outputs as they are."""
+        """The outputs, unchanged."""
         return outputs
 
     def probabilities(self, outputs: Tensor) -> Tensor:
-        """Of the two grades around a score, so that it is their expectation."""
+        """Class probabilities (B, 5), interpolated so that their expectation is the score."""
         return torch.from_numpy(interpolated(outputs.double().cpu().numpy()))
 
 
 class Scores(nn.Module):
-    """A network that gives the expected grade (B,), for explainers."""
+    """Wraps a network to return the expected grade (B,), for explainers."""
 
     def __init__(self, network: GradedNetwork) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class Scores(nn.Module):
 
 
 class WithFeatures(nn.Module):
-    """A network that gives its outputs beside the features they are read from, (B, K + D)."""
+    """Wraps a network to return its outputs together with the encoder's features, (B, K + D)."""
 
     def __init__(self, network: GradedNetwork) -> None:
         super().__init__()
@@ -113,11 +113,11 @@ class WithFeatures(nn.Module):
 
 
 def begin(new_network: Callable[[str], GradedNetwork], start: Start) -> GradedNetwork:
-    """A network with its start weights: from another experiment's model of the same kind the head too.
+    """Create a network with its start weights; another experiment's matching model gives the head too.
 
     Args:
-        new_network: makes one from a word or a weights file for the encoder.
-        start: of the encoder.
+        new_network: creates one, given ``random``, ``imagenet`` or a weights file for the encoder.
+        start: start weights.
 
     Raises:
         UserError: the weights are missing or do not fit the encoder.
@@ -132,7 +132,7 @@ def begin(new_network: Callable[[str], GradedNetwork], start: Start) -> GradedNe
 
 
 def regression_head(features: int) -> nn.Linear:
-    """One linear unit: weights of mean 0 and deviation 0.01, so that every score starts about grade 1."""
+    """One linear unit: bias 1, weights of standard deviation 0.01, so that scores start near grade 1."""
     head = nn.Linear(features, 1)
     nn.init.normal_(head.weight, std=0.01)
     nn.init.constant_(head.bias, 1.0)
@@ -140,7 +140,7 @@ def regression_head(features: int) -> nn.Linear:
 
 
 class Graded(NamedTuple):
-    """A batch of photographs to learn from.
+    """A training batch of photographs.
 
     Attributes:
         pictures: uint8 (B, 3, S, S).
@@ -154,7 +154,7 @@ class Graded(NamedTuple):
 
 
 class FineTune(Module):
-    """One training: batches from the store, augmented on the device, validated every epoch."""
+    """Training module: batches are read from the store and augmented on the device; validates every epoch."""
 
     def __init__(
         self, network: GradedNetwork, params: dict[str, Any], preprocess: Preprocess, training: Job
@@ -180,13 +180,13 @@ class FineTune(Module):
         return Loader(batches, partial(self.prepare, epoch=self.current_epoch))
 
     def prepare(self, items: np.ndarray, epoch: int) -> Graded:
-        """A batch of an epoch, read and its augmentation drawn; items are places in the training part."""
+        """Read a batch and draw its augmentation; ``items`` are indices of training photographs."""
         draws = draw(self.settings["augment"], derive_each(items, self.seed, "augment", epoch))
         changes = plan(self.settings["augment"], draws)
         return Graded(pictures(self.images, self.rows[items]), changes, self.grades[torch.from_numpy(items)])
 
     def training_step(self, batch: Graded, _: int) -> torch.Tensor:
-        """The network's loss of a batch."""
+        """Training loss of a batch."""
         with exact(batch.pictures.device):
             inputs = apply(batch.pictures, batch.changes, self.settings["input_size"])
             inputs = normalise(inputs, self.mean, self.std).contiguous(memory_format=torch.channels_last)
@@ -196,7 +196,7 @@ class FineTune(Module):
         return loss
 
     def validate(self) -> dict[str, float]:
-        """Validation QWK; keeps the weights that gave the best, averaged ones where they are averaged."""
+        """Validation QWK and MSE after each epoch; keeps the best weights (averages if ``weights_ema``)."""
         if not len(self.val_rows):
             return {}
         network = self.network.eval()
@@ -210,7 +210,7 @@ class FineTune(Module):
         return {"val_qwk": value, "val_mse": float(np.mean((scores - self.val_grades) ** 2))}
 
     def configure_optimizers(self) -> Any:
-        """AdamW under a one-cycle schedule, both stepped once for ``accumulate`` batches."""
+        """AdamW with a one-cycle schedule, both stepped once every ``accumulate`` batches."""
         optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=self.settings["lr"], weight_decay=self.settings["weight_decay"]
         )
@@ -222,7 +222,7 @@ class FineTune(Module):
         return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The best epoch so far survives a kill."""
+        """Save the best epoch so far, for resuming."""
         checkpoint["best"] = {"qwk": self.best_qwk, "weights": self.best_weights}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -232,7 +232,7 @@ class FineTune(Module):
 
 
 def predict(network: GradedNetwork, preprocess: Preprocess, photographs: Photographs) -> Output:
-    """Grades of photographs by a network, with the features they are read from."""
+    """Predict photographs: class probabilities (n, 5) and the encoder's features (n, D)."""
     images, features = preprocess.scaled(photographs.images), width(network.encoder)
     shape = (math.prod(network.shape) + features,)
     whole = WithFeatures(network).eval()

@@ -1,4 +1,4 @@
-"""The stage ``grade``: one training of one experiment, by seed and fold, in a folder of its own."""
+"""The stage ``grade``: train and test one experiment with one seed and fold, in a folder of its own."""
 
 import logging
 import shutil
@@ -33,11 +33,11 @@ class Inputs:
     """Inputs of a training.
 
     Attributes:
-        data: the dataset it learns from.
-        external: datasets that only test: all of their graded photographs.
+        data: the dataset to train and test on.
+        external: datasets for testing only, with all of their graded photographs.
         start: file or folder of the start weights; None for ``random`` and ``imagenet``.
-        members: trainings of other experiments (the same seed and fold) that the grader builds on, a folder
-            each, by experiment.
+        members: folders of the trainings (of the same seed and fold) that the grader builds on, by
+            experiment.
         lesions: ``lesions.parquet``, for graders that need boxes.
         masked: the dataset with lesion masks, after its stage lesion_masks, for graders that need masks.
     """
@@ -50,7 +50,7 @@ class Inputs:
     masked: CroppedDataset | None = None
 
     def files(self, start: Start) -> list[Path]:
-        """All files that decide what is learnt."""
+        """All files that the trained model depends on."""
         data = [self.data.index_file, self.data.crops_file, self.data.store_file]
         models = [folder / "model" / name for folder in self.members.values() for name in (MODEL, TENSORS)]
         masked: list[Path] = []
@@ -69,13 +69,13 @@ def grade(
     test and external rows) and ``out/training.json`` (seed, fold, start weights, digests of the model).
 
     Args:
-        name: of the experiment.
+        name: name of the experiment.
         experiment: its row of ``params.yaml`` with the shared keys of the block ``grade`` filled in.
         crop: the ``crop`` block, kept with the model so that it can grade new photographs.
-        inputs: what it reads.
-        seed: of everything random.
+        inputs: datasets and files to read.
+        seed: seed of all random numbers.
         fold: the test fold, None with a hold-out split.
-        out: folder to write.
+        out: output folder.
 
     Raises:
         UserError: there is nothing to train on, an input is missing, or an external dataset has nothing to
@@ -114,7 +114,7 @@ def grade(
         for other in inputs.external:
             photographs = Photographs(other.images, outside[other.name], members=known["members"])
             rows.append(predicted(grader, photographs, dataset=other.name, split="external", **columns))
-        if rank() == 0:  # others have trained and predicted with it, and have nothing of their own to say
+        if rank() == 0:  # the other processes have the same model and predictions
             began = save(grader, out / "model", start, seed)
             run.params({"start_weights": began})
             write_table(pd.concat(rows), out / "predictions.parquet", PREDICTIONS)
@@ -126,7 +126,7 @@ def grade(
 
 
 def save(grader: Grader, folder: Path, start: Start, seed: int) -> dict[str, Any]:
-    """Save a trained model in place of what is in its folder; returns what its weights began as."""
+    """Save a trained model, replacing the folder's content; return the record of its start weights."""
     shutil.rmtree(folder, ignore_errors=True)
     grader.save(folder)
     if not isinstance(grader.params, Encoded) or not (folder / TENSORS).exists():
@@ -149,8 +149,8 @@ def key_of(
     seed: int,
     fold: int | None,
 ) -> str:
-    """The key of one training: see :func:`drgrade.resume.training_key`."""
-    # seeds of other trainings and names are not this training's
+    """The key that identifies one training, see :func:`drgrade.resume.training_key`."""
+    # the list of all seeds and the experiment's name do not affect this training
     used = experiment.model_dump(exclude={"seeds"})
     return training_key(
         "grade",
@@ -163,7 +163,7 @@ def key_of(
 
 
 def known_of(grader: Grader, inputs: Inputs) -> dict[str, Any]:
-    """What photographs come with beside grades: boxes and members, as far as the grader needs them.
+    """Inputs besides crops and grades, as far as the grader needs them: lesion boxes and member models.
 
     Raises:
         UserError: something it needs is not given.
@@ -182,12 +182,12 @@ def known_of(grader: Grader, inputs: Inputs) -> dict[str, Any]:
 
 
 def masked_of(grader: Grader, inputs: Inputs) -> Photographs | None:
-    """Training photographs with lesion masks, where the grader needs them.
+    """Training photographs with lesion masks; None if the grader does not need them.
 
-    Those of the split that the detector learns from too: the stage ``overlaps`` takes them for trained on.
+    They are from the detector's training split, which the stage ``overlaps`` counts as training data.
 
     Raises:
-        UserError: they are not given, or there are none.
+        UserError: the dataset is not given, or has no such photographs.
     """
     if "masks" not in grader.needs:
         return None
@@ -226,13 +226,13 @@ def start_of(experiment: Experiment, given: Path | None, fold: int | None) -> St
 
     Args:
         experiment: with or without an encoder.
-        given: a weights file; or of a pretraining the folder with ``encoder.safetensors`` (or
-            ``encoder_fold<k>.safetensors``); or of an experiment the folder of the matching training. None
-            for ``random`` and ``imagenet``.
-        fold: of this training.
+        given: a weights file; the folder of a pretraining, with ``encoder.safetensors`` (or
+            ``encoder_fold<k>.safetensors``); or the folder of another experiment's training of this seed
+            and fold. None for ``random`` and ``imagenet``.
+        fold: test fold of this training, None with a hold-out split.
 
     Raises:
-        UserError: the weights are not there, or not ImageNet's of this encoder.
+        UserError: the weights are missing, or there are no ImageNet weights of this encoder.
     """
     if not isinstance(experiment, Encoded):
         return Start("random")
@@ -271,7 +271,7 @@ def graded_external(external: CroppedDataset) -> pd.DataFrame:
 
 
 def predicted(grader: Grader, photographs: Photographs, **columns: Any) -> pd.DataFrame:
-    """The rows of ``predictions.parquet`` for photographs (n); dataset, split, seed and so on are given."""
+    """Predict photographs; return their rows of ``predictions.parquet``, with ``columns`` added."""
     output = grader.predict(photographs)
     filled: dict[str, Any] = {f"p{grade}": output.probabilities[:, grade] for grade in GRADES}
     filled |= {"score": output.score, "predicted": to_grades(output.score)}

@@ -1,7 +1,7 @@
-"""What a pretraining method is, and what it is given.
+"""The interface of a pretraining method, and the data it receives.
 
 A method is one module of this package with one class, registered under the module's name; its block
-of ``params.yaml`` stands under ``pretrain.<name>``.
+of ``params.yaml`` is ``pretrain.<name>``.
 """
 
 from abc import ABC, abstractmethod
@@ -24,8 +24,8 @@ class Graded:
     """Graded photographs for monitoring an encoder (:mod:`drgrade.pretrain.watch`); never trained on.
 
     Attributes:
-        train: photographs whose grades vote, one or more.
-        val: photographs that are graded by them, one or more; never of the test.
+        train: labelled neighbours for the k-NN, at least one.
+        val: photographs that the k-NN grades, at least one; never from the test set.
     """
 
     train: Photographs
@@ -34,17 +34,17 @@ class Graded:
 
 @dataclass(frozen=True)
 class Material:
-    """What there is to learn from, without grades.
+    """The data to pretrain on, without grades.
 
     Attributes:
         images: uint8 RGB crops (N, S, S, 3).
-        rows: row in ``images`` of each photograph that takes part, int64 (n,).
-        boxes: lesion boxes in crop pixels, one float array (k, 4) for each photograph; k >= 1 where the
-            method needs boxes, else also (0, 4).
+        rows: row in ``images`` of each photograph that is used, int64 (n,).
+        boxes: lesion boxes in crop pixels, one float array (k, 4) for each photograph; k >= 1 if the
+            method needs boxes, otherwise k may be 0.
         patch: side of a patch in crop pixels.
-        kinds: what each box holds, one int64 array (k,) of places in ``drgrade.schema.LESIONS`` for each
-            photograph; None unless the method needs kinds.
-        graded: what to watch the encoder by; None: nothing.
+        kinds: lesion type of each box, one int64 array (k,) of indices into ``drgrade.schema.LESIONS`` for
+            each photograph; None unless the method needs kinds.
+        graded: graded photographs for monitoring the encoder; None for no monitoring.
     """
 
     images: Pictures
@@ -56,12 +56,12 @@ class Material:
 
 
 class Method(ABC):
-    """Learns an encoder without grades.
+    """Trains an encoder without grades.
 
     Attributes:
-        needs_boxes: only photographs with boxes take part; else all of the training split do, with their
-            boxes where there are some.
-        needs_kinds: boxes must come with the kind of their lesion.
+        needs_boxes: use only photographs with boxes; otherwise all of the training split, with boxes where
+            there are any.
+        needs_kinds: boxes must come with the type of their lesion.
     """
 
     needs_boxes = True
@@ -72,13 +72,13 @@ class Method(ABC):
         self.settings = params
 
     def check(self, patch: int) -> None:
-        """Refuse params that cannot work, without data or weights.
+        """Check the params for values that cannot work, without reading data or weights.
 
         Args:
             patch: side of a patch in crop pixels.
 
         Raises:
-            UserError: timm knows no such encoder, or it cannot take what this method would show it.
+            UserError: timm knows no such encoder, or it does not accept the method's input size.
         """
         name = self.settings["encoder"]
         with torch.device("meta"):
@@ -86,4 +86,4 @@ class Method(ABC):
 
     @abstractmethod
     def fit(self, material: Material, *, name: str, key: str, run: Any) -> torch.nn.Module:
-        """The trained encoder, a timm model without its classifier."""
+        """Train and return the encoder, a timm model without its classifier."""

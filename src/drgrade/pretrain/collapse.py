@@ -1,8 +1,8 @@
 """Detect collapse of a self-distillation: the teacher's outputs must differ between photographs.
 
-Self-distillation without negatives can die in two ways: the teacher gives every photograph the same
-prototype, or gives every photograph all prototypes alike (DINO, section 5.3). Either way the student's task
-is solved without looking, and the loss looks as good as any.
+Self-distillation without negatives can collapse in two ways: the teacher assigns every photograph to the same
+prototype, or assigns the uniform distribution to every photograph (DINO, section 5.3). In both cases the
+student can match it without using the image, and the loss does not reveal the collapse.
 """
 
 import math
@@ -16,26 +16,26 @@ from drgrade.errors import UserError
 from drgrade.pretrain.monitor import FeatureRank
 
 MIN_INFORMATION = 1e-3
-"""Least information of a living teacher's distributions, in nats: see :meth:`TeacherMonitor.summary`.
+"""``teacher_information`` in nats below which a run counts as collapsed: see :meth:`TeacherMonitor.summary`.
 
-Entropy alone is no sign of death: a dying run swings from one prototype for all to all prototypes alike and
-passes every entropy between; the information is low all along. An untrained vision transformer has some
-hundredths of a nat and a living run keeps them; a dead one falls below a ten-thousandth within a few epochs
-and on towards zero. tests/pretrain/test_local_to_global.py lets one live and one die."""
+Entropy alone does not detect collapse: a collapsing run oscillates between one prototype for all and uniform
+distributions and passes every entropy between; the information is low throughout. An untrained vision
+transformer has a few hundredths of a nat and a healthy run keeps them; a collapsed one falls below 1e-4
+within a few epochs and on towards zero. tests/pretrain/test_local_to_global.py has a run of each kind."""
 GRACE = 1
-"""Epochs at the start in which a run is not stopped: the centre still follows from zero."""
+"""Number of first epochs in which a run is not stopped: the centre is still moving away from zero."""
 
 
 class TeacherMonitor:
     """Statistics of the teacher's outputs over an epoch, accumulated on the device without synchronisation.
 
-    Spread is taken within batches: a teacher that says one thing to all, but another thing each step, is
-    dead all the same.
+    Variation is measured within batches: a teacher whose output is the same for all images of a batch, but
+    changes from step to step, has collapsed too.
 
     Args:
         prototypes: length of the teacher's distributions K.
         features: length of the encoder's features D.
-        device: where the batches are.
+        device: device of the batches.
     """
 
     def __init__(self, prototypes: int, features: int, device: torch.device) -> None:
@@ -63,15 +63,15 @@ class TeacherMonitor:
         self.samples += len(targets)
 
     def summary(self) -> dict[str, float]:
-        """The epoch in figures, those of all processes together but for the rank, which is this one's.
+        """Statistics of the epoch over all processes, except the rank, which is that of this process.
 
         Returns:
             ``teacher_entropy``: mean entropy of a distribution, 0 to log K nats.
-            ``teacher_kl_uniform``: of the mean distribution from the uniform one; 0 when prototypes are used
-            alike, log K when one takes all.
-            ``teacher_information``: nats that a distribution tells about which view of the batch was shown:
-            entropy of the batch's mean less mean entropy. 0 for both kinds of collapse.
-            ``feature_rank``: effective rank of the features seen last, see
+            ``teacher_kl_uniform``: KL divergence of the mean distribution from the uniform one; 0 when all
+            prototypes are used equally, log K when only one is used.
+            ``teacher_information``: mutual information of prototype and view within a batch, in nats:
+            entropy of the batch's mean minus mean entropy. 0 for both kinds of collapse.
+            ``feature_rank``: effective rank of the most recent features, see
             :func:`drgrade.pretrain.monitor.effective_rank`.
             ``feature_sd``: mean over dimensions of the features' standard deviation.
             ``feature_sd_min``: that of the dimension that varies least.
@@ -100,11 +100,11 @@ def stop_if_collapsed(values: dict[str, float], epoch: int) -> None:
     """Stop a run whose teacher gives the same output for every photograph, see :data:`MIN_INFORMATION`.
 
     Args:
-        values: of :meth:`TeacherMonitor.summary`.
-        epoch: that they are of, from 0; the first :data:`GRACE` are let pass unless a figure is not finite.
+        values: result of :meth:`TeacherMonitor.summary`.
+        epoch: epoch of the values, from 0; the first :data:`GRACE` only stop if a value is not finite.
 
     Raises:
-        UserError: the run is dead; the message says what to change.
+        UserError: the run has collapsed; the message says what to change.
     """
     finite = all(math.isfinite(value) for value in values.values())
     if finite and (epoch < GRACE or values["teacher_information"] >= MIN_INFORMATION):
@@ -112,7 +112,7 @@ def stop_if_collapsed(values: dict[str, float], epoch: int) -> None:
     key = "pretrain.local_to_global"
     if not finite:
         raise UserError(f"{key}: the teacher's output is not finite in epoch {epoch + 1}; lower {key}.lr")
-    # which of the two it is: nearer to one prototype, or to all of them alike
+    # which kind of collapse: closer to a single prototype, or to the uniform distribution
     peaked = values["teacher_entropy"] < values["teacher_kl_uniform"]
     kind = "one prototype" if peaked else "all prototypes alike"
     remedy = "raise teacher_momentum towards 1" if peaked else "lower teacher_temperature"

@@ -1,6 +1,6 @@
-"""What all contrastive methods share: head, losses, optimisers, schedule, training loop.
+"""Shared by all contrastive methods: head, losses, optimisers, schedule, training loop.
 
-Two views of a sample are pulled together behind a projection head and those of other samples pushed away
+The projections of two views of a sample are pulled together and those of different samples pushed apart
 (SimCLR, Chen et al., ICML 2020, arXiv 2002.05709), with the settings of Huang et al., MICCAI 2021
 (arXiv 2107.08274).
 """
@@ -32,7 +32,7 @@ from drgrade.training import Batches, Loader, Module, compile_network, fit
 log = logging.getLogger(__name__)
 
 PROJECTION = 128
-"""Values that a feature vector is projected to."""
+"""Dimension of the projections."""
 
 
 class Projector(nn.Module):
@@ -60,12 +60,12 @@ class Projector(nn.Module):
 class SupCon(nn.Module):
     """Supervised contrastive loss (Khosla et al., NeurIPS 2020, arXiv 2004.11362, equation 2).
 
-    Positives of a view are all other views of its kind in the batch, over all devices; where each sample is
-    of a kind of its own this is NT-Xent (Chen et al., equation 1). lightly has NT-Xent alone, and selects by
-    masks, for whose size a GPU's host must wait in each step.
+    Positives of a view are all other views of its class in the batch, over all devices; if every sample is a
+    class of its own this is NT-Xent (Chen et al., equation 1). lightly has only NT-Xent, and indexes by
+    boolean masks, which makes the host wait for the GPU in each step.
 
     Args:
-        temperature: divides the cosines.
+        temperature: divisor of the cosine similarities.
     """
 
     def __init__(self, temperature: float) -> None:
@@ -77,8 +77,8 @@ class SupCon(nn.Module):
 
         Args:
             first: projections of the first view of each sample, (n, d).
-            second: of the second, (n, d).
-            kinds: integers (n,); None: all differ.
+            second: projections of the second view, (n, d).
+            kinds: class of each sample, integers (n,); None: every sample is a class of its own.
         """
         from lightly.utils import dist
 
@@ -101,8 +101,8 @@ class SupCon(nn.Module):
 def optimiser(network: nn.Module, params: dict[str, Any]) -> torch.optim.Optimizer:
     """The optimiser that ``params`` names, all with momentum 0.9 (Nesterov; AdamW: betas 0.9 and 0.999).
 
-    Weight decay is on all parameters with sgd, as published; with lars and adamw not on biases and norms,
-    whose steps lars does not scale either (Chen et al., 2020).
+    With sgd, weight decay applies to all parameters, as published; with lars and adamw not to biases and
+    normalisation layers, which lars also excludes from its layer-wise scaling (Chen et al., 2020).
     """
     from timm.optim import create_optimizer_v2
 
@@ -120,10 +120,10 @@ def optimiser(network: nn.Module, params: dict[str, Any]) -> torch.optim.Optimiz
 def schedule(
     optimizer: torch.optim.Optimizer, steps: int, warmup: float
 ) -> torch.optim.lr_scheduler.LambdaLR:
-    """Learning rate by step: linear to its peak over a share ``warmup`` of ``steps``, then cosine.
+    """Linear warm-up over the fraction ``warmup`` of ``steps``, then cosine decay to 0.
 
-    The first step has 1/n of the peak where n steps warm up, the n-th and the next have the peak; zero is
-    reached right after the last step, so that none is wasted.
+    With n warm-up steps the first step has 1/n of the peak, steps n and n + 1 have the peak; zero would be
+    reached one step after the last, so that no step has a learning rate of zero.
     """
     from lightly.utils.scheduler import CosineWarmupScheduler
 
@@ -133,7 +133,7 @@ def schedule(
 
 
 class RecordingProjector(nn.Module):
-    """The projections alone, as :func:`chunked_backward` wants them; the monitor gets what passes by."""
+    """Returns projections only, for :func:`chunked_backward`; records all outputs for the monitor."""
 
     def __init__(self, network: Projector) -> None:
         super().__init__()
@@ -150,20 +150,20 @@ class RecordingProjector(nn.Module):
 
 
 class Batch(NamedTuple):
-    """Two views of each of n samples, and the kinds of the samples for losses that look at them."""
+    """Two views of each of n samples, and the samples' classes for losses that use them."""
 
     pairs: Pairs
     kinds: Tensor | None
 
 
 class Contrast(Module):
-    """One training. A subclass says which samples an epoch shows, and gives two views of each.
+    """Training module. A subclass defines the samples of an epoch and two views of each.
 
     Args:
         network: encoder and head.
         params: a block of :class:`drgrade.params.Contrastive`.
-        graded: to watch the encoder by.
-        size: that whole crops are shown at to be graded.
+        graded: graded photographs for monitoring the encoder; None for no monitoring.
+        size: side in pixels to which whole crops are resized for monitoring.
 
     Attributes:
         ahead: whether views are made in the background.
@@ -186,18 +186,18 @@ class Contrast(Module):
 
     @abstractmethod
     def samples(self, epoch: int) -> np.ndarray:
-        """What an epoch shows, one row for each sample (n, ...); n is the same for all epochs."""
+        """The samples of an epoch, one row for each (n, ...); n is the same for all epochs."""
 
     @abstractmethod
     def pairs(self, samples: np.ndarray, epoch: int) -> Pairs:
-        """Two views of each of n samples, or what it takes to make them; in the background, on the host."""
+        """Two views of each of n samples, or the data to make them; runs on the host, in the background."""
 
     def views(self, pairs: Pairs) -> Tensor:
         """Two augmented views of each of n samples, (2n, 3, P, P) in 0-1 on the device, first views first."""
         return made(pairs)
 
     def kinds(self, samples: np.ndarray) -> Tensor | None:
-        """Of n samples, int64 (n,), for :class:`SupCon`; None where only a sample's views are alike."""
+        """Classes of n samples, int64 (n,), for :class:`SupCon`; None: every sample is its own class."""
         return None
 
     def seeds(self, keys: np.ndarray, epoch: int) -> np.ndarray:
@@ -212,7 +212,7 @@ class Contrast(Module):
         return Loader(batches, lambda items: self.prepare(samples[items], epoch), ahead=self.ahead)
 
     def prepare(self, samples: np.ndarray, epoch: int) -> Batch:
-        """A batch of an epoch's samples, read and its changes drawn."""
+        """Read a batch of an epoch's samples and draw its augmentation."""
         return Batch(self.pairs(samples, epoch), self.kinds(samples))
 
     def _batches(self, samples: int, epoch: int) -> Batches:
@@ -233,14 +233,14 @@ class Contrast(Module):
         return loss
 
     def _loss(self, projections: Tensor, kinds: Tensor | None) -> Tensor:
-        """Of projections (2n, 128), first views first."""
+        """Contrastive loss of projections (2n, 128), first views first."""
         first, second = projections.float().chunk(2)
-        with exact(first.device):  # bfloat16 has 8 bits for a cosine over 0.07
+        with exact(first.device):  # bfloat16's 8 bits are too few for cosine / 0.07
             loss: Tensor = self.criterion(first, second, kinds)
         return loss
 
     def _step_in_chunks(self, batch: Tensor, kinds: Tensor | None) -> Tensor:
-        """A whole step of the optimiser; a part of the batch is in memory at a time."""
+        """Do a whole optimiser step with activations of only one chunk of the batch in memory at a time."""
         network = RecordingProjector(self.network)
         chunks = batch.split(self.settings["chunk"])
         loss = chunked_backward(
@@ -260,20 +260,20 @@ class Contrast(Module):
         return loss
 
     def _record(self, loss: Tensor, features: Tensor, projections: Tensor) -> None:
-        """Record the figures of the epoch's log line."""
+        """Record loss and monitoring statistics for the epoch's log line."""
         self.losses.append(loss.detach())
         first, second = projections.float().chunk(2)
         self.monitor.see(features[: len(first)], first, second)
 
     def _show(self, views: Tensor) -> None:
-        """Keep an image of the first views with the run."""
+        """Save an image of the first views as an artifact of the run."""
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "views.png"
             save_views(views, path)
             self.run.artifact(path)
 
     def validate(self) -> dict[str, float]:
-        """The monitor's figures of this epoch (of the first process's share), and the k-NN validation."""
+        """Monitoring statistics of this epoch (over the first process's share), and the k-NN's QWK."""
         return self.monitor.values() | self.watch.values(self.network.encoder, self.current_epoch)
 
     def configure_optimizers(self) -> Any:
@@ -285,7 +285,7 @@ class Contrast(Module):
 
 
 def projector(params: dict[str, Any]) -> Projector:
-    """Encoder with its start weights and a new head, the same for the same seed.
+    """Create the encoder with its start weights and a new head; equal seeds give equal weights.
 
     Raises:
         UserError: the encoder takes images of one size only, or its weights are missing or do not fit.
@@ -294,7 +294,7 @@ def projector(params: dict[str, Any]) -> Projector:
 
     name = params["encoder"]
     config = timm.get_pretrained_cfg(name, allow_unregistered=True)
-    # a vision transformer then interpolates its positions; its weights stay those of its own size
+    # lets a vision transformer interpolate its position embeddings; its weights keep their own size
     options = {"dynamic_img_size": True} if config and config.fixed_input_size else {}
     seed_everything(params["seed"], "head")
     try:
@@ -307,10 +307,10 @@ def projector(params: dict[str, Any]) -> Projector:
 
 
 def train(module: Contrast, *, name: str, key: tuple[Any, ...], run: Any) -> nn.Module:
-    """Train to the end and return the encoder, its weights averaged if so set; the head is dropped.
+    """Train and return the encoder, with averaged weights if ``weights_ema`` is set; the head is dropped.
 
     Raises:
-        UserError: several processes and ``chunk``, or no compiler for ``compile``.
+        UserError: ``chunk`` is set with several processes, or ``compile`` without a C++ compiler.
     """
     settings = module.settings
     if settings["chunk"] is not None and launch().processes > 1:

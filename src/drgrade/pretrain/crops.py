@@ -1,9 +1,9 @@
 """Multi-crop views of a fundus photograph: two global crops and many small ones (DINO, section 3).
 
 Each view is one affine warp, one colour matrix, a blur and a solarisation, for a whole batch on its device.
-What a view looks like depends on its own seed alone, never on the batch it is in. Deviations from the
-published augmentation (docs/deviations.md): bilinear from a pyramid of averaged sizes in place of bicubic;
-the jitter's steps always in one order; and a small crop must show the retina.
+A view depends on its own seed alone, never on the batch it is in. Deviations from the published augmentation
+(docs/deviations.md): bilinear sampling from an averaged image pyramid in place of bicubic; colour jitter in a
+fixed order; and a minimum share of retina in local crops.
 """
 
 import math
@@ -32,25 +32,25 @@ from drgrade.rng import derive_each, uniforms
 SEEN = 0.6
 """Least share of a local crop that lies in the field of view."""
 RATIO = 4 / 3
-"""Longest side over shortest of a crop before it is made square."""
+"""Largest aspect ratio of a crop before it is resized to a square."""
 SIGMAS = (0.1, 2.0)
 """Range of the blur's standard deviation in pixels of the view."""
 BRIGHT = 128 / 255
-"""Solarisation inverts channels from here on."""
+"""Solarisation inverts channel values (0-1) from this threshold on."""
 TRIES = 20
 CHANCES = 13
-"""Numbers drawn for a view beside those that place it."""
+"""Random numbers drawn for a view besides those for its position."""
 
 
 @dataclass(frozen=True)
 class Preset:
-    """Changes a photograph may go through, the same for all its views.
+    """Augmentation settings, the same for all views of a photograph.
 
     Attributes:
-        flip_y: probability of turning upside down; left-right is 0.5 in all presets.
+        flip_y: probability of a vertical flip; that of a horizontal flip is 0.5 in all presets.
         rotation: largest angle in degrees.
-        jitter: brightness, contrast, saturation and hue, applied together with probability 0.8.
-        grey: probability of losing colour.
+        jitter: strengths of brightness, contrast, saturation and hue, applied together with probability 0.8.
+        grey: probability of conversion to greyscale.
         solarise: probability of solarisation of the second global crop.
         lesions: whether the first local crop is centred on a lesion.
     """
@@ -63,7 +63,7 @@ class Preset:
     lesions: bool
 
 
-# an eye has no up or down at this scale, and a lesion's colour is what tells its kind
+# fundus: orientation carries no information at this scale, and colour distinguishes lesion types
 PRESETS = {
     "dino": Preset(0.0, 0.0, (0.4, 0.4, 0.2, 0.1), 0.2, 0.2, lesions=False),
     "fundus": Preset(0.5, 180.0, (0.2, 0.2, 0.0, 0.0), 0.0, 0.0, lesions=False),
@@ -73,12 +73,12 @@ PRESETS = {
 
 @dataclass(frozen=True)
 class View:
-    """One of the crops: side in pixels, range of its share of the photograph, probability of blur.
+    """Settings of one crop: side in pixels, range of its share of the photograph's area, blur probability.
 
     Attributes:
         keeps_retina: redraw until :data:`SEEN` of the crop lies in the field of view.
         solarise: whether the preset's solarisation applies.
-        lesion: whether the preset's lesions apply.
+        lesion: whether the preset's centring on a lesion applies.
     """
 
     size: int
@@ -101,12 +101,12 @@ def views(params: LocalToGlobal) -> list[View]:
 
 
 def share_in_view(centre: Floats, half: Floats, strips: int = 64) -> Floats:
-    """Share of boxes that lies in the unit disc, the field of view inscribed in a photograph of side 2.
+    """Share of a box's area inside the unit disc, the field of view inscribed in a photograph of side 2.
 
     Args:
-        centre: x and y of the boxes' middles, (..., 2).
+        centre: x and y of the boxes' centres, (..., 2).
         half: half their width and height, (..., 2).
-        strips: upright slices a box is cut into; 64 are right to about 1e-3.
+        strips: vertical strips for the numerical integration; 64 give an error of about 1e-3.
 
     Returns:
         (...), 0-1.
@@ -120,9 +120,9 @@ def share_in_view(centre: Floats, half: Floats, strips: int = 64) -> Floats:
 
 
 def pulled_in(centre: Floats, half: Floats) -> Floats:
-    """Middles of boxes (..., 2), moved towards the photograph's by as little as :data:`SEEN` asks for.
+    """Centres of boxes (..., 2), moved towards the photograph's centre just far enough for :data:`SEEN`.
 
-    Box and disc are convex and symmetric, so the share grows all the way to the middle.
+    Found by bisection: box and disc are convex and symmetric, so the share grows steadily towards the centre.
     """
     inside, outside = np.zeros_like(centre[..., :1]), np.ones_like(centre[..., :1])
     for _ in range(20):
@@ -134,17 +134,17 @@ def pulled_in(centre: Floats, half: Floats) -> Floats:
 
 
 def place(view: View, uniform: Floats, lesions: Floats) -> tuple[Floats, Floats]:
-    """Middles and half sides (B, 2) of crops in photographs that reach from -1 to 1.
+    """Centres and half side lengths (B, 2) of crops, in coordinates from -1 to 1 across the photograph.
 
     Without a lesion a crop lies inside the photograph, its area uniform in ``view.area`` and the logarithm
-    of its ratio uniform, as in torchvision's RandomResizedCrop; of :data:`TRIES` draws the first that fits
-    counts. With one it is centred there and may look over the photograph's edge; at the rim of the retina it
-    is pulled in.
+    of its aspect ratio uniform, as in torchvision's RandomResizedCrop; of :data:`TRIES` draws the first that
+    fits is used. With a lesion it is centred on it and may extend beyond the photograph's edge; near the rim
+    of the retina it is moved inwards.
 
     Args:
-        view: whose crops these are.
-        uniform: chance, from 0 to 1, (4 * TRIES, B).
-        lesions: middles to centre the crops on, (B, 2); NaN for crops without a lesion.
+        view: settings of the crops.
+        uniform: uniform random numbers in [0, 1), (4 * TRIES, B).
+        lesions: points to centre the crops on, (B, 2); NaN for crops without a lesion.
     """
     area, stretch, *across = uniform.reshape(TRIES, 4, -1).transpose(1, 0, 2)  # each (TRIES, B)
     low, high = view.area
@@ -171,14 +171,14 @@ def place(view: View, uniform: Floats, lesions: Floats) -> tuple[Floats, Floats]
 
 @dataclass(frozen=True)
 class Draws:
-    """What happens to each photograph of a batch for one view.
+    """Augmentation of each photograph of a batch for one view.
 
     Attributes:
-        moves: (B, 2, 3), where each point of the view is taken from; see ``images.augment.warp``.
+        moves: (B, 2, 3), affine maps from view to photograph coordinates; see ``images.augment.warp``.
         spans: (B,), the crop's side as a share of the photograph's.
         colours: draws for ``images.augment.colour_matrices``, each (B,).
-        sigmas: (B,) of the blur in pixels, 0 for none.
-        solarised: (B,) of bool.
+        sigmas: (B,), standard deviation of the blur in pixels, 0 for none.
+        solarised: (B,), bool.
     """
 
     moves: Floats
@@ -192,25 +192,25 @@ def draw(preset: Preset, view: View, seeds: npt.ArrayLike, lesions: Sequence[Flo
     """Draw a view of each photograph.
 
     Args:
-        preset: of :data:`PRESETS`.
-        view: of :func:`views`.
-        seeds: one a photograph, integers (B,); equal seeds give equal views.
-        lesions: middles of each photograph's lesions, (k, 2) from -1 to 1, k may be 0.
+        preset: one of :data:`PRESETS`.
+        view: one of :func:`views`.
+        seeds: one for each photograph, integers (B,); equal seeds give equal views.
+        lesions: centres of each photograph's lesions, (k, 2) from -1 to 1, k may be 0.
     """
-    # all of them, whatever the preset: the crop that follows is the same in all
+    # always draw all numbers, so that the crop's position is the same in all presets
     uniform = uniforms(seeds, CHANCES + 4 * TRIES)
     chance = uniform[:CHANCES]
     angle = math.radians(preset.rotation) * (2 * chance[2] - 1)
     cosine, sine = np.cos(angle), np.sin(angle)
     mirror = 1 - 2.0 * np.stack([chance[0] < 0.5, chance[1] < preset.flip_y], axis=1)[:, :, None]
-    # about the middle: the disc stays
+    # about the centre, so the disc is unchanged
     turn = mirror * np.array([[cosine, -sine], [sine, cosine]]).transpose(2, 0, 1)  # (B, 2, 2)
     chosen = np.full((len(turn), 2), np.nan)
     if preset.lesions and view.lesion:
         for row, centres in enumerate(lesions):
             if len(centres):
                 chosen[row] = centres[int(chance[3, row] * len(centres))]
-    centre, half = place(view, uniform[CHANCES:], np.einsum("bi,bij->bj", chosen, turn))  # turned back
+    centre, half = place(view, uniform[CHANCES:], np.einsum("bi,bij->bj", chosen, turn))  # rotated back
     moves = np.dstack([turn * half[:, None], np.einsum("bij,bj->bi", turn, centre)])
     low, high = SIGMAS
     sigmas = np.where(chance[4] < view.blur, low + (high - low) * chance[5], 0.0)
@@ -234,15 +234,15 @@ def _colours(preset: Preset, drawn: Floats) -> dict[str, Floats]:
 
 
 class Plan(NamedTuple):
-    """What happens to a batch for one view, in tensors that are drawn on the host and moved to the device.
+    """Augmentation of a batch for one view, as tensors that are made on the host and moved to the device.
 
     Attributes:
-        levels: of the pyramid, each with the places of the photographs that are taken from it, int64.
+        levels: pyramid levels, each with the indices of the photographs sampled from it, int64.
         moves: (B, 2, 3), see ``images.augment.warp``.
         colours: (B, 3, 4), see ``images.augment.colour_matrices``.
-        blurred: places of the photographs that are blurred, int64 (b,).
-        kernels: their Gaussians, (3 b, taps), one for each channel.
-        solarised: (B, 1, 1, 1) of bool.
+        blurred: indices of the photographs that are blurred, int64 (b,).
+        kernels: their Gaussian kernels, (3 b, taps), one for each channel.
+        solarised: (B, 1, 1, 1), bool.
     """
 
     levels: tuple[tuple[int, Tensor], ...]
@@ -254,14 +254,14 @@ class Plan(NamedTuple):
 
 
 def plan(draws: Draws, side: int, size: int) -> Plan:
-    """The tensors, on the CPU, that show what was drawn.
+    """Convert drawn augmentations to tensors on the CPU.
 
     Args:
-        draws: of :func:`draw`.
-        side: of the photographs in pixels.
-        size: of the view in pixels.
+        draws: result of :func:`draw`.
+        side: side of the photographs in pixels.
+        size: side of the view in pixels.
     """
-    # bilinear sampling skips pixels where a crop shrinks to less than half: take it from an averaged size
+    # bilinear sampling skips pixels when shrinking to less than half: sample from an averaged pyramid level
     level = np.maximum(0, np.floor(np.log2(draws.spans * side / size))).astype(np.int64)
     blurred = np.flatnonzero(draws.sigmas)
     return Plan(
@@ -275,10 +275,10 @@ def plan(draws: Draws, side: int, size: int) -> Plan:
 
 
 class MultiCrop:
-    """Views of a batch of photographs: planned on the host, made on the device.
+    """Multi-crop augmentation of a batch: random numbers drawn on the host, views made on the device.
 
     Args:
-        params: sizes, number and preset.
+        params: view sizes, number of local crops and preset.
         mean: channel means of the encoder.
         std: channel standard deviations of the encoder.
     """
@@ -291,13 +291,13 @@ class MultiCrop:
     def plan(
         self, side: int, boxes: Sequence[np.ndarray], rows: np.ndarray, seed: int, epoch: int
     ) -> tuple[Plan, ...]:
-        """All views of a batch.
+        """Draw the augmentation of all views of a batch.
 
         Args:
-            side: of the photographs in pixels.
+            side: side of the photographs in pixels.
             boxes: lesion boxes (k, 4) of each photograph in its pixels; k may be 0.
-            rows: number of each photograph; its views depend on it, ``seed`` and ``epoch`` alone.
-            seed: of everything random.
+            rows: row of each photograph in the store; its views depend on it, ``seed`` and ``epoch`` alone.
+            seed: seed of all random numbers.
             epoch: pass over the photographs, from 0.
         """
         lesions = [middles(found, side) for found in boxes]
@@ -312,7 +312,7 @@ class MultiCrop:
 
         Args:
             photographs: RGB (B, 3, S, S), uint8 or float in 0-1, on any device.
-            plans: of :meth:`plan`, on the same.
+            plans: result of :meth:`plan`, on the same device.
         """
         pyramid = [in_unit_range(photographs)]
         made = [render(pyramid, one, view.size) for one, view in zip(plans, self.views, strict=True)]
@@ -320,7 +320,7 @@ class MultiCrop:
 
 
 def middles(boxes: np.ndarray, side: int) -> Floats:
-    """Middles of boxes (k, 4) in pixels of a photograph, (k, 2) from -1 to 1."""
+    """Centres (k, 2), in coordinates from -1 to 1, of boxes (k, 4) in pixels of a photograph."""
     corners = np.asarray(boxes, np.float64).reshape(-1, 2, 2)
     return corners.mean(axis=1) * (2 / side) - 1
 
@@ -330,7 +330,7 @@ def render(pyramid: list[Tensor], plan: Plan, size: int) -> Tensor:
 
     Args:
         pyramid: photographs (B, 3, S, S) float32 in 0-1, then each level at half the side of the one before;
-            levels that are needed are added.
+            missing levels are appended.
         plan: on the photographs' device.
         size: side of the view in pixels.
 
@@ -348,7 +348,7 @@ def render(pyramid: list[Tensor], plan: Plan, size: int) -> Tensor:
 
 
 def gaussians(sigmas: Floats, side: int) -> npt.NDArray[np.float32]:
-    """A kernel for each channel of images that are blurred by ``sigmas`` (b,) pixels: (3 b, taps)."""
+    """1-D Gaussian kernels (3 b, taps), one for each channel, for standard deviations (b,) in pixels."""
     reach = min(math.ceil(3 * SIGMAS[1]), side - 1)
     taps = np.exp(-0.5 * (np.arange(-reach, reach + 1) / sigmas[:, None]) ** 2)
     return np.repeat(taps / taps.sum(axis=1, keepdims=True), 3, axis=0).astype(np.float32)
@@ -359,8 +359,8 @@ def blur(batch: Tensor, chosen: Tensor, kernels: Tensor) -> Tensor:
 
     Args:
         batch: images.
-        chosen: which of them, int64 (b,); the others stay as they are.
-        kernels: of :func:`gaussians`, (3 b, taps).
+        chosen: indices of the images to blur, int64 (b,); the others are unchanged.
+        kernels: result of :func:`gaussians`, (3 b, taps).
     """
     if not len(chosen):
         return batch

@@ -1,9 +1,9 @@
 """Lesion-based contrastive learning (Huang et al., MICCAI 2021, arXiv 2107.08274).
 
 Two augmented windows around the same detected lesion are pulled together, windows around other lesions are
-pushed away (NT-Xent). The published code shows one lesion of each photograph an epoch, so that no two of a
-batch are from one photograph; with ``boxes_per_image`` above 1 a batch may hold several of one, which then
-push each other away like any others (unless ``positives`` is ``lesion`` and they are of one kind).
+pushed away (NT-Xent). The published code uses one lesion per photograph and epoch, so that no two samples of
+a batch are from the same photograph; with ``boxes_per_image`` above 1 they may be, and are then negatives
+like any others (unless ``positives`` is ``lesion`` and they are of the same type).
 """
 
 from typing import Any
@@ -22,23 +22,23 @@ class LesionPairs(Contrast):
     """Pairs of windows from the store of crops, augmented in batches on the device."""
 
     def __init__(self, network: Projector, material: Material, params: dict[str, Any]) -> None:
-        # crops where a lesion is about half as large as in training: a quarter of the work at full size where
-        # crops are four patches wide, and a multiple of what the network takes
+        # size of whole crops for monitoring: lesions are about half as large as in training; a quarter of the
+        # cost of full size where crops are four patches wide, and a multiple of the network's input size
         super().__init__(network, params, material.graded, 2 * material.patch)
         self.material = material
-        # torchvision draws from torch's one generator, which the training step draws from as well
+        # torchvision uses torch's global generator, and so does the training step
         self.ahead = params["order"] != "published"
 
     def samples(self, epoch: int) -> np.ndarray:
-        """Photograph and box, int64 (n, 2), places in the material.
+        """Indices of photograph and box in the material, int64 (n, 2).
 
-        Of each photograph ``boxes_per_image`` boxes, or all where there are fewer, drawn without replacement
-        from (seed, epoch, row).
+        Of each photograph ``boxes_per_image`` boxes are drawn without replacement, or all where there are
+        fewer; the draw depends on (seed, epoch, row).
         """
         counts = np.array([len(boxes) for boxes in self.material.boxes])
         most = min(self.settings["boxes_per_image"], int(counts.max()))
         rng = numpy_rng(self.seed, "box", epoch)
-        # drawn for every row of the store: a row's numbers do not depend on which others take part
+        # drawn for every row of the store: a row's numbers do not depend on which others are used
         chance = rng.random((most, len(self.material.images)))[:, self.material.rows]
         order = np.tile(np.arange(counts.max(), dtype=np.int32), (len(counts), 1))
         every = np.arange(len(counts))
@@ -64,7 +64,7 @@ class LesionPairs(Contrast):
         )
 
     def kinds(self, samples: np.ndarray) -> torch.Tensor | None:
-        """Kinds of lesions, int64 (n,), where those of a kind are alike."""
+        """Lesion types, int64 (n,), if lesions of the same type are positives; otherwise None."""
         if self.settings["positives"] == "pair":
             return None
         assert self.material.kinds is not None
@@ -73,7 +73,7 @@ class LesionPairs(Contrast):
 
 @METHODS.register("lesion_contrastive")
 class LesionContrastive(Method):
-    """The method: its block is :class:`drgrade.params.LesionContrastive`."""
+    """The method; its params are :class:`drgrade.params.LesionContrastive`."""
 
     def __init__(self, params: dict[str, Any]) -> None:
         super().__init__(params)

@@ -1,10 +1,10 @@
 """Local-to-global self-distillation: DINO (Caron et al., ICCV 2021) on fundus photographs (arXiv 2410.00779).
 
-The student sees small and large crops of a photograph, the teacher only the large ones; the student learns
-to say of any crop what the teacher says of another. The teacher is the student's moving average and is what
-is kept. Head and loss are lightly's, the numbers those of DINO and of the paper's code. Deviations
-(docs/deviations.md): schedules reach their last value at the last step, where the published ones stop one
-step short; a teacher that has collapsed stops the run.
+The student gets small and large crops of a photograph, the teacher only the large ones; the student learns
+to predict from any crop the teacher's output for another. The teacher is the student's exponential moving
+average, and its encoder is the result. Head and loss are lightly's, hyperparameters those of DINO and of the
+paper's code. Deviations (docs/deviations.md): schedules reach their last value at the last step, where the
+published ones stop one step short; a teacher that has collapsed stops the run.
 """
 
 import logging
@@ -35,11 +35,11 @@ from drgrade.training import Batches, Loader, Module, compile_network, fit, pict
 log = logging.getLogger(__name__)
 
 LAST_LR = 1e-6
-"""Learning rate of the last step, whatever the batch."""
+"""Learning rate of the last step, independent of the batch size."""
 
 
 class Network(nn.Module):
-    """A vision transformer and DINO's head: D-2048-2048-256 (GELU), unit length, K prototypes.
+    """A vision transformer and DINO's head: D-2048-2048-256 (GELU), L2 normalisation, K prototypes.
 
     Args:
         encoder: timm model without classifier that takes crops of any size.
@@ -61,7 +61,7 @@ class Network(nn.Module):
             )
 
     def features(self, crops: list[Tensor]) -> Tensor:
-        """Class tokens of V views, first view first: (V * B, D). Views of one size make one batch."""
+        """Class tokens of V views, first view first: (V * B, D). Views of equal size form one batch."""
         same: dict[int, list[Tensor]] = {}
         for crop in crops:
             same.setdefault(crop.shape[-1], []).append(crop)
@@ -73,10 +73,10 @@ class Network(nn.Module):
 
 
 def vision_transformer(params: LocalToGlobal, start: str, drop_path: float) -> nn.Module:
-    """A timm vision transformer for crops of any multiple of its patch, positions interpolated bicubically.
+    """A timm vision transformer for crops of any multiple of its patch; interpolates position embeddings.
 
     Raises:
-        UserError: no vision transformer, crops that are no multiple of its patch, or no such weights.
+        UserError: no vision transformer, a crop size that is no multiple of its patch, or missing weights.
     """
     key = "pretrain.local_to_global"
     try:
@@ -96,7 +96,7 @@ def vision_transformer(params: LocalToGlobal, start: str, drop_path: float) -> n
 
 
 def cosine(first: float, last: float, steps: int) -> np.ndarray:
-    """Half a cosine from ``first`` to ``last``, both met exactly: (steps,)."""
+    """Cosine schedule from ``first`` to ``last``, both reached exactly: (steps,)."""
     progress = np.arange(steps) / max(steps - 1, 1)
     values = last + (first - last) * (1 + np.cos(np.pi * progress)) / 2
     values[-1:] = last if steps > 1 else first
@@ -104,11 +104,11 @@ def cosine(first: float, last: float, steps: int) -> np.ndarray:
 
 
 def learning_rates(params: LocalToGlobal, steps: int) -> np.ndarray:
-    """Of each step of the run: from 0 up to lr * batch / 256 in the warm-up, by cosine to 1e-6 at the last.
+    """Learning rate of each step: linear warm-up from 0 to lr * batch / 256, then cosine decay to 1e-6.
 
     Args:
         params: ``lr``, ``batch_size``, ``accumulate``, ``warmup_epochs``, ``epochs``.
-        steps: of the optimiser in an epoch.
+        steps: optimiser steps in an epoch.
 
     Raises:
         UserError: the warm-up takes the whole run.
@@ -124,7 +124,7 @@ def learning_rates(params: LocalToGlobal, steps: int) -> np.ndarray:
 
 
 def parameter_groups(network: nn.Module) -> list[dict[str, Any]]:
-    """Parameters that decay, then those that do not: biases and all others with one axis."""
+    """Parameter groups with and without weight decay; biases and all others with one axis have none."""
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     return [
         {"params": [parameter for parameter in trained if parameter.ndim > 1]},
@@ -133,7 +133,7 @@ def parameter_groups(network: nn.Module) -> list[dict[str, Any]]:
 
 
 class Batch(NamedTuple):
-    """Photographs, uint8 (B, 3, S, S), and the views of them that are to be made."""
+    """Photographs, uint8 (B, 3, S, S), and the augmentation of each of their views."""
 
     photographs: Tensor
     views: tuple[Plan, ...]
@@ -142,8 +142,8 @@ class Batch(NamedTuple):
 class SelfDistillation(Module):
     """Student, teacher, centre and schedules; crops come from the store, in batches on the device.
 
-    All that a resumed run needs beside the optimiser and the step is in the state dict: the student, the
-    teacher and the centre.
+    The state dict holds all that a resumed run needs besides the optimiser and the step: student, teacher
+    and centre.
     """
 
     def __init__(self, student: Network, teacher: Network, material: Material, params: LocalToGlobal) -> None:
@@ -172,7 +172,7 @@ class SelfDistillation(Module):
         return Batches(len(self.material.rows), self.params.batch_size, self.params.seed, epoch, True)
 
     def on_train_start(self) -> None:
-        """Keep an image of the first crops with the run."""
+        """Save an image of the first crops as an artifact of the run."""
         if self.current_epoch or not self.trainer.is_global_zero:
             return
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.crops.mean, self.crops.std))
@@ -189,7 +189,7 @@ class SelfDistillation(Module):
         return Loader(self._batches(epoch), partial(self.prepare, epoch=epoch))
 
     def prepare(self, items: np.ndarray, epoch: int) -> Batch:
-        """Photographs of an epoch, read and their views drawn; items are places in the material."""
+        """Read photographs and draw their augmentation; ``items`` are indices into the material."""
         rows, images = self.material.rows[items], self.material.images
         boxes = [self.material.boxes[item] for item in items]
         return Batch(
@@ -217,7 +217,7 @@ class SelfDistillation(Module):
             return self.crops(batch.photographs, batch.views)
 
     def _loss(self, teacher_out: list[Tensor], student_out: list[Tensor]) -> Tensor:
-        """Of views (B, K); the centre stays, so that all batches of a step are centred alike."""
+        """DINO loss of views (B, K); the centre is kept, so that all batches of a step use the same one."""
         centre = self.criterion.center.clone()
         loss: Tensor = self.criterion(teacher_out, student_out)
         self.centres.append(self.criterion.center.clone())
@@ -231,11 +231,11 @@ class SelfDistillation(Module):
         self.monitor.update(centred.softmax(dim=-1), features)
 
     def configure_optimizers(self) -> Any:
-        """AdamW; its rates are set at each step."""
+        """AdamW; learning rate and weight decay are set at each step."""
         return torch.optim.AdamW(parameter_groups(self.student), lr=self.params.lr)
 
     def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
-        """Clip each parameter's gradient by its own norm; the prototypes stand still at first."""
+        """Clip each parameter's gradient by its own norm; the prototypes are frozen in the first epochs."""
         for parameter in self.student.parameters():
             if parameter.grad is not None:
                 nn.utils.clip_grad_norm_(parameter, self.params.clip)
@@ -244,7 +244,7 @@ class SelfDistillation(Module):
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
     ) -> None:
-        """One step of the student by the schedules, then of the teacher towards it, and of the centre."""
+        """Step the student with the scheduled rates, then update the teacher's average and the centre."""
         from lightly.models.utils import update_momentum
 
         step = self.trainer.global_step
@@ -252,7 +252,7 @@ class SelfDistillation(Module):
             group["lr"], group["weight_decay"] = float(self.rates[step]), float(decay)
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         update_momentum(self.student, self.teacher, float(self.momenta[step]))
-        # a moving average of means: the mean of where each batch would take it is where all together do
+        # the update is linear: the mean of the centres after each batch is the centre after all together
         self.criterion.center.copy_(torch.stack(self.centres).mean(dim=0))
         self.centres.clear()
 
@@ -263,19 +263,19 @@ class SelfDistillation(Module):
         return self.collapse_stats | self.watch.values(self.teacher.encoder, self.current_epoch)
 
     def on_train_epoch_end(self) -> None:
-        """Measure, report, and stop a run that has collapsed."""
+        """Validate, report, and stop a run that has collapsed."""
         super().on_train_epoch_end()
         stop_if_collapsed(self.collapse_stats, self.current_epoch)
 
 
 @METHODS.register("local_to_global")
 class LocalToGlobalDistillation(Method):
-    """The method: its block is :class:`drgrade.params.LocalToGlobal`."""
+    """The method; its params are :class:`drgrade.params.LocalToGlobal`."""
 
     needs_boxes = False
 
     def check(self, patch: int) -> None:
-        """Refuse an encoder that does not take both sizes of crops, and a warm-up without an end."""
+        """Check that the encoder accepts both crop sizes and that the warm-up is shorter than the run."""
         params = LocalToGlobal(**self.settings)
         with torch.device("meta"):
             vision_transformer(params, "random", 0.0)

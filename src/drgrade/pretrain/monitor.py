@@ -1,9 +1,9 @@
-"""Figures beside a contrastive loss: alignment of pairs, uniformity of samples, rank of the features.
+"""Statistics besides a contrastive loss: alignment of pairs, uniformity of samples, rank of the features.
 
-Alignment and uniformity after Wang and Isola, ICML 2020 (arXiv 2005.10242), at their exponents and at the
-temperature of the loss; effective rank after Roy and Vetterli, EUSIPCO 2007, of features without centring,
-as in RankMe (Garrido et al., ICML 2023). What a k-NN makes of the features is
-:mod:`drgrade.pretrain.watch`'s.
+Alignment and uniformity after Wang and Isola, ICML 2020 (arXiv 2005.10242), with their exponents and with
+the temperature of the loss; effective rank after Roy and Vetterli, EUSIPCO 2007, of features without
+centring, as in RankMe (Garrido et al., ICML 2023). The k-NN evaluation is in
+:mod:`drgrade.pretrain.watch`.
 """
 
 from collections import deque
@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.nn.functional import normalize, pad
 
 SAMPLE = 512
-"""Features that the rank is measured on, those seen last; it cannot exceed this."""
+"""Number of most recent features that the rank is computed from; the rank cannot exceed it."""
 PAIRS = 8
-"""Pairs of views that are shown."""
+"""Number of pairs in the saved image of views."""
 PHOTOGRAPHS = 4
-"""Photographs whose crops are shown."""
+"""Number of photographs in the saved image of crops."""
 
 
 def alignment(first: Tensor, second: Tensor) -> Tensor:
@@ -29,16 +29,16 @@ def alignment(first: Tensor, second: Tensor) -> Tensor:
 def potential(points: Tensor, sharpness: float) -> Tensor:
     """Values exp(-sharpness * squared distance) of all pairs of unit vectors (n, d): (n * (n - 1) / 2,).
 
-    The logarithm of its mean is the uniformity: 0 where all points are one, the lower the more they spread.
+    The logarithm of its mean is the uniformity: 0 where all points coincide, lower the more they spread.
     """
     return torch.pdist(points).square().mul(-sharpness).exp()
 
 
 def effective_rank(features: Tensor) -> float:
-    """Exponential of the entropy of the singular values of features (n, d), as shares of their sum.
+    """Exponential of the entropy of the singular values of features (n, d), normalised to sum to 1.
 
-    Roy and Vetterli's definition; as in RankMe, no mean is taken off. 1 where all features are multiples of
-    one, min(n, d) where no direction stands out, 0 where all are zero; not a number where a feature is none.
+    Roy and Vetterli's definition; as in RankMe, features are not centred. 1 where all features are parallel,
+    min(n, d) where all singular values are equal, 0 where all are zero; NaN where a feature is not finite.
     """
     if not bool(features.isfinite().all()):
         return float("nan")
@@ -49,7 +49,7 @@ def effective_rank(features: Tensor) -> float:
 
 
 class FeatureRank:
-    """Effective rank of the features seen last, :data:`SAMPLE` of them; they stay on their device."""
+    """Effective rank of the last :data:`SAMPLE` features, which stay on their device."""
 
     def __init__(self) -> None:
         self._batches: deque[Tensor] = deque()
@@ -61,15 +61,15 @@ class FeatureRank:
             self._batches.popleft()
 
     def value(self) -> float:
-        """See :func:`effective_rank`."""
+        """Effective rank of these features, see :func:`effective_rank`."""
         return effective_rank(torch.cat(list(self._batches))[-SAMPLE:])
 
 
 class Monitor:
-    """Accumulates the figures of an epoch, batch by batch, each with the weights of its step.
+    """Accumulates an epoch's statistics batch by batch, each with the network's weights at that step.
 
     Args:
-        temperature: of the loss.
+        temperature: temperature of the loss.
     """
 
     def __init__(self, temperature: float) -> None:
@@ -86,8 +86,8 @@ class Monitor:
         """Update with a batch.
 
         Args:
-            features: of the encoder, of the first view of each sample, (n, D).
-            first: projections of these, of any length, (n, d).
+            features: encoder features of the first view of each sample, (n, D).
+            first: projections of the first views, need not be normalised, (n, d).
             second: projections of the second views, (n, d).
         """
         first, second = normalize(first.float(), dim=1), normalize(second.float(), dim=1)
@@ -97,12 +97,12 @@ class Monitor:
         self._rank.see(features)
 
     def values(self) -> dict[str, float]:
-        """Means over the epoch's batches; resets.
+        """Return the means over the epoch's batches, and reset.
 
         - ``alignment``: squared distance of two views (exponent 2).
         - ``uniformity``: log of the mean of exp(-2 * squared distance) over pairs of different samples.
-        - ``scaled_alignment`` and ``scaled_uniformity``: the same with the squared distance over twice the
-          temperature; for NT-Xent on n pairs their sum and log(2n - 1) are about the loss.
+        - ``scaled_alignment`` and ``scaled_uniformity``: the same with the squared distance divided by twice
+          the temperature; for NT-Xent on n pairs the loss is about their sum plus log(2n - 1).
         - ``feature_rank``: effective rank of the encoder's features of the last :data:`SAMPLE` samples.
         """
         if not self._distances:
@@ -121,7 +121,7 @@ class Monitor:
 
 
 def save_views(views: Tensor, path: Path) -> None:
-    """An image of the first pairs of views (2n, 3, P, P) in 0-1: first views above, second below."""
+    """Save an image of the first pairs of views (2n, 3, P, P) in 0-1: first views above, second below."""
     from torchvision.utils import save_image
 
     pairs = len(views) // 2
@@ -130,9 +130,9 @@ def save_views(views: Tensor, path: Path) -> None:
 
 
 def save_crops(crops: list[Tensor], path: Path) -> None:
-    """An image of V views of the first photographs, each (n, 3, S, S) in 0-1: a row for each photograph.
+    """Save an image of V views of the first photographs, each (n, 3, S, S) in 0-1, one photograph a row.
 
-    Views of several sizes are shown at their own, amid black.
+    Views smaller than the largest are padded with black.
     """
     from torchvision.utils import save_image
 

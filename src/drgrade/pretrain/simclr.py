@@ -1,8 +1,8 @@
 """SimCLR on whole photographs (Chen et al., ICML 2020, arXiv 2002.05709), the papers' baseline.
 
-The two views of a photograph show all of it, not one of its lesions; loss, head and training are those of
-:mod:`drgrade.pretrain.lesion_contrastive`, so that what is looked at is the only difference. Every
-photograph of the training split takes part, healthy ones too.
+The two views are made from the whole photograph instead of one lesion; loss, head and training are those of
+:mod:`drgrade.pretrain.lesion_contrastive`, so that the views are the only difference. All photographs of the
+training split are used, including those without lesions.
 """
 
 from typing import Any
@@ -32,7 +32,7 @@ class PhotographPairs(Contrast):
         return self.rows
 
     def pairs(self, samples: np.ndarray, epoch: int) -> Pairs:
-        """Each photograph once, (n, 3, S, S), and what its two views go through."""
+        """Each photograph once, (n, 3, S, S), and the augmentation of its two views."""
         changes, seeds = self.settings["augment"], self.seeds(samples, epoch).T.ravel()
         return Pairs(pictures(self.images, samples), plan(changes, draw(changes, seeds)))
 
@@ -43,7 +43,7 @@ class PhotographPairs(Contrast):
 
 @METHODS.register("simclr")
 class SimCLR(Method):
-    """The method: its block is :class:`drgrade.params.SimCLR`."""
+    """The method; its params are :class:`drgrade.params.SimCLR`."""
 
     needs_boxes = False
 

@@ -1,7 +1,7 @@
-"""The stage ``pretrain``: one method, one encoder, or one encoder a fold.
+"""The stage ``pretrain``: train one encoder, or one encoder per fold, with one method.
 
-With cross-validation the photographs of fold k are kept out of the encoder that fold k starts from:
-they carry no grades here, but a test photograph seen in pretraining is still a test photograph seen.
+With cross-validation the encoder for fold k is trained without the photographs of fold k: no grades are used
+here, but pretraining on test photographs would still leak test data.
 """
 
 import logging
@@ -32,7 +32,7 @@ from drgrade.training import save_tensors
 log = logging.getLogger(__name__)
 
 FINISHED = Path(".cache/drgrade/pretrain")
-"""Where the encoders of folds wait until those of all folds are there."""
+"""Folder that holds the finished encoders of single folds until those of all folds are finished."""
 
 
 def pretrain(
@@ -52,19 +52,19 @@ def pretrain(
 
     Args:
         method: a module of :mod:`drgrade.pretrain`.
-        params: its block.
+        params: the method's block of params.
         patch: side of a patch in crop pixels.
-        by_fold: one encoder for each fold of the index, blind to that fold, instead of one in all.
-        data: whose photographs are learned from.
-        patches: ``patches.pkl``; may be None for a method that does without boxes.
-        manifest: ``encoder.json`` to write: architecture, normalisation, digests of inputs, of the weights
-            it starts from and of those it ends with.
+        by_fold: train one encoder for each fold of the index, without that fold, instead of a single one.
+        data: dataset to train on.
+        patches: ``patches.pkl``; may be None for a method that needs no boxes.
+        manifest: ``encoder.json`` to write: architecture, normalisation, digests of the inputs, of the
+            start weights and of the trained weights.
         weights: folder to write: ``encoder.safetensors`` or ``encoder_fold<k>.safetensors``.
-        kinds: the boxes of ``patches`` once more, with the kind of each lesion; see :func:`kinds_of`.
-        name: of the encoder, in the log and in MLflow; the method unless given.
+        kinds: table of the boxes of ``patches`` with the type of each lesion; see :func:`kinds_of`.
+        name: name of the encoder in the log and in MLflow; the method unless given.
 
     Raises:
-        UserError: fewer than two photographs to learn from; boxes or kinds are needed and not given.
+        UserError: fewer than two photographs to train on; boxes or kinds are needed and not given.
     """
     name = name or method
     learner: Method = METHODS.get(method)(params)
@@ -111,7 +111,7 @@ def pretrain(
             if rank() == 0:
                 with atomic_write(written[-1]) as partial:
                     shutil.copyfile(finished[-1], partial)
-        if rank() == 0:  # others have trained with it, and have nothing of their own to say
+        if rank() == 0:  # the other processes have the same encoder
             about = {"method": method, "patch": patch, "start": start, "inputs": digests}
             write_json(described(about, params["encoder"], written), manifest)
             for path in finished:
@@ -121,17 +121,17 @@ def pretrain(
 
 
 def described(about: dict[str, Any], encoder: str, weights: list[Path]) -> dict[str, Any]:
-    """``encoder.json``: ``about``, and what it takes to use the weights in these files."""
+    """Content of ``encoder.json``: ``about``, the encoder's name, normalisation and weights' digests."""
     mean, std = normalisation(encoder)
     digests = {path.name: sha256(path) for path in weights}
     return {**about, "encoder": encoder, "mean": mean, "std": std, "weights": digests}
 
 
 def training_rows(data: CroppedDataset) -> pd.DataFrame:
-    """Photographs that may be learned from: image_id, row, fold, in the index's order.
+    """Photographs that may be trained on: image_id, row, fold, in the index's order.
 
-    Those of the training split that have a crop; under cross-validation all graded ones, which then have
-    a fold. Never one of the validation or test split.
+    Those of the training split that have a crop; with cross-validation all graded ones, which then have
+    a fold. Never photographs of the validation or test split.
     """
     table = data.index
     grading = table["subset"] == "grading"
@@ -145,15 +145,15 @@ def training_rows(data: CroppedDataset) -> pd.DataFrame:
 def watched_by(table: pd.DataFrame, images: Pictures, fold: int | None, label: str) -> Graded | None:
     """Graded photographs for monitoring an encoder; None, with a log line, if there are too few.
 
-    Those that a grader starting from the encoder would learn from and validate on: with cross-validation
-    fold k is the test of the encoder of fold k, fold k + 1 validates, the rest vote. One encoder for all
-    folds is watched as that of the first.
+    They are the training and validation photographs of a grader that starts from the encoder: for the encoder
+    of fold k, fold k is the test set, the next fold is validated on, and the rest are the k-NN's neighbours.
+    A single encoder for all folds is monitored like that of the first fold.
 
     Args:
-        table: of :meth:`drgrade.images.dataset.CroppedDataset.graded`.
-        images: store that its rows are of.
-        fold: that the encoder is blind to, or None.
-        label: of the encoder, for the log.
+        table: result of :meth:`drgrade.images.dataset.CroppedDataset.graded`.
+        images: store that the table's rows refer to.
+        fold: fold that the encoder is trained without, or None.
+        label: name of the encoder in the log.
     """
     trainings = dict(splits(table, "best"))
     parts = trainings.get(fold) or next(iter(trainings.values()))
@@ -172,8 +172,8 @@ def with_boxes(
 ) -> pd.DataFrame:
     """``table`` with the columns boxes (float64 (k, 4)) and kinds (int64 (k,), or None).
 
-    A method that needs boxes gets the photographs that have some, any other all of them. Boxes on
-    photographs outside the table are left aside.
+    For a method that needs boxes only photographs with boxes are kept, for any other all of them. Boxes on
+    photographs outside the table are ignored.
     """
     if patches is None and learner.needs_boxes:
         raise UserError("--patches: this method looks at lesions; name the patches.pkl to learn from")
@@ -195,16 +195,16 @@ def with_boxes(
 
 
 def kinds_of(table: pd.DataFrame, patches: Path | None, kinds: Path | None) -> list[np.ndarray]:
-    """The kind of each box of ``table``, int64 (k,) a photograph: a place in ``drgrade.schema.LESIONS``.
+    """Lesion type of each box: for each photograph int64 (k,), indices into ``drgrade.schema.LESIONS``.
 
     Args:
-        table: image_id and boxes.
-        patches: the pickle the boxes are from; its form, the field's, has no room for kinds.
-        kinds: a table beside it that has: the same boxes in the same order, in crop pixels, with the columns
-            of ``drgrade.schema.LESION_BOXES``.
+        table: columns image_id and boxes.
+        patches: the pickle that the boxes are from; its published format does not include lesion types.
+        kinds: a table that does: the same boxes in the same order, in crop pixels, with the columns of
+            ``drgrade.schema.LESION_BOXES``.
 
     Raises:
-        UserError: no such table, it holds other boxes than the pickle, or boxes of unknown kind.
+        UserError: there is no such table, its boxes differ from the pickle's, or a lesion type is unknown.
     """
     if kinds is None:
         raise UserError(
@@ -229,7 +229,7 @@ def kinds_of(table: pd.DataFrame, patches: Path | None, kinds: Path | None) -> l
 
 
 def _material(learner: Method, images: Pictures, part: pd.DataFrame, patch: int, source: Path) -> Material:
-    """What one encoder learns from.
+    """The training data of one encoder.
 
     Raises:
         UserError: fewer than two photographs.

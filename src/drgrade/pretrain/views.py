@@ -1,8 +1,8 @@
-"""Two augmented windows around each lesion, what lesion-based contrastive learning looks at.
+"""Two augmented windows around each lesion, the views of lesion-based contrastive learning.
 
 Huang et al., MICCAI 2021, arXiv 2107.08274; window and list of augmentations as in its published code.
-On a CPU a view costs one pass for its colours and one for its geometry, both on uint8; to a GPU the windows
-travel as uint8 and :func:`drgrade.images.augment.apply` does the rest there. Both mean the same.
+On a CPU a view takes one pass for its colours and one for its geometry, both on uint8; for a GPU the windows
+are transferred as uint8 and :func:`drgrade.images.augment.apply` augments them there. Both are equivalent.
 """
 
 import os
@@ -37,11 +37,11 @@ Corners = npt.NDArray[np.int64]
 
 
 class Pairs(NamedTuple):
-    """Two views of each of n samples, or what it takes to make them.
+    """Two views of each of n samples, or the data to make them from.
 
     Attributes:
-        pixels: (2n, 3, P, P), first views first: the views, float32 in 0-1, or uint8 windows to be changed.
-        changes: what happens to the windows; None: nothing more.
+        pixels: (2n, 3, P, P), first views first: the views, float32 in 0-1, or uint8 windows to augment.
+        changes: augmentation of the windows; None: ``pixels`` are the views.
     """
 
     pixels: torch.Tensor
@@ -59,26 +59,26 @@ def pair_views(
     window: str = "inside",
     order: str = "fused",
 ) -> Pairs:
-    """Two views of each box, each a window of its own that holds the box, augmented on its own.
+    """Two views of each box: two random windows that contain the box, augmented independently.
 
-    Equal seeds give equal views, whatever the batch, the threads or the process they are made in. Everything
-    happens on the host; for a GPU the windows are cut, and :func:`made` changes them there.
+    Equal seeds give equal views, independent of batch, threads and process. Everything runs on the host,
+    except that for a GPU and ``fused`` the windows are only cut here, and :func:`made` augments them there.
 
     Args:
         images: square crops, uint8 RGB (N, S, S, 3).
-        rows: the crop of each box, (n,).
+        rows: index of each box's crop, (n,).
         boxes: (x1, y1, x2, y2) in crop pixels, no side longer than ``patch``, (n, 4).
         patch: side P of windows and views in pixels.
         augment: the keys of ``drgrade.params.Augment``.
         seeds: below 2^63, one for each view, (n, 2).
-        window: inside: windows stay in the crop; published: they may leave it on the right and below, and
-            are black there.
-        order: fused: all colour changes as one, then all moves as one, see
-            :func:`drgrade.images.augment.augment`; published: one after the other as torchvision does it on
-            Pillow's images, on one thread and ten times slower (differences: docs/deviations.md).
+        window: inside: windows lie inside the crop; published: they may extend beyond it on the right and
+            below, where they are black.
+        order: fused: one colour transform, then one affine transform, see
+            :func:`drgrade.images.augment.augment`; published: step by step with torchvision on Pillow
+            images, on one thread and ten times slower (differences: docs/deviations.md).
 
     Returns:
-        Views; on a CPU they are made and channels last in memory.
+        Views or windows; channels last in memory.
 
     Raises:
         UserError: the crops are smaller than a patch, or cannot be read.
@@ -94,7 +94,7 @@ def pair_views(
         raise ValueError(f"{len(rows)} rows, boxes {boxes.shape}, seeds {seeds.shape}")
     if not len(rows):
         return Pairs(torch.empty((0, 3, patch, patch)), None)
-    flat = seeds.T.ravel()  # views 0, then views 1, as in the result
+    flat = seeds.T.ravel()  # all first views, then all second views, as in the result
     uniform = uniforms(flat, DRAWS + 2)
     corners = WINDOWS[window](np.tile(boxes, (2, 1)), patch, size, uniform[DRAWS:].T)
     cuts = Cuts(images, rows, corners, patch)
@@ -113,13 +113,13 @@ def made(pairs: Pairs) -> torch.Tensor:
 
 
 def inside(boxes: Floats, patch: int, size: int, uniform: Floats) -> Corners:
-    """Left and top edge of windows that hold their boxes and stay inside the crop, all equally likely.
+    """Left and top edge of windows, uniform among those that contain the box and lie inside the crop.
 
     Args:
         boxes: (x1, y1, x2, y2) in crop pixels, (n, 4).
         patch: side of the windows.
         size: side of the crops, at least ``patch``.
-        uniform: chance, from 0 to 1 for x and y, (n, 2).
+        uniform: uniform random numbers in [0, 1) for x and y, (n, 2).
 
     Returns:
         int64 (n, 2).
@@ -131,15 +131,16 @@ def inside(boxes: Floats, patch: int, size: int, uniform: Floats) -> Corners:
 
 
 def published(boxes: Floats, patch: int, size: int, uniform: Floats) -> Corners:
-    """Left and top edge of windows as in the published code; they may end beyond the crop.
+    """Left and top edge of windows as in the published code; they may extend beyond the crop.
 
-    A window is moved left from its box by at most the room there is, never right: it leaves the crop where
-    the box is nearer than a patch to the right edge. Arguments and result as in :func:`inside`.
+    A window's left edge is at that of its box or further left, as far as there is room, so it can extend
+    beyond the crop if the box starts less than a patch from the right edge; likewise for the top edge.
+    Arguments and result as in :func:`inside`.
     """
     low, high = boxes[:, :2], boxes[:, 2:]
     slack = np.maximum(0, patch - (high - low))
     left = low - np.floor(uniform * np.minimum(low, slack))
-    # mirrored for a box that touches the edge, which the filter of border boxes drops
+    # mirrored for boxes that touch the right or lower edge, which the filter of border boxes removes
     right = high + np.floor(uniform * np.minimum(size - (high - low), slack)) - patch
     return np.asarray(np.maximum(0, np.round(np.where(high < size, left, right))), np.int64)
 
@@ -152,7 +153,7 @@ class Cuts:
 
     Args:
         images: crops (N, S, S, 3).
-        rows: the crop of each pair, (n,).
+        rows: index of each pair's crop, (n,).
         corners: left and top edges, first those of the first views, (2n, 2).
         patch: side of the windows.
     """
@@ -170,7 +171,7 @@ class Cuts:
         return len(self.corners)
 
     def of(self, pair: int) -> Iterator[tuple[int, Pixels]]:
-        """Number and pixels (P, P, 3) of each window of a pair, read-only, black beyond the crop."""
+        """Yield index and pixels (P, P, 3) of each window of a pair, read-only, black beyond the crop."""
         picture = self._read(int(self.rows[pair]))
         for place in (pair, pair + len(self.rows)):
             x, y = self.corners[place]
@@ -182,7 +183,7 @@ class Cuts:
             yield place, part
 
     def each(self, work: Callable[[int, Pixels], None]) -> None:
-        """Do ``work`` on all windows, in a thread for each core."""
+        """Call ``work(index, pixels)`` for all windows, with one thread for each core."""
         parts = np.array_split(np.arange(len(self.rows)), min(len(os.sched_getaffinity(0)), len(self.rows)))
 
         def do(part: np.ndarray) -> None:
@@ -193,7 +194,7 @@ class Cuts:
         if len(parts) == 1:
             do(parts[0])
             return
-        with ThreadPoolExecutor(len(parts)) as pool:  # not kept: a pool that is would break a fork
+        with ThreadPoolExecutor(len(parts)) as pool:  # not kept: a persistent pool would break on fork
             list(pool.map(do, parts))
 
     def copy(self) -> Pixels:
@@ -228,7 +229,7 @@ def _fused(cuts: Cuts, augment: Mapping[str, Any], draws: Mapping[str, Floats]) 
 
 
 def _in_pixels(moves: Floats, side: int) -> Floats:
-    """Affine matrices (B, 2, 3) between coordinates from -1 to 1, as ones between centres of pixels."""
+    """Convert affine matrices (B, 2, 3) from coordinates in -1 to 1 to pixel-centre coordinates."""
     # -1 and 1 are the outer edges of the image: pixel i lies at (2i + 1) / side - 1
     first = 1 / side - 1
     constant = moves[:, :, :2].sum(axis=2) * first + moves[:, :, 2]
@@ -250,7 +251,7 @@ def _one_by_one(cuts: Cuts, augment: Mapping[str, Any], seeds: list[int]) -> npt
         v2.RandomGrayscale(augment["grayscale"]),
     ])  # fmt: skip
     out = np.empty((len(cuts), cuts.patch, cuts.patch, 3), np.float32)
-    with torch.random.fork_rng(devices=[]):  # torchvision draws from the one generator all threads share
+    with torch.random.fork_rng(devices=[]):  # torchvision uses the generator that all threads share
         for pair in range(len(cuts.rows)):
             for place, pixels in cuts.of(pair):
                 torch.random.default_generator.manual_seed(seeds[place])

@@ -1,7 +1,7 @@
-"""What the features are good for so far: the QWK of a k-NN while their encoder is being trained.
+"""Monitor an encoder during pretraining: the validation QWK of a k-NN on its features.
 
-It is for looking at only: nothing is chosen by it, and no grade reaches the encoder. A copy is measured, in
-evaluation mode and without a random number, so the training goes on as if nobody had looked.
+For monitoring only: nothing is selected by it, and no grade influences the encoder. A copy is evaluated, in
+evaluation mode and without random numbers, so the training itself is unaffected.
 """
 
 from collections.abc import Mapping
@@ -19,18 +19,18 @@ from drgrade.pretrain.base import Graded
 from drgrade.schema import GRADES
 
 K = 15
-"""Neighbours that vote, or all where there are fewer (arXiv 2410.00779)."""
+"""Number of neighbours, or all where there are fewer (arXiv 2410.00779)."""
 TEMPERATURE = 0.07
-"""Of the votes (Wu et al., CVPR 2018)."""
+"""Temperature of the votes (Wu et al., CVPR 2018)."""
 
 
 class Watch:
-    """Measures an encoder after every few epochs.
+    """Evaluates an encoder after every few epochs.
 
     Args:
-        graded: photographs that vote and that are graded; None: nothing is measured.
+        graded: photographs for training and validating the k-NN; None: nothing is measured.
         encoder: timm name.
-        size: side that whole crops are shown at.
+        size: side in pixels to which whole crops are resized.
         every: epochs from one measurement to the next; None: nothing is measured.
     """
 
@@ -39,13 +39,13 @@ class Watch:
         self.every = every
 
     def values(self, encoder: nn.Module, epoch: int) -> dict[str, float]:
-        """``val_knn_qwk`` of the encoder as it is, or nothing where it is not this epoch's turn.
+        """``val_knn_qwk`` of the encoder, or an empty dict in epochs without a measurement.
 
-        Of several processes each measures all, as none can go on before the others.
+        In distributed training all processes must call this, and all get the same value.
 
         Args:
-            encoder: pooled features (B, D) of normalised images (B, 3, size, size).
-            epoch: just finished, from 0.
+            encoder: maps normalised images (B, 3, size, size) to pooled features (B, D).
+            epoch: number of the finished epoch, from 0.
         """
         if self.graded is None or self.every is None or (epoch + 1) % self.every:
             return {}
@@ -53,9 +53,9 @@ class Watch:
 
 
 def knn_qwk(frozen: Frozen, graded: Graded) -> float:
-    """QWK of the votes of training photographs for validation photographs: -1 to 1.
+    """QWK, from -1 to 1, of the k-NN's predictions for the validation photographs.
 
-    Not a number where a feature is none.
+    NaN where a feature is not finite.
     """
     known, asked = (encode(frozen, part.images, part.rows) for part in (graded.train, graded.val))
     if not (np.isfinite(known).all() and np.isfinite(asked).all()):
@@ -66,5 +66,5 @@ def knn_qwk(frozen: Frozen, graded: Graded) -> float:
 
 
 def unwatched(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """A method's block without what is only for looking: a training resumes whether it is watched or not."""
+    """A method's params without those for monitoring, so that changing these does not prevent resuming."""
     return {key: value for key, value in settings.items() if key != "knn_every"}
