@@ -1,10 +1,12 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 
+from drgrade import predict
 from drgrade.errors import UserError
 from drgrade.grading.finetune import Finetune, Params
 from drgrade.grading.regression import Regressor
@@ -19,6 +21,22 @@ def model(tmp_path):
     grader.network = Regressor("tf_efficientnet_lite0", "imagenet")
     grader.save(tmp_path / "model")
     return tmp_path / "model"
+
+
+def tagged(path: Path, pixels: np.ndarray) -> None:
+    """A DICOM photograph."""
+    from pydicom.dataset import Dataset, FileMetaDataset
+
+    found = Dataset()
+    found.file_meta = FileMetaDataset()
+    found.file_meta.TransferSyntaxUID = "1.2.840.10008.1.2.1"
+    found.SOPClassUID = "1.2.840.10008.5.1.4.1.1.77.1.5.1"  # ophthalmic photography, 8 bit
+    found.SOPInstanceUID = "1.2.3"
+    found.Rows, found.Columns, found.SamplesPerPixel = *pixels.shape[:2], 3
+    found.PhotometricInterpretation, found.PlanarConfiguration, found.PixelRepresentation = "RGB", 0, 0
+    found.BitsAllocated, found.BitsStored, found.HighBit = 8, 8, 7
+    found.PixelData = pixels.tobytes()
+    found.save_as(path, enforce_file_format=True)
 
 
 def disc(red: int) -> Image.Image:
@@ -42,6 +60,90 @@ def test_a_folder_with_a_broken_photograph_is_graded_all_the_same(model, tmp_pat
     assert all(table["reason"][2:])
     assert list(table["score"][2:]) == ["", ""]
     assert set(table["use"]) == {"research only, not a diagnosis"}
+
+
+def test_folders_are_searched_as_the_pipeline_does(model, tmp_path, caplog):
+    folder, linked = tmp_path / "photographs", tmp_path / "elsewhere"
+    (folder / "sub").mkdir(parents=True)
+    linked.mkdir()
+    for place in (
+        folder / "a.jpg",
+        folder / "sub/b.WEBP",
+        folder / "._a.jpg",
+        linked / "c.tif",
+        folder / "d.bmp",
+    ):
+        disc(200).save(place, {".webp": "WEBP"}.get(place.suffix.lower()))
+    tagged(folder / "e.dcm", np.asarray(disc(150)))
+    (folder / "linked").symlink_to(linked)
+    (folder / "linked/again").symlink_to(folder)
+    (folder / ".hidden").mkdir()
+    disc(90).save(folder / ".hidden/f.jpg")
+    (folder / "gone.jpg").symlink_to(tmp_path / "nowhere")
+    (folder / "notes.txt").write_text("left alone")
+    predict_files([folder], model, tmp_path / "grades.csv")
+    table = pd.read_csv(tmp_path / "grades.csv", keep_default_na=False)
+    names = [str(Path(path).relative_to(folder)) for path in table["file"]]
+    assert names == ["a.jpg", "d.bmp", "e.dcm", "gone.jpg", "linked/c.tif", "sub/b.WEBP"]
+    assert list(table["status"]) == ["ok", "ok", "ok", "failed", "ok", "ok"]
+    assert table["reason"][3] == "no such file or directory"
+    assert "1 files are not read, such as" in caplog.text
+
+
+def test_what_shows_no_retina_is_not_graded_unless_forced(model, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (120, 160, 3)).astype(np.uint8)
+    Image.fromarray(noise).save(tmp_path / "noise.png")
+    Image.fromarray(noise * 0 + 255).save(tmp_path / "white.png")
+    disc(200).save(tmp_path / "eye.png")
+    paths = [tmp_path / f"{name}.png" for name in ("eye", "noise", "white")]
+    predict_files(paths, model, tmp_path / "grades.csv")
+    table = pd.read_csv(tmp_path / "grades.csv")
+    assert list(table["status"]) == ["ok", "no retina found", "no retina found"]
+    assert table["grade"].notna().tolist() == [True, False, False]
+    assert table["reason"][1] == "neither a field of view nor the colours of a retina"
+    assert table["crop_rule"].tolist() == ["disc", "disc:fallback_square", "disc:fallback_square"]
+    assert table["fov"].tolist() == [1, 0, 0]
+    assert table["quality"][1:].tolist() == [0, 0]
+    predict_files(paths, model, tmp_path / "forced.csv", force=True)
+    forced = pd.read_csv(tmp_path / "forced.csv")
+    assert list(forced["status"]) == list(table["status"])
+    assert forced["grade"].notna().all()
+    assert forced["score"][0] == table["score"][0]
+
+
+def test_the_table_does_not_depend_on_the_workers(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(predict, "BATCH", 2)
+    monkeypatch.setattr(predict, "WORTH", 1)
+    for number in range(5):
+        disc(90 + 30 * number).save(tmp_path / f"{number}.png")
+    paths = [tmp_path / f"{number}.png" for number in range(5)]
+    predict_files(paths, model, tmp_path / "one.csv")
+    predict_files(paths, model, tmp_path / "two.csv", workers=2)
+    assert (tmp_path / "one.csv").read_text() == (tmp_path / "two.csv").read_text()
+
+
+def test_a_place_that_cannot_be_written_is_named_before_any_work(model, tmp_path):
+    disc(200).save(tmp_path / "a.png")
+    (tmp_path / "file").write_text("no folder")
+    for out, why in ((tmp_path, "is a folder"), (tmp_path / "file/grades.csv", "cannot be written")):
+        with pytest.raises(UserError, match=f"{out}: {why}"):
+            predict_files([tmp_path / "none.png", tmp_path / "a.png"], model, out)
+
+
+def test_a_model_is_named_by_its_folder_or_file_and_a_damaged_one_is_one_line(model, tmp_path):
+    disc(200).save(tmp_path / "a.png")
+    predict_files([tmp_path / "a.png"], model / "model.json", tmp_path / "o.csv")
+    whole = (model / "model.json").read_text()
+    for damage in ("{", "[]", whole.replace('"crop"', '"crib"'), whole.replace('"size": 48', '"size": "x"')):
+        (model / "model.json").write_text(damage)
+        with pytest.raises(UserError) as error:
+            predict_files([tmp_path / "a.png"], model, tmp_path / "o.csv")
+        assert "\n" not in str(error.value)
+        assert "model.json" in str(error.value)
+    (model / "model.json").write_text(whole)
+    (model / "model.safetensors").write_bytes(b"x" * 100)
+    with pytest.raises(UserError, match=r"model\.safetensors: "):
+        predict_files([tmp_path / "a.png"], model, tmp_path / "o.csv")
 
 
 def test_one_photograph_gets_the_same_score_alone_and_in_company(model, tmp_path):

@@ -179,6 +179,8 @@ def _by_hand(verb: Verb) -> None:
     sub = verb(do.predict, params=False)
     sub.add_argument("photographs", type=Path, nargs="+")
     _paths(sub, "model", "out")
+    sub.add_argument("--force", action="store_true", help="grade photographs without a retina too")
+    sub.add_argument("--workers", type=_number, default=os.cpu_count())
     verb(do.check, params=False).add_argument("file", type=Path, nargs="?", default=Path("params.yaml"))
     verb(do.params, params=False).add_argument("file", type=Path, nargs="?", default=Path("params.yaml"))
     verb(do.schema, params=False)

@@ -1,92 +1,180 @@
 """Grade new photographs with a trained model, from the file to a row of a CSV."""
 
 import logging
+import tempfile
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from drgrade.data.listing import PHOTOGRAPHS, escaped, walk
 from drgrade.errors import UserError
 from drgrade.evaluate.metrics import to_grades
 from drgrade.files import atomic_write
 from drgrade.grading.base import Grader, Photographs
-from drgrade.grading.models import load_model
+from drgrade.grading.models import MODEL, load_model
 from drgrade.images.crop import crop_photograph
 from drgrade.images.read import ReadError
+from drgrade.images.rules import Picture
+from drgrade.images.survey import Survey, survey
+from drgrade.images.workers import in_order
+from drgrade.params import Crop
 from drgrade.schema import GRADE_NAMES, GRADES
 
 log = logging.getLogger(__name__)
 
-BATCH = 64  # photographs held in memory at a time
-SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp"}
+BATCH = 64
+"""Photographs held in memory at a time."""
+WORTH = 16
+"""Photographs that take longer than a process takes to start."""
+NO_RETINA = "no retina found"
+COLUMNS = ("quality", "fov", "sharpness", "exposure", "contrast")
+
+
+class Prepared(NamedTuple):
+    """One photograph, ready to be graded, or the reason why it is not."""
+
+    crop: Picture | None = None
+    rule: str = ""
+    status: str = "failed"
+    reason: str = ""
+    quality: Survey = Survey()
 
 
 def photographs_in(paths: list[Path]) -> list[Path]:
-    """Files as they are, folders opened (by suffix, sorted).
+    """Files as they are, and the photographs in folders as the pipeline finds them (:func:`walk`), sorted.
+
+    Logs how many files of a folder are not taken for photographs.
 
     Raises:
-        UserError: a path does not exist, or nothing is left.
+        UserError: a path does not exist or cannot be read, or nothing is left.
     """
     found: list[Path] = []
     for path in paths:
         if not path.exists():
             raise UserError(f"{path}: no such file or folder")
-        inside = sorted(item for item in path.rglob("*") if item.suffix.lower() in SUFFIXES)
-        found += inside if path.is_dir() else [path]
+        if not path.is_dir():
+            found.append(path)
+            continue
+        try:
+            inside = [Path(entry.path) for _, entry in walk(path)]
+        except OSError as error:
+            raise UserError(
+                f"{error.filename}: cannot be read ({error.strerror}); correct its permissions"
+            ) from None
+        photographs = [file for file in inside if file.suffix.lower() in PHOTOGRAPHS]
+        others = [file for file in inside if file.suffix.lower() not in PHOTOGRAPHS]
+        found += photographs
+        if others:
+            told = path, len(others), escaped(str(others[0])), ", ".join(PHOTOGRAPHS)
+            log.warning("%s: %d files are not read, such as %s; photographs end in %s", *told)
     if not found:
-        raise UserError(f"{paths[0]}: holds no photographs ({', '.join(sorted(SUFFIXES))})")
+        raise UserError(f"{paths[0]}: holds no photographs ({', '.join(PHOTOGRAPHS)})")
     return found
 
 
-def predict_files(paths: list[Path], model: Path, out: Path) -> None:
-    """Write a CSV: file, status, reason, score (expected grade), grade, its name, p0-p4.
+def predict_files(
+    paths: list[Path], model: Path, out: Path, *, force: bool = False, workers: int = 1
+) -> None:
+    """Write a CSV: file, status, reason, score (expected grade), grade, its name, p0-p4, quality, crop rule.
 
-    A photograph that cannot be read is a row with a reason; the rest go on.
+    A photograph that cannot be read or shows no retina is a row with a reason; the rest go on.
+
+    Args:
+        paths: photographs, and folders of them.
+        model: folder of a model, or its ``model.json``.
+        out: the CSV.
+        force: grade photographs without a retina too; their status stays.
+        workers: processes that read photographs.
 
     Raises:
-        UserError: there is no such model, or it builds on models of other experiments.
+        UserError: there is no such model, it builds on models of other experiments, or ``out`` cannot be
+            written.
     """
-    grader = load_model(model)
+    grader = load_model(model.parent if model.name == MODEL else model)
     if grader.params.members:
         raise UserError(
             f"{model}: builds on the models of {', '.join(grader.params.members)}, which single photographs "
             "do not go through; name one of those"
         )
+    _check_writable(out)
     files = photographs_in(paths)
-    tables = []
-    for start in range(0, len(files), BATCH):
-        tables.append(_predict_batch(files[start : start + BATCH], grader))
-        log.info("%d of %d photographs", min(start + BATCH, len(files)), len(files))
-    with atomic_write(out) as partial:
-        pd.concat(tables).to_csv(partial, index=False, float_format="%.4f")
-
-
-def _predict_batch(files: list[Path], grader: Grader) -> pd.DataFrame:
-    crop = grader.crop
-    images = np.zeros((len(files), crop.size, crop.size, 3), np.uint8)
-    reasons = []
-    for place, path in enumerate(files):
-        try:
-            images[place], _, _ = crop_photograph(path, crop)
-            reasons.append("")
-        except ReadError as error:
-            reasons.append(str(error))
-    readable = np.array([not reason for reason in reasons])
-    table = pd.DataFrame(
-        {"file": [str(path) for path in files], "status": np.where(readable, "ok", "failed")}
+    batches = [files[start : start + BATCH] for start in range(0, len(files), BATCH)]
+    prepare = partial(_prepare_all, grader.crop)
+    prepared = in_order(prepare, batches, min(workers, len(files) // WORTH))
+    tables: list[pd.DataFrame] = []
+    for batch, ready in zip(batches, prepared, strict=True):
+        tables.append(_grade(batch, ready, grader, force))
+        log.info("%d of %d photographs", sum(map(len, tables)), len(files))
+    table = pd.concat(tables)
+    with atomic_write(out) as unfinished:
+        table.to_csv(unfinished, index=False, float_format="%.4f")
+    log.info(
+        "%s: %s", out, ", ".join(f"{n} {status}" for status, n in table["status"].value_counts().items())
     )
-    table["reason"] = reasons
+
+
+def _check_writable(out: Path) -> None:
+    """Raise a UserError if ``out`` cannot be written, before hours of work."""
+    if out.is_dir():
+        raise UserError(f"{out}: is a folder; name a file with --out")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out.parent).close()
+    except OSError as error:
+        raise UserError(
+            f"{out}: cannot be written ({error.strerror}); name another file with --out"
+        ) from None
+
+
+def _prepare_all(options: Crop, files: list[Path]) -> list[Prepared]:
+    return [_prepare(path, options) for path in files]
+
+
+def _prepare(path: Path, options: Crop) -> Prepared:
+    """Survey and crop one photograph."""
+    found = survey(path)
+    if found.reason:
+        return Prepared(reason=found.reason)
+    try:
+        crop, _, rule = crop_photograph(path, options)
+    except ReadError as error:
+        return Prepared(reason=str(error))
+    if found.retina:
+        return Prepared(crop, rule, "ok", "", found)
+    return Prepared(crop, rule, NO_RETINA, "neither a field of view nor the colours of a retina", found)
+
+
+def _grade(files: list[Path], prepared: list[Prepared], grader: Grader, force: bool) -> pd.DataFrame:
+    size = grader.crop.size
+    table = pd.DataFrame(
+        {
+            "file": [escaped(str(path)) for path in files],
+            "status": [one.status for one in prepared],
+            "reason": [one.reason for one in prepared],
+        }
+    )
+    graded = np.array([one.status == "ok" or (force and one.crop is not None) for one in prepared])
+    images = np.stack(
+        [np.zeros((size, size, 3), np.uint8) if one.crop is None else one.crop for one in prepared]
+    )
     probabilities = np.full((len(files), len(GRADES)), np.nan)
     score = np.full(len(files), np.nan)
     unknown = pd.DataFrame({"image_id": table["file"], "patient_id": None, "eye": None, "grade": pd.NA})
-    output = grader.predict(Photographs(images, unknown.assign(row=range(len(files)))[readable]))
-    probabilities[readable], score[readable] = output.probabilities, output.score
+    if graded.any():
+        output = grader.predict(Photographs(images, unknown.assign(row=range(len(files)))[graded]))
+        probabilities[graded], score[graded] = output.probabilities, output.score
     grades = to_grades(np.nan_to_num(score))
     table["score"] = score
-    table["grade"] = pd.array(np.where(readable, grades, 0), "Int8")
-    table.loc[~readable, "grade"] = pd.NA
-    table["name"] = np.where(readable, np.array(GRADE_NAMES)[grades], "")
+    table["grade"] = pd.array(np.where(graded, grades, 0), "Int8")
+    table.loc[~graded, "grade"] = pd.NA
+    table["name"] = np.where(graded, np.array(GRADE_NAMES)[grades], "")
     for grade in GRADES:
         table[f"p{grade}"] = probabilities[:, grade]
+    for name in COLUMNS:
+        table[name] = [getattr(one.quality, name) for one in prepared]
+    table["crop_rule"] = [one.rule for one in prepared]
     table["use"] = "research only, not a diagnosis"
     return table

@@ -1,7 +1,7 @@
 """The tables that pass between stages: their columns, types and allowed values.
 
-Every stage reads and writes its tables through this module, so a contract is stated once.
-Boxes are half-open pixel intervals ``[x1, x2) x [y1, y2)``; the frame is named beside each table.
+Every stage reads and writes its tables through this module, so each format is defined once.
+Boxes are half-open pixel intervals ``[x1, x2) x [y1, y2)``; each table states its coordinate frame.
 """
 
 from pathlib import Path
@@ -30,20 +30,21 @@ INDEX = {
     "patient_id": "string",
     "eye": "string",  # left, right or missing
     "grade": "Int8",  # 0-4 or missing
-    "fov": "Float32",  # 0-1, share of the field of view's outline that was found; missing when not looked at
+    "fov": "Float32",  # 0-1, share of the field of view's outline that was found; missing when not assessed
     "sharpness": "Float32",  # 0-1, as are the next three
     "exposure": "Float32",
     "contrast": "Float32",
     "quality": "Float32",  # gradability from the four above
     "quality_label": "string",  # the dataset's own: good, usable, reject, or missing
     "phash": "string",  # 256-bit perceptual hash, 64 hexadecimal digits, or missing
+    "retina": "boolean",  # whether it looks like a photograph of a retina
     "subset": "string",  # grading, segmentation
     "split": "string",  # train, val, test
     "fold": "Int8",  # 0..k-1 with cross-validation, else missing
-    "status": "string",  # ok, unlabelled, filtered (readable, takes no part), unreadable, missing
+    "status": "string",  # ok, unlabelled, filtered (readable, not used), unreadable, missing
     "reason": "string",  # empty when ok
 }
-"""``index.parquet``, one row for each photograph or label, whatever its state."""
+"""``index.parquet``, one row for each photograph or label, whatever its status."""
 
 CROPS = {
     "image_id": "string",
@@ -53,7 +54,7 @@ CROPS = {
     "x1": "Int32",
     "y1": "Int32",
     "scale": "Float64",  # crop pixels for each original pixel
-    "rule": "string",  # the rule that found the box; a fallback says so
+    "rule": "string",  # the rule that found the box, or the name of a fallback
     "status": "string",  # ok, failed
     "reason": "string",
 }
@@ -72,8 +73,8 @@ LESION_BOXES = {
 
 MASKS = {
     "image_id": "string",
-    "row": "Int64",  # in masks.npy
-    "annotated": "UInt8",  # kinds that were looked for, a bit each
+    "row": "Int64",  # row in masks.npy
+    "annotated": "UInt8",  # lesion types that were annotated, one bit each
     "status": "string",  # ok, failed
     "reason": "string",
 }
@@ -84,7 +85,7 @@ PREDICTIONS = {
     "image_id": "string",
     "patient_id": "string",
     "eye": "string",
-    "split": "string",  # val, test, or external: another dataset, all of it
+    "split": "string",  # val, test, or external (all of another dataset)
     "grade": "Int8",
     "score": "Float64",  # expected grade, 0-4
     "p0": "Float64",
@@ -95,9 +96,9 @@ PREDICTIONS = {
     "predicted": "Int8",
     "experiment": "string",
     "seed": "Int64",
-    "fold": "Int8",  # that the model was not trained on; missing without cross-validation
+    "fold": "Int8",  # test fold of the model; missing without cross-validation
 }
-"""``predictions.parquet`` of one training, the same for every method."""
+"""``predictions.parquet`` of one training, the same for every grader."""
 
 
 def conform(table: pd.DataFrame, columns: dict[str, str]) -> pd.DataFrame:
@@ -113,7 +114,7 @@ def conform(table: pd.DataFrame, columns: dict[str, str]) -> pd.DataFrame:
 
 
 def read_table(path: Path, columns: dict[str, str]) -> pd.DataFrame:
-    """Read a parquet table and hold it to its contract.
+    """Read a parquet table and check its columns, see :func:`conform`.
 
     Raises:
         UserError: the file is not there, is not parquet, or lacks a column.
@@ -129,6 +130,6 @@ def read_table(path: Path, columns: dict[str, str]) -> pd.DataFrame:
 
 
 def write_table(table: pd.DataFrame, path: Path, columns: dict[str, str]) -> None:
-    """Write a parquet table under its contract; atomically."""
+    """Write a parquet table with these columns, see :func:`conform`; atomically."""
     with atomic_write(path) as partial:
         conform(table, columns).to_parquet(partial, index=False)

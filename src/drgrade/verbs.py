@@ -247,7 +247,7 @@ def predict(args: Arguments) -> None:
     from drgrade.predict import predict_files
 
     take_gpu()
-    predict_files(args.photographs, args.model, args.out)
+    predict_files(args.photographs, args.model, args.out, force=args.force, workers=args.workers)
 
 
 def check(args: Arguments) -> None:

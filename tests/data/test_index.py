@@ -2,6 +2,7 @@ import hashlib
 import io
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -237,12 +238,29 @@ def test_a_broken_manifest(tmp_path: Path, text: str) -> None:
         read_manifest(tmp_path / "none.tsv")
 
 
-def test_a_link_to_nothing_is_named(root: Path, tmp_path: Path) -> None:
-    (root / "images" / "0_left.jpg").unlink()
-    (root / "images" / "0_left.jpg").symlink_to(tmp_path / "moved away.jpg")
-    with pytest.raises(UserError, match=r"images/0_left\.jpg: cannot be read \(No such file.*\); bring"):
-        write_manifest(root, tmp_path / "m.tsv")
-    assert not (tmp_path / "m.tsv").exists()
+def test_names_and_links_of_all_kinds_are_rows_and_the_others_go_on(root: Path, tmp_path: Path) -> None:
+    images = root / "images"
+    (images / "0_left.jpg").unlink()
+    (images / "0_left.jpg").symlink_to(tmp_path / "moved away.jpg")
+    (images / "1_left.jpg").unlink()
+    (images / "1_left.jpg").symlink_to("1_left.jpg")
+    (images / "24_left.jpeg").mkdir()
+    (images / "25\n_left.jpg").write_bytes((images / "3_left.jpg").read_bytes())
+    Path(os.fsdecode(bytes(images) + b"/26\xff_left.jpg")).write_bytes(b"x")
+    (images / "again").symlink_to(images)
+    (images / "27\u202f_left.jpg").write_bytes(unique_jpeg(99))
+    table = index(tmp_path)
+    assert len(table) == 28
+    bad = table[table["status"] == "unreadable"]["reason"]
+    assert set(bad.index) == {"0_left", "1_left", "24_left", "25\\n_left", "26\\xff_left"}
+    assert bad["0_left"] == "no such file or directory"
+    assert bad["1_left"] == "too many levels of symbolic links"
+    assert bad["24_left"] == "is a directory"
+    assert all("rename the file" in bad[name] for name in ("25\\n_left", "26\\xff_left"))
+    assert table.loc["27\u202f_left", "status"] == "unlabelled"
+    lines = (tmp_path / "manifest.tsv").read_text().splitlines()
+    assert len(lines) == 1 + 28 + 1
+    assert sum(line.endswith("unreadable") for line in lines) == 5
 
 
 def test_an_empty_folder_and_an_unknown_dataset(tmp_path: Path) -> None:

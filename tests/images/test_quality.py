@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from drgrade.images.quality import Quality, measure
+from drgrade.images.quality import Quality, looks_like_retina, measure
 from drgrade.images.read import read_reduced
-from drgrade.images.rules import Circle, fit_disc
+from drgrade.images.rules import Circle, find_box, fit_disc
 
 PERFECT = Circle(260.0, 240.0, 220.0)
 
@@ -33,8 +33,53 @@ def test_a_good_photograph_is_gradable():
 
 
 def test_no_field_of_view_no_quality():
-    assert measure(fundus(), None) == Quality(0, 0, 0, 0)
+    grey = np.repeat(fundus()[..., :1], 3, axis=2)
+    assert measure(grey, None) == Quality(0, 0, 0, 0)
     assert measure(fundus(), Circle(-900.0, 240.0, 220.0)) == Quality(0, 0, 0, 0)
+
+
+SQUARE = np.s_[110:370, 190:450]
+"""A square inside the field of view of :func:`fundus`."""
+
+
+def test_a_crop_without_a_rim_is_measured_and_its_field_of_view_unknown():
+    quality = measure(fundus()[SQUARE], None)
+    assert quality.fov is None
+    assert quality.score > 0.9
+    blurred = measure(fundus(blur=8)[SQUARE], None)
+    assert blurred.sharpness < 0.5 < quality.sharpness
+
+
+def test_a_white_surround_and_an_ellipse_are_measured_without_it():
+    white = fundus()
+    rows, columns = np.indices(white.shape[:2]) + 0.5
+    white[np.hypot(columns - PERFECT.x, rows - PERFECT.y) > PERFECT.radius] = 255
+    ellipses = [cv2.resize(fundus(), None, fx=ratio, fy=1) for ratio in (1.15, 1.3, 1.6)]
+    for picture in (white, *ellipses):
+        assert fit_disc(picture) is None  # a circle would be wrong; the crop's rule says that it fell back
+        assert find_box(picture, "disc")[1].startswith("disc:fallback_")
+        quality = measure(picture, None)
+        assert quality.fov is None
+        assert quality.score > 0.8
+
+
+def pictures_without_an_eye():
+    noise = np.random.default_rng(0).integers(0, 256, (400, 600, 3)).astype(np.uint8)
+    form = np.full((400, 600, 3), 250, np.uint8)
+    for row in range(20, 380, 20):
+        cv2.putText(form, "Name, date of birth, eye, remarks", (20, row), 0, 0.6, (30, 30, 60), 1)
+    return {"black": noise * 0, "white": noise * 0 + 255, "noise": noise, "form": form}
+
+
+@pytest.mark.parametrize("name", pictures_without_an_eye())
+def test_what_is_no_eye_does_not_look_like_a_retina(name):
+    picture = pictures_without_an_eye()[name]
+    assert not looks_like_retina(picture, fit_disc(picture))
+
+
+def test_photographs_and_crops_look_like_a_retina():
+    assert looks_like_retina(fundus(), fit_disc(fundus()))
+    assert looks_like_retina(fundus()[SQUARE], None)
 
 
 @pytest.mark.parametrize(("measured", "changes"), [

@@ -1,12 +1,13 @@
 import io
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
 from drgrade.images.crop import crop_photograph
-from drgrade.images.read import ReadError, read_photograph, read_size
+from drgrade.images.read import ReadError, read_photograph, read_reduced, read_size
 from drgrade.params import Crop
 
 
@@ -54,12 +55,29 @@ class TestRead:
         np.testing.assert_array_equal(read, np.repeat((deep // 256)[..., None], 3, axis=2))
 
     def test_sixteen_bit_colour(self, tmp_path):
-        cv2 = pytest.importorskip("cv2")
         deep = np.dstack([ramp16(), ramp16()[::-1], ramp16()[:, ::-1]])
         for name in ("deep.png", "deep.tif"):
             cv2.imwrite(str(tmp_path / name), deep[..., ::-1])
             difference = read_photograph(tmp_path / name) - deep / 257
             assert np.abs(difference).max() <= 1, name
+
+    @pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+    @pytest.mark.parametrize("name", ["deep.png", "deep.tif"])
+    def test_bits_of_a_sensor_in_a_file_of_sixteen(self, tmp_path, name, bits):
+        grey = np.tile(np.linspace(0, (1 << bits) - 1, 90).astype(np.uint16), (60, 1))
+        cv2.imwrite(str(tmp_path / name), np.dstack([grey, grey[::-1], grey[:, ::-1]])[..., ::-1])
+        read = read_photograph(tmp_path / name)
+        np.testing.assert_array_equal(read[..., 0], grey >> (bits - 8))
+        np.testing.assert_array_equal(read[..., 2], grey[:, ::-1] >> (bits - 8))
+        read = read_photograph(save(tmp_path / f"grey-{name}", grey))
+        np.testing.assert_array_equal(read[..., 1], grey >> (bits - 8))
+
+    def test_the_largest_page_of_a_tiff(self, tmp_path):
+        pages = [Image.fromarray(eye(90, 60, 28)), Image.fromarray(eye()), Image.fromarray(eye(45, 30, 14))]
+        path = tmp_path / "pages.tif"
+        pages[0].save(path, save_all=True, append_images=pages[1:])
+        np.testing.assert_array_equal(read_photograph(path), eye())
+        assert read_size(path) == (900, 600)
 
     def test_cmyk(self, tmp_path):
         Image.fromarray(eye(96, 64, 30)).convert("CMYK").save(tmp_path / "cmyk.jpg", quality=95)
@@ -141,6 +159,44 @@ class TestReadErrors:
             np.testing.assert_array_equal(read_photograph(path), plain)
             path.write_bytes(data[:2] + b"\xff\xff\xff" + data[2:])  # a marker may be filled up
             np.testing.assert_array_equal(read_photograph(path), plain)
+
+    @pytest.mark.parametrize("start", [0.3, 0.6, 0.9])
+    @pytest.mark.parametrize("side", [None, 150])
+    def test_a_hole_in_a_jpeg(self, tmp_path, start, side):
+        """libjpeg warns of it and Pillow decodes it in silence: a photograph graded 2 became a 3."""
+        data = self.jpeg()
+        first = int(start * len(data))
+        path = tmp_path / "hole.jpg"
+        path.write_bytes(data[:first] + bytes(2000) + data[first + 2000 :])
+        with pytest.raises(ReadError, match=r"damaged JPEG \(.+\)"):
+            read_reduced(path, side)
+
+    def test_a_jpeg_cut_before_an_end_marker(self, tmp_path):
+        data = self.jpeg()
+        path = tmp_path / "cut.jpg"
+        path.write_bytes(data[: len(data) * 2 // 3] + b"\xff\xd9")
+        assert self.reason(path) == "damaged JPEG (premature end of data segment)"
+
+    def test_padding_before_the_end_of_a_jpeg_does_not_matter(self, tmp_path):
+        data = self.jpeg()
+        path = tmp_path / "padded.jpg"
+        path.write_bytes(data)
+        plain = read_photograph(path)
+        path.write_bytes(data[:-2] + bytes(16) + data[-2:])
+        np.testing.assert_array_equal(read_photograph(path), plain)
+
+    @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"subsampling": 1}])
+    @pytest.mark.parametrize("factor", [1, 2, 4, 8])
+    def test_jpegs_have_the_pixels_of_pillow(self, tmp_path, options, factor):
+        data = self.jpeg(quality=88, **options)
+        path = tmp_path / "a.jpg"
+        path.write_bytes(data)
+        picture, used = read_reduced(path, 600 / factor)
+        image = Image.open(io.BytesIO(data))
+        if factor > 1:
+            image.draft(None, (900 // factor, 600 // factor))
+        assert used == factor
+        np.testing.assert_array_equal(picture, np.asarray(image))
 
     @pytest.mark.parametrize("kept", [0.02, 0.5, 0.9])
     @pytest.mark.parametrize("suffix", ["png", "tif"])
@@ -297,6 +353,18 @@ class TestDicom:
         np.testing.assert_array_equal(read_photograph(path), np.asarray(Image.open(io.BytesIO(data))))
         assert read_size(path) == (900, 600)
 
+    def test_subsampled_colour_is_no_rgb_whatever_the_tag_says(self, tmp_path):
+        data = jpeg_of(eye(), quality=92, subsampling=2)
+        path = dicom(tmp_path / "a.dcm", eye(), "RGB", syntax=BASELINE_JPEG, data=data)
+        np.testing.assert_array_equal(read_photograph(path), np.asarray(Image.open(io.BytesIO(data))))
+
+    def test_a_hole_in_a_jpeg_inside(self, tmp_path):
+        noisy = eye() ^ np.random.default_rng(0).integers(0, 32, (600, 900, 3)).astype(np.uint8)
+        data = jpeg_of(noisy)
+        holed = data[: len(data) // 2] + bytes(2000) + data[len(data) // 2 + 2000 :]
+        path = dicom(tmp_path / "a.dcm", noisy, "YBR_FULL_422", syntax=BASELINE_JPEG, data=holed)
+        assert self.reason(path).startswith("damaged JPEG (")
+
     def reason(self, path):
         with pytest.raises(ReadError) as error:
             read_photograph(path)
@@ -374,7 +442,7 @@ class TestDicom:
 
 class TestSize:
     @pytest.mark.parametrize("orientation", range(1, 9))
-    @pytest.mark.parametrize("name", ["a.jpg", "a.png"])
+    @pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.tif"])
     def test_is_that_of_the_picture_as_read(self, tmp_path, name, orientation):
         exif = Image.Exif()
         exif[0x0112] = orientation

@@ -4,10 +4,10 @@ import logging
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from drgrade.data.listing import HEADER, Known, raw_root, remember, scan
+from drgrade.data.listing import HEADER, UNREADABLE, Known, digest, raw_root, remember, scan
 from drgrade.data.registry import DATASETS, Dataset, count_report
 from drgrade.errors import UserError
-from drgrade.files import sha256, write_file
+from drgrade.files import write_file
 from drgrade.params import Download
 
 log = logging.getLogger(__name__)
@@ -18,31 +18,27 @@ THREADS = 8
 def write_manifest(root: Path, manifest: Path, listing: Path | None = None) -> int:
     """List path (relative to ``root``), size in bytes and SHA-256 of all raw files; returns their number.
 
+    A file that cannot be read (a link to nothing, a name that is not UTF-8) is listed as such.
+
     Args:
         root: folder of the raw files.
         manifest: written.
         listing: written too, with what :mod:`.listing` needs to tell later whether the files are the same.
 
     Raises:
-        UserError: there are no raw files, one cannot be read, or has a tab or line break in its name.
+        UserError: there are no raw files, or a folder cannot be read.
     """
     found = scan(root)  # before they are read: what changes meanwhile is then seen to be newer
     if not found:
         raise UserError(f"{root}: holds no photographs; put the dataset's files there")
-    for name in found:
-        if any(mark in name for mark in "\t\r\n"):
-            raise UserError(f"{root}: file name {name!r} has a tab or a line break; rename it")
-    try:
-        with ThreadPoolExecutor(THREADS) as pool:
-            hashes = pool.map(sha256, [root / name for name in found])
-            files = {
-                name: Known(*state, digest)
-                for (name, state), digest in zip(found.items(), hashes, strict=True)
-            }
-    except OSError as error:  # such as a link to a file that was moved away
-        raise UserError(
-            f"{error.filename}: cannot be read ({error.strerror}); bring the file back, or remove its name"
-        ) from None
+    with ThreadPoolExecutor(THREADS) as pool:
+        hashes = pool.map(digest, [root / name for name in found])
+        files = {
+            name: Known(*state, sha256) for (name, state), sha256 in zip(found.items(), hashes, strict=True)
+        }
+    unread = [name for name, known in files.items() if known.sha256 == UNREADABLE]
+    if unread:
+        log.warning("%s: %d of %d files cannot be read, such as %s", root, len(unread), len(files), unread[0])
     if listing is not None:
         remember(files, listing)
     lines = [f"{name}\t{known.size}\t{known.sha256}" for name, known in files.items()]

@@ -6,14 +6,13 @@ Where it gives no patient or eye, the tags of DICOM files or names such as ``17_
 """
 
 import logging
-import os
 from collections import defaultdict
 from pathlib import Path
 
 import pandas as pd
 
 from drgrade.data.labels import match, photographs, read_labels
-from drgrade.data.listing import PHOTOGRAPHS
+from drgrade.data.listing import PHOTOGRAPHS, escaped, walk
 from drgrade.data.patients import EYES, Source, from_name, from_tags, patient_ids
 from drgrade.data.registry import DATASETS, READ_COLUMNS, Card, require
 from drgrade.params import Download
@@ -73,14 +72,9 @@ class Folder:
 
 def _warn_of_others(folder: Path, read: set[str]) -> None:
     """Log the files that are taken for no photographs, such as those in folders of their own."""
-    others = sorted(
-        Path(parent, name)
-        for parent, _, names in os.walk(folder)
-        for name in (set(names) - read if parent == str(folder) else names)
-        if not name.startswith(".")
-    )
+    others = [path for path, _ in walk(folder) if path not in read] if folder.is_dir() else []
     if others:
         log.warning(
             "%s: %d files are not read, such as %s; photographs lie directly there and end in %s",
-            folder, len(others), others[0].relative_to(folder), ", ".join(PHOTOGRAPHS),
+            folder, len(others), escaped(others[0]), ", ".join(PHOTOGRAPHS),
         )  # fmt: skip

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from drgrade.data.listing import raw_root, read_manifest
+from drgrade.data.listing import UNREADABLE, raw_root, read_manifest, state
 from drgrade.data.patients import UNKNOWN, unknown
 from drgrade.data.registry import DATASETS
 from drgrade.errors import UserError
@@ -19,6 +19,8 @@ from drgrade.splits.files import write_split
 from drgrade.splits.lists import read_lines
 
 log = logging.getLogger(__name__)
+
+ODD_NAME = "its name is not UTF-8, or has a line break or another control character; rename the file"
 
 
 def _limited(table: pd.DataFrame, limit: int, seed: int) -> pd.DataFrame:
@@ -55,7 +57,7 @@ def _excluded(path: Path | None, dataset: str, known: set[str]) -> set[str]:
 
 
 def digests(root: Path, paths: pd.Series, listed: dict[str, tuple[int, str]]) -> list[str | None]:
-    """SHA-256 of each photograph, as the manifest has it.
+    """SHA-256 of each photograph, as the manifest has it; None where it could not be read.
 
     Raises:
         UserError: a file is not what the manifest says.
@@ -63,7 +65,9 @@ def digests(root: Path, paths: pd.Series, listed: dict[str, tuple[int, str]]) ->
     found = []
     for path in paths:
         size, digest = listed.get(path, (None, None)) if isinstance(path, str) else (None, None)
-        if isinstance(path, str) and (size is None or (root / path).stat().st_size != size):
+        if digest == UNREADABLE:
+            digest = None
+        elif isinstance(path, str) and (size is None or state(root / path).size != size):
             raise UserError(
                 f"{root / path}: not as in the manifest; "
                 "delete results/<dataset>/download/manifest.tsv and run again"
@@ -78,7 +82,7 @@ def _state(row: Any, params: Index, excluded: Set[str]) -> tuple[str, str]:
     if not isinstance(row.path, str):
         return "missing", "label without a photograph"
     if row.unreadable:
-        return "unreadable", row.unreadable
+        return "unreadable", ODD_NAME if "\\" in row.path and pd.isna(row.sha256) else row.unreadable
     if row.image_id in excluded:
         return "filtered", "excluded by datasets.<name>.exclude"
     if params.drop_rejected and rejected:

@@ -10,7 +10,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 
-from drgrade.data.listing import PHOTOGRAPHS
+from drgrade.data.listing import PHOTOGRAPHS, escaped
 from drgrade.errors import UserError
 from drgrade.schema import GRADES
 
@@ -150,15 +150,18 @@ def key(name: str) -> str:
 def photographs(folder: Path) -> dict[str, Path]:
     """Photographs of a folder by :func:`key`, sorted by name; none when there is no such folder.
 
+    Names are :func:`escaped`, as in the manifest: a file whose name is changed by that cannot be read.
+
     Raises:
         UserError: two photographs differ only in their ending or in case.
     """
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if path.suffix.lower() in PHOTOGRAPHS and not path.name.startswith("."):
-            other = found.setdefault(key(path.name), path)
-            if other is not path:
-                raise UserError(f"{path}: same name as {other.name}; rename or remove one")
+            written = folder / escaped(path.name)
+            other = found.setdefault(key(written.name), written)
+            if other is not written:
+                raise UserError(f"{written}: same name as {other.name}; rename or remove one")
     return found
 
 

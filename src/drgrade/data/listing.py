@@ -5,13 +5,18 @@ added, removed or changed, or a corrected label file, changes the listing; a fil
 not. Sizes and times tell which files have to be read again, so that a large dataset takes a second.
 """
 
+import logging
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from stat import S_ISREG
+from typing import NamedTuple, TypeAlias
 
 from drgrade.errors import UserError
 from drgrade.files import sha256, write_file
+
+log = logging.getLogger(__name__)
 
 FOLDER = Path(".cache/drgrade/raw")
 PHOTOGRAPHS = (".jpeg", ".jpg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".dcm")
@@ -22,8 +27,13 @@ CHANGED = "changed"
 """In place of the SHA-256 of a file that the manifest does not know as it is."""
 
 
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+UNREADABLE = "unreadable"
+"""In place of the SHA-256 of a file that cannot be read."""
+
+
 class State(NamedTuple):
-    """Size in bytes and time of change of a file, in nanoseconds; -1 for a link to nothing."""
+    """Size in bytes and time of change of a file, in nanoseconds; -1 for a link to nothing, or a folder."""
 
     size: int
     time: int
@@ -43,32 +53,78 @@ def raw_root(dataset: str) -> Path:
 
 
 def scan(root: Path) -> dict[str, State]:
-    """Photographs, masks and label files under ``root`` by relative path, sorted.
+    """Photographs, masks and label files under ``root`` by relative path (:func:`escaped`), sorted.
 
     Raises:
         UserError: a folder may not be read.
     """
     try:
-        return dict(sorted(_scan(root, ""))) if root.is_dir() else {}
+        return dict(sorted(_scan(root))) if root.is_dir() else {}
     except OSError as error:
         raise UserError(
             f"{error.filename}: cannot be read ({error.strerror}); mend its permissions"
         ) from None
 
 
-def _scan(folder: Path, prefix: str) -> Iterator[tuple[str, State]]:
+def _scan(root: Path) -> Iterator[tuple[str, State]]:
+    for path, entry in walk(root):
+        if entry.name.lower().endswith(LISTED):
+            yield escaped(path), state(Path(entry.path))
+
+
+def state(path: Path) -> State:
+    """Size and time of a file."""
+    try:
+        found = path.stat()
+    except OSError:  # a link to nothing, or to itself
+        return State(-1, -1)
+    return State(found.st_size, found.st_mtime_ns) if S_ISREG(found.st_mode) else State(-1, -1)
+
+
+Entry: TypeAlias = "os.DirEntry[str]"
+
+
+def walk(folder: Path, prefix: str = "", above: tuple[str, ...] = ()) -> Iterator[tuple[str, Entry]]:
+    """All files under a folder by relative path, sorted; those of linked folders too, hidden ones not.
+
+    A folder that is called like a photograph, ``a.jpeg``, counts as a file. A link back to a folder that
+    holds it is logged and not followed.
+
+    Raises:
+        OSError: a folder may not be read.
+    """
+    above = (*above, os.path.realpath(folder))
     with os.scandir(folder) as entries:
-        for entry in entries:
+        for entry in sorted(entries, key=lambda entry: entry.name):
             if entry.name.startswith("."):
                 continue
-            if entry.is_dir():
-                yield from _scan(Path(entry.path), f"{prefix}{entry.name}/")
-            elif entry.name.lower().endswith(LISTED):
-                try:
-                    state = entry.stat()
-                    yield prefix + entry.name, State(state.st_size, state.st_mtime_ns)
-                except OSError:  # a link to nothing
-                    yield prefix + entry.name, State(-1, -1)
+            if not _is_folder(entry) or entry.name.lower().endswith(PHOTOGRAPHS):
+                yield prefix + entry.name, entry
+            elif entry.is_symlink() and os.path.realpath(entry.path) in above:
+                log.warning("%s: a link to a folder that holds it; not followed", escaped(entry.path))
+            else:
+                yield from walk(Path(entry.path), f"{prefix}{entry.name}/", above)
+
+
+def _is_folder(entry: Entry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def escaped(name: str) -> str:
+    """A name as tables can hold it: bytes that are not UTF-8 and control characters by their codes."""
+    text = name.encode(errors="surrogateescape").decode(errors="backslashreplace")
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def digest(path: Path) -> str:
+    """SHA-256 of a file; UNREADABLE where it cannot be read."""
+    try:
+        return sha256(path)
+    except OSError:
+        return UNREADABLE
 
 
 def refresh(dataset: str, manifest: Path, listing: Path) -> None:
@@ -97,10 +153,10 @@ def refresh(dataset: str, manifest: Path, listing: Path) -> None:
     lines, news = [HEADER], {}
     for path, state in found.items():
         old = known.get(path)
-        digest = _digest(root, path, state, old)
-        if digest is not None and old is not None and old.time != state.time:
-            news[path] = Known(*state, digest)
-        lines.append(f"{path}\t{state.size}\t{digest or CHANGED}")
+        same = _digest(root, path, state, old)
+        if same is not None and old is not None and old.time != state.time:
+            news[path] = Known(*state, same)
+        lines.append(f"{path}\t{state.size}\t{same or CHANGED}")
     _write(listing, "\n".join([*lines, ""]))
     if news:
         write_state(known | news, listing.with_suffix(".state"))
@@ -110,7 +166,7 @@ def _digest(root: Path, path: str, state: State, known: Known | None) -> str | N
     """The SHA-256 of a file that is as it was, read only if its time alone differs; None for any other."""
     if known is None or known.size != state.size:
         return None
-    if known.time not in (None, state.time) and sha256(root / path) != known.sha256:
+    if known.time not in (None, state.time) and digest(root / path) != known.sha256:
         return None
     return known.sha256
 

@@ -43,9 +43,15 @@ def read_model(kind: type[AnyGrader], folder: Path) -> AnyGrader:
         UserError: a file is missing or damaged, or a tensor does not fit.
     """
     about = read_about(folder)
-    grader = kind(kind.Params.model_validate(about["params"]), Crop.model_validate(about["crop"]))
-    if "preprocess" in about:
-        grader.preprocess = Preprocess.from_record(about["preprocess"])
+    try:
+        grader = kind(kind.Params.model_validate(about["params"]), Crop.model_validate(about["crop"]))
+        if "preprocess" in about:
+            grader.preprocess = Preprocess.from_record(about["preprocess"])
+    except (ValueError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{folder / MODEL}: not the description of a model ({reason}); train it again"
+        ) from None
     path = folder / TENSORS
     if not path.exists():
         grader.rebuild(about["facts"], {})

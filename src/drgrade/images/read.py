@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from drgrade.images import jpeg
 from drgrade.images.rules import Picture
 
 if TYPE_CHECKING:
@@ -23,10 +24,23 @@ LONGEST = 4
 """Larger or longer (longer by shorter side) images are not of an eye; damaged headers make such claims."""
 
 
+MOST_PAGES = 100
+"""Pages of a TIFF that are looked through for the largest."""
+TRANSPOSES = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns an image upright, by its EXIF orientation."""
 DICM = slice(128, 132)
 """Where the letters DICM stand in a DICOM file."""
 JPEG_SYNTAXES = "1.2.840.10008.1.2.4.5"
 """Start of the DICOM transfer syntaxes that hold JPEG streams."""
+BASELINE_JPEG = "1.2.840.10008.1.2.4.50"
 
 
 class ReadError(Exception):
@@ -34,7 +48,10 @@ class ReadError(Exception):
 
 
 def read_photograph(path: Path) -> Picture:
-    """Decode a photograph of any mode: grey, palette, alpha (over black), CMYK, 16 bit; EXIF-turned upright.
+    """Decode a photograph of any mode: grey, palette, alpha (over black), CMYK, 16 bit; upright as EXIF says.
+
+    Values of 16-bit PNG and TIFF files are scaled from the fewest of 8, 10, 12, 14 and 16 bits that hold the
+    brightest one. Of a TIFF with several pages the largest is read.
 
     DICOM: one frame, MONOCHROME1 and 2, RGB, YBR_FULL, YBR_FULL_422 or PALETTE COLOR, uncompressed, RLE or
     what Pillow decodes (JPEG baseline and extended, JPEG 2000); its stored bits are scaled to 8, without
@@ -72,12 +89,19 @@ def read_reduced(path: Path, side: float | None) -> tuple[Picture, int]:
         return _read_dicom(data), 1
     try:
         with Image.open(io.BytesIO(data)) as image:
-            if image.format in ("JPEG", "MPO") and _has_no_end(data):
-                raise ReadError("truncated JPEG")
-            factor = _reduce(image, side)
+            _seek_largest(image)
             _check_shape(*image.size)
+            if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
+                turned = _orientation(image)
+                factor = _factor(image.size, side) if turned == 1 else 1  # others may start inside a pixel
+                return _upright(jpeg.decode(data, factor), turned), factor
+            if image.format in ("JPEG", "MPO") and jpeg.has_no_end(data):
+                raise ReadError("truncated JPEG")
+            deep = _is_deep_colour(image)
             image.load()
-            return _upright_rgb(image), factor
+            return (_deep_colour(data) if deep else _upright_rgb(image)), 1
+    except jpeg.DamagedError as error:
+        raise ReadError(str(error)) from None
     except ReadError:
         raise
     except UnidentifiedImageError:
@@ -98,8 +122,10 @@ def read_size(path: Path) -> tuple[int, int]:
         if path.suffix.lower() == ".dcm":
             return _dicom_size(path)
         with Image.open(path) as image:
+            _seek_largest(image)
             width, height = image.size
-            return (height, width) if _orientation(image) >= 5 else (width, height)
+            turned = image.format != "TIFF" and _orientation(image) >= 5  # of a TIFF, Pillow turns the size
+            return (height, width) if turned else (width, height)
     except ReadError:
         raise
     except UnidentifiedImageError:
@@ -115,34 +141,52 @@ def read_size(path: Path) -> tuple[int, int]:
     raise ReadError("not an image" if start else "empty file")
 
 
-def _has_no_end(jpeg: bytes) -> bool:
-    """Whether the stream of a JPEG lacks its end; libjpeg fills a zeroed tail with grey and says nothing.
-
-    Looked for behind the header, which may hold a thumbnail with an end of its own; what some cameras append
-    behind the end does not matter.
-    """
-    at = 2
-    while jpeg[at : at + 1] == b"\xff" and jpeg[at + 1 : at + 2] != b"\xda":  # up to the start of the scan
-        filled = jpeg[at + 1 : at + 2] == b"\xff"
-        at += 1 if filled else 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
-    return jpeg.find(b"\xff\xd9", at) < 0
-
-
 def _check_shape(width: int, height: int) -> None:
     if width * height > MOST_PIXELS or max(width, height) > LONGEST * min(width, height):
         raise ReadError(f"{width}x{height} pixels are no photograph of an eye")
 
 
-def _reduce(image: Image.Image, side: float | None) -> int:
-    """Ask libjpeg for the smallest scale whose shorter side is at least ``side``; returns 1, 2, 4 or 8."""
-    width, height = image.size
-    if side is None or _orientation(image) != 1:  # turned images may not start on a whole reduced pixel
-        return 1
-    for factor in (8, 4, 2):
-        if min(width, height) / factor >= side:
-            image.draft(None, (width // factor, height // factor))
-            return factor if image.size == (-(-width // factor), -(-height // factor)) else 1
-    return 1
+def _seek_largest(image: ImageFile.ImageFile) -> None:
+    """Go to the largest page of a TIFF: scanners and viewers may put a thumbnail before it."""
+    pages = min(getattr(image, "n_frames", 1), MOST_PAGES) if image.format == "TIFF" else 1
+    if pages > 1:
+        areas = []
+        for page in range(pages):
+            image.seek(page)
+            areas.append(image.width * image.height)
+        image.seek(int(np.argmax(areas)))
+
+
+def _factor(size: tuple[int, int], side: float | None) -> int:
+    """The largest of 1, 2, 4 and 8 by which a JPEG's shorter side may be divided to be at least ``side``."""
+    return next((factor for factor in (8, 4, 2) if side is not None and min(size) / factor >= side), 1)
+
+
+def _upright(picture: Picture, orientation: int) -> Picture:
+    if orientation not in TRANSPOSES:
+        return picture
+    return np.asarray(Image.fromarray(picture).transpose(TRANSPOSES[orientation]))
+
+
+def _is_deep_colour(image: ImageFile.ImageFile) -> bool:
+    """Whether Pillow would drop the lower half of 16-bit colours."""
+    return image.mode in ("RGB", "RGBA") and any("16" in str(tile.args) for tile in image.tile)
+
+
+def _deep_colour(data: bytes) -> Picture:
+    """uint8 RGB of a PNG or TIFF of 16-bit colours, scaled by :func:`_stored_bits`."""
+    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_ANYDEPTH | cv2.IMREAD_COLOR)
+    if pixels is None:
+        raise ReadError("cannot be decoded (16-bit colours of an unusual kind)")
+    return _eight_bits(pixels[..., ::-1], _stored_bits(pixels))
+
+
+def _stored_bits(pixels: np.ndarray) -> int:
+    """Bits that hold the brightest of 16-bit pixels: 8, 10, 12, 14 or 16, as sensors have them.
+
+    A file of 16 bits does not say how many of them its camera used.
+    """
+    return next(bits for bits in (8, 10, 12, 14, 16) if int(pixels.max()) < 1 << bits)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -158,7 +202,8 @@ def _upright_rgb(image: Image.Image) -> Picture:
     if image.mode == "F":
         raise ReadError("32-bit float pixels have no agreed range; convert to 8 or 16 bit")
     if image.mode.startswith("I"):
-        grey = (np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8)
+        deep = np.asarray(image).clip(0, 65535).astype(np.uint16)
+        grey = _eight_bits(deep, _stored_bits(deep))
         return cv2.cvtColor(grey, cv2.COLOR_GRAY2RGB).astype(np.uint8, copy=False)
     if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))
@@ -202,10 +247,13 @@ def _read_dicom(data: bytes) -> Picture:
     try:
         syntax = str(getattr(found.file_meta, "TransferSyntaxUID", ""))
         stored = found.PixelData
-        if syntax.startswith(JPEG_SYNTAXES) and _has_no_end(stored[stored.find(b"\xff\xd8\xff") :]):
-            raise ReadError("truncated JPEG")
-        pixels, bits = pixel_array(found), int(found.BitsStored)
         kind = found.PhotometricInterpretation
+        if syntax.startswith(JPEG_SYNTAXES):
+            stream = stored[stored.find(b"\xff\xd8\xff") :]
+            decoded = _checked(stream, syntax)
+            if decoded is not None and kind == "RGB" and jpeg.is_subsampled(stream):
+                return decoded  # YCbCr whatever the tag says
+        pixels, bits = pixel_array(found), int(found.BitsStored)
         if kind == "PALETTE COLOR":
             pixels = apply_color_lut(pixels, found)
             bits = 8 * pixels.dtype.itemsize
@@ -213,6 +261,8 @@ def _read_dicom(data: bytes) -> Picture:
             pixels = pixels.astype(np.int64) + (1 << (bits - 1))
     except ReadError:
         raise
+    except jpeg.DamagedError as error:
+        raise ReadError(str(error)) from None
     except Exception as error:  # pydicom and its decoders raise AttributeError, ValueError, RuntimeError, ...
         text = " ".join(str(error).split())
         if "truncated" in text or "less than expected" in text:
@@ -224,6 +274,15 @@ def _read_dicom(data: bytes) -> Picture:
     if kind == "MONOCHROME1":  # the lowest value is white
         picture = 255 - picture
     return picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, axis=2)
+
+
+def _checked(stream: bytes, syntax: str) -> Picture | None:
+    """The pixels of a JPEG stream of 8 bits, decoded to see that it is whole; None where libjpeg cannot."""
+    if syntax == BASELINE_JPEG:
+        return jpeg.decode(stream)
+    if jpeg.has_no_end(stream):
+        raise jpeg.DamagedError("truncated JPEG")
+    return None
 
 
 def _eight_bits(pixels: np.ndarray, bits: int) -> Picture:

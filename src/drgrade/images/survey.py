@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from drgrade.images.fingerprint import perceptual_hash
-from drgrade.images.quality import measure
+from drgrade.images.quality import looks_like_retina, measure
 from drgrade.images.read import ReadError, read_reduced, read_size
 from drgrade.images.rules import fit_disc
 from drgrade.images.workers import in_order
@@ -32,6 +32,7 @@ class Survey(NamedTuple):
         contrast: likewise.
         quality: the lowest of the four.
         phash: perceptual hash, 64 hexadecimal digits; None for an image without content.
+        retina: whether it looks like a photograph of a retina; None when it cannot be decoded.
         reason: why it cannot be read; empty when it can.
     """
 
@@ -43,6 +44,7 @@ class Survey(NamedTuple):
     contrast: float | None = None
     quality: float | None = None
     phash: str | None = None
+    retina: bool | None = None
     reason: str = ""
 
 
@@ -58,7 +60,8 @@ def survey(path: Path) -> Survey:
         return Survey(width, height, reason=str(error))
     circle = fit_disc(picture)
     quality = measure(picture, circle)
-    return Survey(width, height, *quality, quality.score, perceptual_hash(picture, circle))
+    phash, retina = perceptual_hash(picture, circle), looks_like_retina(picture, circle)
+    return Survey(width, height, *quality, quality.score, phash, retina)
 
 
 def survey_all(paths: Sequence[Path | None], workers: int) -> list[Survey]:

@@ -1,0 +1,67 @@
+"""Decode JPEG streams, at full or reduced resolution, and refuse damaged ones.
+
+Pillow decodes a stream with a hole and says nothing, although libjpeg warns; simplejpeg reports the warnings.
+Its pixels are those of Pillow, bit for bit: both are libjpeg-turbo's.
+"""
+
+import re
+
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+
+HARMLESS = re.compile(r"(\d{1,2}) extraneous bytes before marker 0xd9|Adobe color transform|JFIF revision")
+"""Warnings of libjpeg that do not concern pixels: some cameras fill up the end of the stream."""
+
+
+class DamagedError(Exception):
+    """A stream is damaged or incomplete; the message is fit for a table."""
+
+
+def decode(stream: bytes, factor: int = 1) -> npt.NDArray[np.uint8]:
+    """Decode a grey or colour JPEG at 1/factor of its resolution, sides rounded up.
+
+    Args:
+        stream: the JPEG; what follows its end does not matter.
+        factor: 1, 2, 4 or 8.
+
+    Returns:
+        uint8 RGB (H, W, 3).
+
+    Raises:
+        DamagedError: pixels are missing or wrong.
+    """
+    if has_no_end(stream):
+        raise DamagedError("truncated JPEG")
+    try:
+        height, width = simplejpeg.decode_jpeg_header(stream)[:2]
+        sides = {"min_height": -(-height // factor), "min_width": -(-width // factor)} if factor > 1 else {}
+        try:
+            return simplejpeg.decode_jpeg(stream, "RGB", **sides)
+        except ValueError as warning:
+            if not HARMLESS.search(str(warning)):
+                raise
+        return simplejpeg.decode_jpeg(stream, "RGB", strict=False, **sides)
+    except ValueError as error:
+        reason = str(error).removeprefix("Corrupt JPEG data: ")
+        raise DamagedError(f"damaged JPEG ({reason})") from None
+
+
+def has_no_end(stream: bytes) -> bool:
+    """Whether a stream lacks its end marker.
+
+    It is looked for behind the header, which may hold a thumbnail with an end of its own; what some cameras
+    append behind the end does not matter.
+    """
+    at = 2
+    while (
+        stream[at : at + 1] == b"\xff" and stream[at + 1 : at + 2] != b"\xda"
+    ):  # up to the start of the scan
+        filled = stream[at + 1 : at + 2] == b"\xff"
+        at += 1 if filled else 2 + int.from_bytes(stream[at + 2 : at + 4], "big")
+    return stream.find(b"\xff\xd9", at) < 0
+
+
+def is_subsampled(stream: bytes) -> bool:
+    """Whether the colour of a stream is stored at a lower resolution, which is never the case for RGB."""
+    return simplejpeg.decode_jpeg_header(stream)[3] not in ("444", "Gray")
