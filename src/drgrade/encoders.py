@@ -4,11 +4,11 @@ Weights load strictly and from tensors only. Nothing is fetched in silence: Imag
 the packaged EfficientNet-Lite0 or, for other backbones, from a file in ``data/weights``.
 """
 
-from argparse import Namespace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from drgrade.checkpoints import fitted, read_tensors
 from drgrade.errors import UserError
 from drgrade.files import sha256
 
@@ -19,12 +19,6 @@ WEIGHTS = Path("data/weights")
 """Where start weights are looked for: ``<timm name>.safetensors`` (or ``.pth``)."""
 PACKAGED = "tf_efficientnet_lite0"
 PACKAGED_SHA256 = "57934424"  # leading digits, as in the published file's name
-PREFIXES = ("module.", "model.", "net.", "network.", "backbone.", "encoder.")
-"""What training programs put before a backbone's names, alone or nested."""
-HEADS = ("classifier", "fc.", "head", "projector", "projection_head")
-"""Beginnings of names beside a backbone's that may be left over."""
-INSIDE = ("state_dict", "model", "teacher")
-"""Where checkpoints keep the tensors; of DINO's student and teacher the teacher is the encoder."""
 
 
 def create_encoder(
@@ -106,8 +100,7 @@ def start_tensors(
 ) -> "dict[str, torch.Tensor]":
     """The tensors of ``start`` by a backbone's names; every backbone tensor must be matched.
 
-    Names may carry wrappers' prefixes. Tensors of a head may be left over, none of the model's own may be
-    missing but BatchNorm's counters, which files from before torch 0.4.1 lack and nothing depends on.
+    See :func:`.checkpoints.fitted`, which may make a vision transformer pool the mean of its tokens.
 
     Args:
         model: the backbone; it may be on the device ``meta``, as names and shapes are all that is read.
@@ -120,28 +113,9 @@ def start_tensors(
     """
     path = imagenet_file(name) if start == "imagenet" else Path(start)
     tensors = read_tensors(path)
-    own = model.state_dict()
     if path.name.startswith("efficientnet-lite0"):
         tensors = _in_timm_names(tensors)
-    elsewhere = f"these weights belong to another backbone than {name}"
-    found = _without_prefixes(tensors, set(own), path)
-    if not own.keys() & found.keys():
-        raise UserError(f"{path}: no tensor matches (first: {next(iter(tensors))}); {elsewhere}")
-    counters = {key: own[key] for key in own if key.endswith("num_batches_tracked")}
-    found = counters | found
-    missing = [key for key in own if key not in found]
-    if missing:
-        raise UserError(
-            f"{path}: {len(missing)} of {len(own)} tensors are missing (first: {missing[0]}); {elsewhere}"
-        )
-    wrong = [key for key in own if found[key].shape != own[key].shape]
-    if wrong:
-        shapes = tuple(found[wrong[0]].shape), tuple(own[wrong[0]].shape)
-        raise UserError(f"{path}: {wrong[0]} is {shapes[0]}, not {shapes[1]}; {elsewhere}")
-    extra = [key for key in found if key not in own and not key.startswith(HEADS)]
-    if extra and not trunk:
-        raise UserError(f"{path}: {extra[0]} has no place; {elsewhere}")
-    return {key: found[key] for key in own}
+    return fitted(model, name, tensors, path, trunk=trunk)
 
 
 def start_record(name: str, start: str | None, seed: int | None) -> dict[str, Any]:
@@ -192,63 +166,6 @@ def imagenet_file(name: str) -> Path:
         f"(on a connected machine: timm.create_model({name!r}, pretrained=True), then "
         f"safetensors.torch.save_file(model.state_dict(), ...)), or start from {PACKAGED}"
     )
-
-
-def read_tensors(path: Path) -> "dict[str, torch.Tensor]":
-    """All tensors of a ``.safetensors``, ``.pth``, ``.pt`` or ``.ckpt`` file; runs no code from it.
-
-    A checkpoint's state dict is looked for under ``state_dict``, ``model`` and ``teacher``, one within the
-    other; what else a checkpoint holds (optimiser, arguments) is left aside.
-
-    Raises:
-        UserError: the file is missing, is a whole pickled module, or holds no state dict.
-    """
-    import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    if not path.is_file():
-        raise UserError(f"{path}: no such weights file")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        # DINO's checkpoints keep their command line's arguments, a class without code
-        with torch.serialization.safe_globals([Namespace]):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, OSError, ValueError, EOFError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path}: not a weights file ({reason})") from None
-    except Exception as error:  # pickle.UnpicklingError: a whole pickled module would run code
-        raise UserError(
-            f"{path}: holds more than tensors ({type(error).__name__}); save a state dict"
-        ) from None
-    for key in INSIDE:
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    content = content if isinstance(content, dict) else {}
-    tensors = {key: value for key, value in content.items() if isinstance(value, torch.Tensor)}
-    if not tensors:
-        raise UserError(f"{path}: holds no tensors by name; save a state dict")
-    return tensors
-
-
-def _without_prefixes(
-    tensors: "dict[str, torch.Tensor]", wanted: set[str], path: Path
-) -> "dict[str, torch.Tensor]":
-    """Strip wrappers' prefixes (``module.backbone.`` and the like) from names the model does not have."""
-
-    def bare(key: str) -> str:
-        for prefix in PREFIXES:
-            if key not in wanted and key.startswith(prefix):
-                return bare(key.removeprefix(prefix))
-        return key
-
-    found: dict[str, str] = {}
-    for key in tensors:
-        other = found.setdefault(bare(key), key)
-        if other != key and bare(key) in wanted:
-            raise UserError(f"{path}: {other} and {key} both stand for {bare(key)}; keep one network's")
-    return {short: tensors[key] for short, key in found.items()}
 
 
 def _in_timm_names(tensors: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":

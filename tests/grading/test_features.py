@@ -11,7 +11,8 @@ import timm
 import torch
 
 from drgrade import inference, schema
-from drgrade.encoders import create_encoder, read_tensors
+from drgrade.checkpoints import read_tensors
+from drgrade.encoders import create_encoder
 from drgrade.errors import UserError
 from drgrade.grading import features as module
 from drgrade.grading.base import GRADERS, Job, Photographs, Start

@@ -58,13 +58,14 @@ def read_model(kind: type[AnyGrader], folder: Path) -> AnyGrader:
         if grader.tensors() is not None:
             raise UserError(f"{path}: no such file; run the stage grade again")
         return grader
-    from drgrade.encoders import read_tensors
+    from drgrade.checkpoints import pool_like, read_tensors
 
     found = read_tensors(path)
     grader.rebuild(about["facts"], {name: tuple(value.shape) for name, value in found.items()})
     network = grader.tensors()
     try:
         if network is not None:
+            pool_like(network, found)
             network.load_state_dict(found)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from drgrade.checkpoints import pool_like, read_tensors
 from drgrade.device import exact
-from drgrade.encoders import create_encoder, read_tensors, width
+from drgrade.encoders import create_encoder, width
 from drgrade.evaluate.metrics import qwk, to_grades
 from drgrade.grading.base import Job, Output, Photographs, Start, interpolated
 from drgrade.images.augment import Plan, apply, draw, normalise, plan
@@ -124,6 +125,7 @@ def begin(new_network: Callable[[str], GradedNetwork], start: Start) -> GradedNe
     """
     if start.kind == "experiment" and start.path is not None:
         network, tensors = new_network("random"), read_tensors(start.path)
+        pool_like(network, tensors)
         own = network.state_dict()
         if own.keys() == tensors.keys() and all(own[key].shape == tensors[key].shape for key in own):
             network.load_state_dict(tensors)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from drgrade.encoders import read_tensors
+from drgrade.checkpoints import read_tensors
 from drgrade.errors import UserError
 
 log = logging.getLogger(__name__)

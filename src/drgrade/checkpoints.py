@@ -1,0 +1,185 @@
+"""Read the weights files of the field, and fit their tensors to a backbone of timm.
+
+Programs for self-supervised learning save more than a backbone, under names of their own. Known are those
+of DINO, DINOv2, iBOT, MAE and RETFound, MoCo, SimSiam, Barlow Twins, BYOL, MMSelfSup, Lightning and
+torch.compile.
+"""
+
+from argparse import Namespace
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from drgrade.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    Tensors = dict[str, torch.Tensor]
+
+PREFIXES = (
+    "_orig_mod.", "module.", "model.", "net.", "network.", "backbone.", "encoder.",
+    "encoder_q.", "base_encoder.", "online_encoder.", "online_network.", "context_encoder.",
+)  # fmt: skip
+"""What training programs put before a backbone's names, alone or nested; MoCo's query encoder is its own."""
+LEFT_OVER = (
+    "classifier", "fc.", "head", "projector", "projection", "predictor", "decoder", "neck.", "bn.", "queue",
+    "mask_token", "masked_embed", "dino_head", "ibot_head", "encoder_k.", "momentum_encoder.",
+    "target_encoder.", "target_network.",
+)  # fmt: skip
+"""Beginnings of names that may be left over: heads, and the networks that a backbone was trained with."""
+INSIDE = ("state_dict", "model", "teacher", "model_state_dict")
+"""Where checkpoints keep the tensors; of DINO's student and teacher the teacher is the encoder."""
+NO_WEIGHTS = {
+    b"version https://git-lfs": "a Git LFS pointer; fetch the file itself (git lfs pull)",
+    b"<!doctype html": "a web page; download the file again, perhaps after logging in",
+    b"<html": "a web page; download the file again, perhaps after logging in",
+}
+"""What files that should hold weights often are instead, by their first bytes in lower case."""
+
+
+def read_tensors(path: Path) -> "Tensors":
+    """All tensors of a ``.safetensors``, ``.pth``, ``.pt`` or ``.ckpt`` file; runs no code from it.
+
+    A checkpoint's state dict is looked for under the keys INSIDE, one within the other; what else a
+    checkpoint holds (optimiser, arguments, NumPy scalars) is ignored.
+
+    Raises:
+        UserError: the file is missing, is a whole pickled module, or holds no state dict.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise UserError(f"{path}: no such weights file")
+    try:
+        with path.open("rb") as file:
+            start = file.read(64).lstrip().lower()
+        if other := [what for first, what in NO_WEIGHTS.items() if start.startswith(first)]:
+            raise UserError(f"{path}: not a weights file but {other[0]}")
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with torch.serialization.safe_globals(_data_classes()):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, OSError, ValueError, EOFError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(f"{path}: not a weights file ({reason})") from None
+    except UserError:
+        raise
+    except Exception as error:  # pickle.UnpicklingError: a whole pickled module would run code
+        raise UserError(
+            f"{path}: holds more than tensors ({type(error).__name__}); save a state dict"
+        ) from None
+    for key in INSIDE:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    content = content if isinstance(content, dict) else {}
+    tensors = {key: value for key, value in content.items() if isinstance(value, torch.Tensor)}
+    if not tensors:
+        raise UserError(f"{path}: holds no tensors by name; save a state dict")
+    return tensors
+
+
+def _data_classes() -> list[Any]:
+    """Classes without code that checkpoints keep beside tensors: command lines, and scalars of NumPy."""
+    import numpy as np
+    from numpy._core.multiarray import scalar
+
+    kinds = {type(np.dtype(code)) for code in "?bBhHiIlLqQefd"}
+    return [Namespace, np.dtype, scalar, (scalar, "numpy.core.multiarray.scalar"), *kinds]
+
+
+def fitted(
+    model: "nn.Module", name: str, tensors: "Tensors", path: Path, *, trunk: bool = False
+) -> "Tensors":
+    """The tensors of a weights file by a backbone's names; every tensor of the backbone must be matched.
+
+    Names may have wrappers' prefixes (PREFIXES). Tensors of heads and of other networks may be left over
+    (LEFT_OVER), none of the backbone's own may be missing but BatchNorm's counters, which files from before
+    torch 0.4.1 lack and nothing depends on. Position embeddings of another grid are interpolated. Where a
+    vision transformer was fine-tuned on the mean of its tokens (``fc_norm``), ``model`` is made to pool in
+    the same way.
+
+    Args:
+        model: the backbone; it may be on the device ``meta``.
+        name: its timm name, for the messages.
+        tensors: contents of the file.
+        path: the file, for the messages.
+        trunk: ``model`` is the first part of the backbone; tensors of the rest may be left over.
+
+    Raises:
+        UserError: tensors are missing, left over, of another shape or not finite.
+    """
+    elsewhere = f"these weights belong to another backbone than {name}"
+    wanted = set(model.state_dict()) | {"fc_norm.weight", "fc_norm.bias"}
+    found = _without_prefixes(tensors, wanted, path)
+    pool_like(model, found)
+    own = model.state_dict()
+    if not own.keys() & found.keys():
+        raise UserError(f"{path}: no tensor matches (first: {next(iter(tensors))}); {elsewhere}")
+    found = {key: own[key] for key in own if key.endswith("num_batches_tracked")} | found
+    if "pos_embed" in own and "pos_embed" in found:
+        found["pos_embed"] = _positions(model, found["pos_embed"], own["pos_embed"])
+    missing = [key for key in own if key not in found]
+    if missing:
+        raise UserError(
+            f"{path}: {len(missing)} of {len(own)} tensors are missing (first: {missing[0]}); {elsewhere}"
+        )
+    wrong = [key for key in own if found[key].shape != own[key].shape]
+    if wrong:
+        shapes = tuple(found[wrong[0]].shape), tuple(own[wrong[0]].shape)
+        raise UserError(f"{path}: {wrong[0]} is {shapes[0]}, not {shapes[1]}; {elsewhere}")
+    extra = [key for key in found if key not in own and not key.startswith(LEFT_OVER)]
+    if extra and not trunk:
+        raise UserError(f"{path}: {extra[0]} has no place; {elsewhere}")
+    broken = [key for key in own if found[key].device.type != "meta" and not found[key].isfinite().all()]
+    if broken:
+        raise UserError(f"{path}: {broken[0]} has values that are not finite; the training diverged")
+    return {key: found[key] for key in own}
+
+
+def pool_like(network: "nn.Module", names: Collection[str]) -> None:
+    """Make the vision transformers in a network pool like those whose tensors have these names.
+
+    timm's normalise the tokens and take the class token (``norm``), or take the mean of the others and
+    normalise that (``fc_norm``); MAE and RETFound are fine-tuned in the second way.
+    """
+    from torch import nn
+
+    for place, module in network.named_modules():
+        prefix = f"{place}." if place else ""
+        by_mean = f"{prefix}fc_norm.weight" in names and f"{prefix}norm.weight" not in names
+        if by_mean and isinstance(getattr(module, "fc_norm", None), nn.Identity):
+            module.fc_norm, module.norm, module.global_pool = module.norm, nn.Identity(), "avg"
+
+
+def _positions(model: Any, theirs: "torch.Tensor", own: "torch.Tensor") -> "torch.Tensor":
+    """Position embeddings (1, tokens, width), interpolated to the grid of the model."""
+    from timm.layers import resample_abs_pos_embed
+
+    differ = theirs.ndim == own.ndim == 3 and theirs.shape[1] != own.shape[1]
+    if not differ or theirs.shape[2] != own.shape[2] or not hasattr(model, "patch_embed"):
+        return theirs
+    prefix = 0 if model.no_embed_class else model.num_prefix_tokens
+    if int((theirs.shape[1] - prefix) ** 0.5) ** 2 != theirs.shape[1] - prefix:
+        return theirs  # no square grid: refused for its shape
+    return resample_abs_pos_embed(theirs, list(model.patch_embed.grid_size), num_prefix_tokens=prefix)
+
+
+def _without_prefixes(tensors: "Tensors", wanted: set[str], path: Path) -> "Tensors":
+    """Strip wrappers' prefixes (``module.backbone.`` and the like) from names the model does not have."""
+
+    def bare(key: str) -> str:
+        for prefix in PREFIXES:
+            if key not in wanted and key.startswith(prefix):
+                return bare(key.removeprefix(prefix))
+        return key
+
+    found: dict[str, str] = {}
+    for key in tensors:
+        other = found.setdefault(bare(key), key)
+        if other != key and bare(key) in wanted:
+            raise UserError(f"{path}: {other} and {key} both stand for {bare(key)}; keep one network's")
+    return {short: tensors[key] for short, key in found.items()}
