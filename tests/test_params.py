@@ -194,3 +194,46 @@ def test_a_block_comes_as_json():
     assert check_block(GradeBlock, '{"epochs": 3}', "grade").epochs == 3
     with pytest.raises(UserError, match="grade: Invalid JSON"):
         check_block(GradeBlock, "{", "grade")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (
+            "grade:\n  lr: 1e-3\n",
+            "should be a valid number, not '1e-3' (text); write 1.0e-3 (line 2)",
+        ),
+        (
+            "grade: {epochs: '3'}\n",
+            "grade.epochs: input should be a valid integer, not '3' (text); write 3",
+        ),
+        ("grade:\n  epochs: 3\n  lr: .inf\n", "grade.lr: input should be a finite number, not inf (line 3)"),
+        ("grade: {lr: .nan}\n", "grade.lr: input should be a finite number, not nan (line 1)"),
+        (
+            "grade: {epochs: 3}\nindex: {}\ngrade: {}\n",
+            "key 'grade' stands twice, in lines 1 and 3; keep one",
+        ),
+        ("grade:\n  epochs: 3\n  epochs: 4\n", "key 'epochs' stands twice, in lines 2 and 3; keep one"),
+        ("index: {}\n# caf\xe9\n".encode("latin-1"), "line 2: not UTF-8 text; save the file as UTF-8"),
+        ("index: {}\n".encode("utf-16"), "line 1: not UTF-8 text; save the file as UTF-8"),
+        (
+            "experiments:\n  a: {grader: majority, seeds: [1, 1]}\n",
+            "experiments.a.seeds: seed 1 stands twice; each is one training, so leave one out",
+        ),
+    ],
+)
+def test_mistakes_that_yaml_hides_name_key_line_and_remedy(
+    tmp_path: Path, text: str | bytes, says: str
+) -> None:
+    file = tmp_path / "params.yaml"
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(UserError) as error:
+        load(file)
+    assert says in str(error.value)
+    assert str(error.value).startswith(f"{file}: ")
+    assert "\n" not in str(error.value)
+
+
+def test_a_byte_order_mark_does_not_matter(tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_bytes("\ufeffgrade: {epochs: 3}\n".encode())
+    assert load(tmp_path / "params.yaml").grade.epochs == 3

@@ -103,3 +103,95 @@ def test_flatten():
         "a.c.d": "[2]",
         "e": "None",
     }
+
+
+UPLOAD = """
+import sys
+from pathlib import Path
+from drgrade import tracking
+with tracking.track("grade", sys.argv[1], {}) as run:
+    run.artifact(Path("figure.txt"))
+"""
+
+
+def test_a_moved_project_keeps_its_artifacts_beside_its_database(folder, tmp_path, monkeypatch):
+    before, moved = tmp_path / "before", tmp_path / "moved"
+    before.mkdir()
+    (before / "figure.txt").write_text("first")
+    subprocess.run([sys.executable, "-c", UPLOAD, "first"], check=True, cwd=before)
+    before.rename(moved)
+    subprocess.run([sys.executable, "-c", UPLOAD, "second"], check=True, cwd=moved)
+    assert not before.exists()
+    monkeypatch.chdir(moved)
+    client, runs = all_runs()
+    by_name = {run.info.run_name: run for run in runs}
+    for name in ("first", "second"):
+        assert by_name[name].info.artifact_uri.startswith(f"{moved.as_uri()}/mlruns/")
+        assert [file.path for file in client.list_artifacts(by_name[name].info.run_id)] == ["figure.txt"]
+
+
+def test_a_deleted_experiment_is_restored(folder, caplog):
+    with tracking.track("grade", "before", {}):
+        pass
+    client, _ = all_runs()
+    client.delete_experiment(client.get_experiment_by_name("drgrade").experiment_id)
+    with tracking.track("grade", "after", {}):
+        pass
+    _, runs = all_runs()
+    assert {"before", "after"} <= {run.info.run_name for run in runs}
+    assert "had been deleted, and is restored" in caplog.text
+
+
+def test_a_failed_upload_is_told_and_the_run_is_ended(folder, caplog):
+    with tracking.track("grade", "job", {}) as run:
+        run.artifact(Path("gone.txt"))
+        run.metrics({"loss": 1.0})
+    _, runs = all_runs()
+    (found,) = [run for run in runs if run.info.run_name == "job"]
+    assert found.info.status == "FINISHED"
+    assert found.data.metrics["loss"] == 1
+    assert "gone.txt" in found.data.tags["incomplete"]
+    assert "the run lacks this file" in caplog.text
+
+
+def test_a_run_whose_tracking_failed_is_ended(folder, monkeypatch):
+    with tracking.track("grade", "job", {}) as run, monkeypatch.context() as patch:
+        patch.setattr(type(run.client), "log_batch", lambda *_args, **_kwargs: 1 / 0)
+        run.metrics({"loss": 1.0})
+        assert run.client is None
+    _, runs = all_runs()
+    (found,) = [run for run in runs if run.info.run_name == "job"]
+    assert found.info.status == "FINISHED"
+    assert found.data.tags["incomplete"] == "division by zero"
+
+
+KILLED = """
+import os
+from drgrade import tracking
+with tracking.track("grade", "job", {"seed": 1}) as run:
+    run.metrics({"loss": 2.0}, step=0)
+    with run.child("fold0", {}) as child:
+        child.metrics({"loss": 3.0}, step=0)
+        os._exit(9)
+"""
+
+
+def test_a_resumed_training_goes_on_in_its_run(folder):
+    assert subprocess.run([sys.executable, "-c", KILLED], check=False).returncode == 9
+    with tracking.track("grade", "job", {"seed": 1}) as run:
+        run.metrics({"loss": 1.0}, step=1)
+        with run.child("fold0", {}) as child:
+            child.metrics({"loss": 1.0}, step=1)
+    with tracking.track("grade", "job", {"seed": 2}):
+        pass
+    client, runs = all_runs()
+    first = [run for run in runs if run.data.params.get("seed") == "1"]
+    (found,) = first
+    assert found.info.status == "FINISHED"
+    assert [entry.value for entry in client.get_metric_history(found.info.run_id, "loss")] == [2, 1]
+    (child,) = [run for run in runs if run.info.run_name == "fold0"]
+    assert [entry.value for entry in client.get_metric_history(child.info.run_id, "loss")] == [3, 1]
+    with tracking.track("grade", "job", {"seed": 1}):  # a finished one is a run of its own
+        pass
+    _, runs = all_runs()
+    assert len([run for run in runs if run.data.params.get("seed") == "1"]) == 2

@@ -5,10 +5,12 @@ work goes on. The default store is ``mlflow.db`` beside ``params.yaml``; ``MLFLO
 it, ``DRGRADE_TRACKING=off`` switches tracking off. See ``uv run mlflow ui``.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
+import sqlite3
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +27,11 @@ PARENT = "DRGRADE_PARENT"
 """Environment variable with the resolved params as JSON, set by the Snakefile for every job."""
 EXPERIMENT = "drgrade"
 LOCK = Path(".cache/drgrade/mlflow.lock")
+PLACES = (
+    ("experiments", "artifact_location"), ("runs", "artifact_uri"), ("model_versions", "source"),
+    ("model_versions", "storage_location"), ("logged_models", "artifact_location"),
+)  # fmt: skip
+"""Tables and columns of MLflow's database that hold absolute places of artifacts."""
 LONGEST_VALUE = 500  # characters MLflow keeps of a parameter
 
 
@@ -45,7 +52,11 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def _guarded(method: Callable[..., None]) -> Callable[..., None]:
-    """Tracking must not stop a run: the first failure is a warning, the rest are skipped."""
+    """Tracking must not stop a job: the first failure is logged and kept, further calls are skipped.
+
+    Only a failed upload does not stop the others, as the disk or the store of artifacts may be full while
+    the server works.
+    """
 
     @wraps(method)
     def call(self: "Run", *args: Any, **kwargs: Any) -> None:
@@ -54,8 +65,12 @@ def _guarded(method: Callable[..., None]) -> Callable[..., None]:
         try:
             method(self, *args, **kwargs)
         except Exception as error:  # a tracking server can fail in any way it likes
-            log.warning("MLflow: %s; this job goes on untracked", str(error).splitlines()[0])
-            self.client = None
+            self.failure = str(error).splitlines()[0] if str(error) else type(error).__name__
+            upload = method.__name__ == "artifact"
+            rest = "the run lacks this file" if upload else "this job goes on untracked"
+            log.warning("MLflow: %s; %s", self.failure, rest)
+            if not upload:
+                self.client = None
 
     return call
 
@@ -67,6 +82,19 @@ class Run:
         self.client = client
         self.run_id = run_id
         self.experiment_id = experiment_id
+        self.failure = ""
+        self._owner = client
+
+    def end(self, status: str) -> None:
+        """Close the run, whatever failed before; what it lacks is said in the tag ``incomplete``."""
+        if self._owner is None:
+            return
+        try:
+            if self.failure:
+                self._owner.set_tag(self.run_id, "incomplete", self.failure[:LONGEST_VALUE])
+            self._owner.set_terminated(self.run_id, status)
+        except Exception as error:
+            log.warning("MLflow: %s", str(error).splitlines()[0])
 
     @_guarded
     def params(self, values: Mapping[str, Any]) -> None:
@@ -117,7 +145,8 @@ class Run:
         """A run under this one, for one seed or fold."""
         run = type(self)()
         if self.client is not None:
-            run = _start(self.client, self.experiment_id, name, self.run_id, type(self))
+            job = _job(self.run_id, name, params)
+            run = _start(self.client, self.experiment_id, name, self.run_id, type(self), job)
             run.params(params)
         yield from _ended(run)
 
@@ -139,7 +168,7 @@ def track(stage: str, name: str, params: Mapping[str, Any]) -> Iterator[Run]:
     if os.environ.get("DRGRADE_TRACKING") != "off" and rank() == 0:
         try:
             client, experiment_id, parent = _open()
-            run = _start(client, experiment_id, name, parent, Run)
+            run = _start(client, experiment_id, name, parent, Run, _job(parent, stage, name, params))
             run.params(params)
             run.tags({"stage": stage, "git": _revision()})
         except Exception as error:  # no server, full disk, no rights: all the same to a training
@@ -221,14 +250,40 @@ def _open() -> tuple[Any, str, str | None]:
 
     with _lock():
         client = MlflowClient(tracking_uri())
-        experiment = client.get_experiment_by_name(EXPERIMENT)
-        if experiment:
-            experiment_id = experiment.experiment_id
-        else:
-            local = tracking_uri().startswith("sqlite:")
-            location = Path("mlruns").absolute().as_uri() if local else None
-            experiment_id = client.create_experiment(EXPERIMENT, location)
+        experiment_id = _experiment(client)
         return client, experiment_id, _parent(client, experiment_id)
+
+
+def _experiment(client: Any) -> str:
+    """The id of the experiment, which is made, restored, or brought back to its database as it needs."""
+    place = Path("mlruns").absolute().as_uri() if tracking_uri().startswith("sqlite:") else None
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment is None:
+        return str(client.create_experiment(EXPERIMENT, place))
+    if experiment.lifecycle_stage == "deleted":
+        client.restore_experiment(experiment.experiment_id)
+        log.warning("MLflow: the experiment %s had been deleted, and is restored", EXPERIMENT)
+    if "MLFLOW_TRACKING_URI" not in os.environ and place != experiment.artifact_location:
+        _move_artifacts(Path("mlflow.db"), experiment.artifact_location, str(place))
+    return str(experiment.experiment_id)
+
+
+def _move_artifacts(database: Path, old: str, new: str) -> None:
+    """Point all artifacts under a folder to another, after the project's folder was moved.
+
+    MLflow keeps absolute paths and has no call that changes them; left alone, it would make the old folder
+    again and write there.
+    """
+    log.info("MLflow: the project was moved; artifacts of %s are now looked for in %s", old, new)
+    with contextlib.closing(sqlite3.connect(database, timeout=60)) as connection, connection:
+        for table, column in PLACES:
+            columns = [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
+            if column in columns:
+                connection.execute(
+                    f"UPDATE {table} SET {column} = ? || substr({column}, ?)"
+                    f" WHERE {column} = ? OR substr({column}, 1, ?) = ?",
+                    (new, len(old) + 1, old, len(old) + 1, f"{old}/"),
+                )
 
 
 def _parent(client: Any, experiment_id: str) -> str | None:
@@ -247,9 +302,23 @@ def _parent(client: Any, experiment_id: str) -> str | None:
     return run.run_id
 
 
-def _start(client: Any, experiment_id: str, name: str, parent: str | None, kind: type[Any]) -> Any:
+def _start(
+    client: Any, experiment_id: str, name: str, parent: str | None, kind: type[Any], job: str = ""
+) -> Any:
+    """A new run; or the unfinished one of the same ``job``, which was interrupted and is resumed."""
+    if job:
+        unfinished = f"tags.job = '{job}' and attributes.status != 'FINISHED'"
+        for run in client.search_runs([experiment_id], unfinished, max_results=1):
+            client.update_run(run.info.run_id, status="RUNNING")
+            return kind(client, run.info.run_id, experiment_id)
     tags = {"mlflow.runName": name} | ({"mlflow.parentRunId": parent} if parent else {})
+    tags |= {"job": job} if job else {}
     return kind(client, client.create_run(experiment_id, tags=tags).info.run_id, experiment_id)
+
+
+def _job(*parts: Any) -> str:
+    """What tells a job, and its resumption, from others: a digest of parent run, names and params."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _ended(run: Any) -> Iterator[Any]:
@@ -259,11 +328,7 @@ def _ended(run: Any) -> Iterator[Any]:
         yield run
         status = "FINISHED"
     finally:
-        if run.client is not None:
-            try:
-                run.client.set_terminated(run.run_id, status)
-            except Exception as error:
-                log.warning("MLflow: %s", str(error).splitlines()[0])
+        run.end(status)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 import itertools
 import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -119,8 +120,86 @@ def test_every_encoding_of_a_mask_reads_alike(tmp_path: Path) -> None:
 
 
 def test_luminance_of_one_is_background(tmp_path: Path) -> None:
-    Image.fromarray(np.array([[0, 1, 2]], np.uint8)).save(tmp_path / "mask.png")
-    assert read_mask(tmp_path / "mask.png").tolist() == [[False, False, True]]
+    Image.fromarray(np.array([[0, 0, 1, 2, 76]], np.uint8)).save(tmp_path / "mask.png")
+    assert read_mask(tmp_path / "mask.png").tolist() == [[False, False, False, True, True]]
+
+
+LESION = mask_of((5, 5, 6, 4), (30, 20, 1, 1))
+
+
+def palette_of(*colours: tuple[int, int, int]) -> Image.Image:
+    image = Image.fromarray(LESION.astype(np.uint8), "P")
+    image.putpalette([value for colour in colours for value in colour])
+    return image
+
+
+def transparent(*colour: int) -> Image.Image:
+    pixels = np.zeros((*LESION.shape, 4), np.uint8)
+    pixels[LESION] = (*colour, 255)
+    return Image.fromarray(pixels)
+
+
+FORMS = {
+    "0 and 1": Image.fromarray(LESION.astype(np.uint8)),
+    "0 and class 3": Image.fromarray(LESION.astype(np.uint8) * 3),
+    "one bit": Image.fromarray(LESION),
+    "16 bit": Image.fromarray(LESION.astype(np.uint16) * 65535),
+    "16 bit, 0 and 1": Image.fromarray(LESION.astype(np.uint16)),
+    "16 bit, 0 and 255": Image.fromarray(LESION.astype(np.uint16) * 255),
+    "palette": palette_of((0, 0, 0), (255, 0, 0)),
+    "palette that shows nothing": palette_of((0, 0, 0), (0, 0, 0)),
+    "palette of 1": palette_of((0, 0, 0), (1, 1, 1)),
+    "red on transparent": transparent(255, 0, 0),
+    "black on transparent": transparent(0, 0, 0),
+    "opaque alpha": Image.fromarray(
+        np.dstack([LESION.astype(np.uint8) * 255] * 3 + [0 * LESION + 255]).astype(np.uint8)
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("ending", ["png", "tif"])
+def test_masks_as_programs_write_them(tmp_path: Path, form: str, ending: str) -> None:
+    FORMS[form].save(tmp_path / f"mask.{ending}")
+    np.testing.assert_array_equal(read_mask(tmp_path / f"mask.{ending}"), LESION)
+
+
+CLASSES = LESION.astype(np.uint8) + mask_of((20, 5, 3, 3)) * np.uint8(2)
+
+
+@pytest.mark.parametrize(
+    ("image", "reason"),
+    [
+        (
+            Image.fromarray(LESION.astype(np.uint8) + mask_of((20, 5, 3, 3)) * np.uint8(2)),
+            "classes 1, 2; write one",
+        ),
+        (Image.fromarray(255 - LESION.astype(np.uint8) * 255), "of the mask is lesion; if it is inverted"),
+        (Image.fromarray(1 - LESION.astype(np.uint8)), "of the mask is lesion; if it is inverted"),
+    ],
+)
+def test_masks_that_mean_something_else_are_refused(tmp_path: Path, image: Image.Image, reason: str) -> None:
+    image.save(tmp_path / "mask.png")
+    with pytest.raises(UserError, match=rf"mask\.png: .*{reason}"):
+        read_mask(tmp_path / "mask.png")
+
+
+def test_classes_in_a_palette_are_refused(tmp_path: Path) -> None:
+    image = Image.fromarray(CLASSES, "P")
+    image.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0])
+    image.save(tmp_path / "mask.png")
+    with pytest.raises(UserError, match="classes 0, 1, 2; write one"):
+        read_mask(tmp_path / "mask.png")
+
+
+@given(st.integers(1, 255), st.integers(0, 40 * 50 // 2 - 1), st.sampled_from(["png", "tif"]))
+def test_a_mask_that_is_not_blank_never_yields_nothing(value: int, pixel: int, ending: str) -> None:
+    values = np.zeros((40, 50), np.uint8)
+    values.ravel()[pixel] = value
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, f"mask.{ending}")
+        Image.fromarray(values).save(path)
+        assert np.array_equal(read_mask(path), values > 0)
 
 
 @pytest.mark.parametrize("content", [b"", b"not a picture"])

@@ -85,3 +85,29 @@ def test_a_dataset_behind_a_form_says_what_to_put_where(finished):
     assert "trainLabels.csv" in output
     assert yaml.safe_load((finished.folder / "params.yaml").read_text())["datasets"]["eyepacs"] == {}
     assert pd.read_csv(finished.file("evaluate/leaderboard.csv")).shape[0] == 2
+
+
+def test_a_params_file_that_yaml_misreads_is_one_line(fresh):
+    file = fresh.folder / "params.yaml"
+    text = file.read_text()
+    for content, reason in (
+        (text.encode() + b"grade: {}\n", "key 'grade' stands twice"),
+        (text.encode() + "# caf\xe9\n".encode("latin-1"), "not UTF-8 text; save the file as UTF-8"),
+    ):
+        file.write_bytes(content)
+        said = fresh.snakemake("--dry-run", ok=False)
+        assert any(
+            line.startswith("drgrade: error: params.yaml: ") and reason in line for line in said.splitlines()
+        )
+
+
+def test_labels_that_have_lost_their_zeros_stop_the_run_with_the_cause(fresh):
+    root = fresh.folder / "data/raw/folder"
+    (root / "images").mkdir(parents=True)
+    for number in range(4):
+        eye(number).save(root / f"images/{number:04}.jpg")
+    (root / "labels.csv").write_text("image,grade\n" + "".join(f"{number},0\n" for number in range(4)))
+    fresh.edit({"datasets.folder": {}})
+    said = fresh.snakemake("--", "results/folder/index/index.parquet", ok=False)
+    assert "0 of 4 labels match one of 4 photographs" in said
+    assert "lost leading zeros" in said

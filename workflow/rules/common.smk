@@ -13,15 +13,10 @@ from drgrade.devices import gpu_present
 from drgrade.encoders import placed_file
 from drgrade.errors import UserError
 from drgrade.estimate import estimate
-from drgrade.params import GRADERS, check
+from drgrade.params import GRADERS, check, read_yaml
 from drgrade.params.trainings import trainings
 from drgrade.seeding import torch_threads
 from drgrade.summary import summary
-
-# a --configfile takes the place of params.yaml, whose values must not shine through
-if not workflow.overwrite_configfiles:
-
-    configfile: "params.yaml"
 
 
 def or_exit(call, *arguments):
@@ -30,6 +25,15 @@ def or_exit(call, *arguments):
         return call(*arguments)
     except UserError as error:
         sys.exit(f"drgrade: error: {error}")
+
+
+for file in workflow.overwrite_configfiles or ["params.yaml"]:
+    or_exit(read_yaml, Path(file))
+
+# a --configfile takes the place of params.yaml, whose values must not shine through
+if not workflow.overwrite_configfiles:
+
+    configfile: "params.yaml"
 
 
 PARAMS = or_exit(

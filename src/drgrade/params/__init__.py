@@ -19,7 +19,7 @@ from drgrade.params.pretraining import (
     Pretraining,
     SimCLR,
 )
-from drgrade.params.read import check, check_block, json_schema, load, wrong
+from drgrade.params.read import check, check_block, json_schema, load, read_yaml, wrong
 from drgrade.params.results import Evaluate, Explanation, Report
 from drgrade.params.start import StartFrom, parse_start
 
@@ -28,5 +28,6 @@ __all__ = [
     "Detector", "Download", "Encoded", "Evaluate", "Experiment", "Explanation", "Grade", "Index",
     "LesionBoxes", "LesionContrastive", "LesionMasks", "LesionMetrics", "Lesions", "LocalToGlobal",
     "Overlaps", "Params", "Patches", "Pretraining", "Report", "Roles", "Scheme", "Shared", "SimCLR",
-    "Source", "StartFrom", "check", "check_block", "json_schema", "load", "parse_start", "wrong",
+    "Source", "StartFrom", "check", "check_block", "json_schema", "load", "parse_start",
+    "read_yaml", "wrong",
 ]  # fmt: skip

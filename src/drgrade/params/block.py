@@ -17,7 +17,7 @@ class Block(BaseModel):
     Of a block within it a file may give a part: the other keys are those of the field's default.
     """
 
-    model_config = ConfigDict(extra="forbid", strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
     @model_validator(mode="before")
     @classmethod

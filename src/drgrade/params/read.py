@@ -30,8 +30,44 @@ def _lines_of(problem: Any, source: str) -> list[str]:
     elif key:
         given = problem["input"]
         text = f"{text[0].lower()}{text[1:]}" + ("" if isinstance(given, dict) else f", not {given!r}")
+        if problem["type"] in ("float_type", "int_type") and isinstance(given, str):
+            text += _as_number(given)
+    number = _line_of(Path(source), path)
+    where = f" (line {number})" if number else ""
     # what Params refuses as a whole has a line for each reason
-    return [f"{source}: {key}: {line}" if key else f"{source}: {line}" for line in text.splitlines()]
+    return [f"{source}: {key}: {line}{where}" if key else f"{source}: {line}" for line in text.splitlines()]
+
+
+def _line_of(file: Path, path: list[Any]) -> int | None:
+    """Line of a key in a params file, or of its block where the key is left out; None without either."""
+    try:
+        node = yaml.compose(file.read_text(encoding="utf-8-sig"), yaml.SafeLoader)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+    line = None
+    for part in path:
+        if isinstance(node, yaml.MappingNode):
+            inner = {key.value: (key.start_mark.line, value) for key, value in node.value}.get(str(part))
+        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+            inner = node.value[part].start_mark.line, node.value[part]
+        else:
+            inner = None
+        if inner is None:
+            break
+        line, node = inner[0] + 1, inner[1]
+    return line
+
+
+def _as_number(text: str) -> str:
+    """What to write for a number that YAML takes for text, such as 1e-3; empty if it is none."""
+    mantissa, e, exponent = text.lower().partition("e")
+    try:
+        float(text)
+    except ValueError:
+        return ""
+    dotted = mantissa if "." in mantissa else f"{mantissa}.0"
+    signed = exponent if exponent[:1] in ("+", "-") else f"+{exponent}"
+    return f" (text); write {dotted}e{signed}" if e else f" (text); write {text} without quotes"
 
 
 def check(values: Any, source: str) -> Params:
@@ -54,7 +90,7 @@ def wrong(path: Path) -> list[str]:
         UserError: the file is missing or is not YAML.
     """
     try:
-        Params.model_validate(_values(path))
+        Params.model_validate(read_yaml(path))
     except ValidationError as error:
         return _lines(error, str(path))
     return []
@@ -78,14 +114,40 @@ def load(path: Path) -> Params:
     Raises:
         UserError: the file is missing, is not YAML, or breaks the model.
     """
-    return check(_values(path), str(path))
+    return check(read_yaml(path), str(path))
 
 
-def _values(path: Path) -> Any:
+class _Loader(yaml.SafeLoader):
+    """Refuses repeated keys, of which YAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for place, (key, _) in enumerate(node.value):
+            if key.value in keys[:place]:
+                first = node.value[keys.index(key.value)][0].start_mark.line + 1
+                raise yaml.constructor.ConstructorError(
+                    problem=f"key {key.value!r} stands twice, in lines {first} and "
+                    f"{key.start_mark.line + 1}; keep one"
+                )
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: Path) -> Any:
+    """The content of a YAML file in UTF-8, whose keys stand once.
+
+    Raises:
+        UserError: the file is missing, in another encoding or not YAML, or repeats a key; names the line.
+    """
     try:
-        return yaml.safe_load(path.read_text()) or {}
+        text = path.read_bytes().decode("utf-8-sig")
+        return yaml.load(text, _Loader) or {}
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
+    except UnicodeDecodeError as error:
+        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        raise UserError(f"{path}: line {line}: not UTF-8 text; save the file as UTF-8") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); correct its permissions") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
 
