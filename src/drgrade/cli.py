@@ -181,6 +181,14 @@ def _by_hand(verb: Verb) -> None:
     _paths(sub, "model", "out")
     sub.add_argument("--force", action="store_true", help="grade photographs without a retina too")
     sub.add_argument("--workers", type=_number, default=os.cpu_count())
+    sub = verb(do.new, params=False)
+    sub.add_argument("dataset", choices=("folder",))
+    sub.add_argument("path", type=Path, help="holds images/ and, if there are grades, labels.csv")
+    sub.add_argument("--out", type=Path, default=Path("params/folder.yaml"), metavar="PATH")
+    sub.add_argument(
+        "--template", type=Path, default=Path("params.yaml"), metavar="PATH", help="other values"
+    )
+    sub.add_argument("--workers", type=_number, default=os.cpu_count())
     verb(do.check, params=False).add_argument("file", type=Path, nargs="?", default=Path("params.yaml"))
     verb(do.params, params=False).add_argument("file", type=Path, nargs="?", default=Path("params.yaml"))
     verb(do.schema, params=False)

@@ -101,6 +101,15 @@ PREDICTIONS = {
 """``predictions.parquet`` of one training, the same for every grader."""
 
 
+def takes_part(index: pd.DataFrame) -> "pd.Series[bool]":
+    """Which rows of an index are used: those with status ok, and unlabelled ones unless they are ungradable.
+
+    What has no grade can be searched for lesions and pretrained on, but neither trains nor tests a grader.
+    """
+    unlabelled = (index["status"] == "unlabelled") & (index["quality_label"] != "reject").fillna(True)
+    return ((index["status"] == "ok") | unlabelled).astype(bool)
+
+
 def conform(table: pd.DataFrame, columns: dict[str, str]) -> pd.DataFrame:
     """``table`` with exactly these columns, in this order and of these types.
 

@@ -250,6 +250,13 @@ def predict(args: Arguments) -> None:
     predict_files(args.photographs, args.model, args.out, force=args.force, workers=args.workers)
 
 
+def new(args: Arguments) -> None:
+    """Look at a folder of photographs, say what is there, and write a params file for it."""
+    from drgrade.new import new_folder
+
+    print(new_folder(args.path, args.out, args.template, args.workers))
+
+
 def check(args: Arguments) -> None:
     """Check a params file, all that it names and its start weights; estimate the cost of the run."""
     from drgrade.check import problems

@@ -111,3 +111,29 @@ def test_labels_that_have_lost_their_zeros_stop_the_run_with_the_cause(fresh):
     said = fresh.snakemake("--", "results/folder/index/index.parquet", ok=False)
     assert "0 of 4 labels match one of 4 photographs" in said
     assert "lost leading zeros" in said
+
+
+def test_photographs_without_any_label_are_searched_pretrained_on_and_graded(finished):
+    images = finished.folder / "data/raw/folder/images"
+    images.mkdir(parents=True)
+    for number in range(8):
+        eye(number).save(images / f"{number}.jpg")
+    finished.edit({
+        "datasets": {"demo": {}, "folder": {}},
+        "roles": {"lesions": "demo", "pretrain": "folder", "grade": "demo", "external": []},
+        "pretrain.lesion_contrastive": {"method": "simclr", "epochs": 1, "batch_size": 4},
+    })  # fmt: skip
+    said = finished.snakemake("--", "results/folder/pretrain/lesion_contrastive/encoder.json",
+                              "results/folder/lesions/lesions.parquet")  # fmt: skip
+    index = read_table(finished.folder / "results/folder/index/index.parquet", INDEX)
+    assert set(index["status"]) == {"unlabelled"}
+    assert len(read_table(finished.folder / "results/folder/crop/crops.parquet", CROPS)) == 8
+    assert (
+        "labels.csv: not found, so none of the photographs is graded"
+        in said + (finished.folder / "logs/folder/index.log").read_text()
+    )
+    model = "results/demo/grade/lesion_contrastive/seed0/model"
+    finished.run("drgrade", "predict", "data/raw/folder/images", "--model", model, "--out", "grades.csv")
+    table = pd.read_csv(finished.folder / "grades.csv")
+    assert len(table) == 8
+    assert set(table["status"]) == {"ok"}

@@ -1,4 +1,4 @@
-"""Your own photographs: ``images/`` beside ``labels.csv``.
+"""Your own photographs: ``images/``, and beside it ``labels.csv`` if they are graded.
 
 Its columns are image, grade and, if known, patient, eye (left, right) and quality (good, usable, reject).
 Where it gives no patient or eye, the tags of DICOM files or names such as ``17_left.jpg`` do
@@ -19,6 +19,7 @@ from drgrade.params import Download
 
 log = logging.getLogger(__name__)
 
+LABELS = "labels.csv"
 QUALITIES = ("good", "usable", "reject")
 
 
@@ -34,20 +35,24 @@ class Folder:
         source="your own",
         access="form",
         citation="-",
-        instructions="put the photographs into {root}/images and their grades into {root}/labels.csv, "
-        "with the columns image, grade and, if known, patient, eye, quality",
+        instructions="put the photographs into {root}/images and their grades, if there are any, into "
+        "{root}/labels.csv, with the columns image, grade and, if known, patient, eye, quality",
     )
 
     def download(self, root: Path, params: Download) -> None:
-        """Check that the files are there."""
-        require(self.card, root, "images", "labels.csv")
+        """Check that the photographs are there; without a label file none is graded."""
+        require(self.card, root, "images")
 
     def read(self, root: Path) -> pd.DataFrame:
         """Rows of labels.csv and of photographs without a line in it; see :class:`Dataset`."""
-        file, images = root / "labels.csv", photographs(root / "images")
+        file, images = root / LABELS, photographs(root / "images")
         _warn_of_others(root / "images", {path.name for path in images.values()})
         allowed = {"eye": EYES.keys(), "quality": set(QUALITIES)}
-        labels = read_labels(file, "image", "grade", ("patient", *allowed), allowed=allowed, blank=True)
+        labels = []
+        if file.exists():
+            labels = read_labels(file, "image", "grade", ("patient", *allowed), allowed=allowed, blank=True)
+        else:
+            log.warning("%s: not found, so none of the photographs is graded", file)
         rows, sources = [], []
         for name, path, label in match(labels, images, file):
             tagged, tagged_eye = from_tags(path) if path and path.suffix.lower() == ".dcm" else ("", None)

@@ -16,7 +16,7 @@ from drgrade.images.geometry import CropGeometry
 from drgrade.lesions.box_sources import Places, at_random, detected, masked, published
 from drgrade.lesions.patches import COLUMNS, SIDE, Boxes, fitting, write_patches
 from drgrade.params import LesionBoxes, Patches, Source
-from drgrade.schema import CROPS, INDEX, LESION_BOXES, LESIONS, read_table, write_table
+from drgrade.schema import CROPS, INDEX, LESION_BOXES, LESIONS, read_table, takes_part, write_table
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ def _from_source(
 def _rows(index: Path) -> pd.DataFrame:
     """Return image_id, subset, split, width and height of the photographs that may be used."""
     table = read_table(index, INDEX)
-    table = table[table["status"] == "ok"]
+    table = table[takes_part(table)]
     graded = table["subset"] == "grading"
     split = table["split"].mask(graded & table["fold"].notna(), "train")
     allowed = (graded & split.isin(["train", "val"])) | (~graded & (split == "train"))

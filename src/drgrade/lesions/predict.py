@@ -27,7 +27,7 @@ from drgrade.images.read import ReadError, read_photograph
 from drgrade.lesions.tile_detector import Found, TileDetector
 from drgrade.lesions.tiles import Tile, Tiling
 from drgrade.params import LesionBoxes, Lesions
-from drgrade.schema import CROPS, INDEX, LESION_BOXES, LESIONS, read_table, write_table
+from drgrade.schema import CROPS, INDEX, LESION_BOXES, LESIONS, read_table, takes_part, write_table
 
 log = logging.getLogger(__name__)
 
@@ -109,7 +109,7 @@ def detect_lesions(
 def _usable(index: Path, crops: Path, select: Callable[[pd.DataFrame], Any]) -> pd.DataFrame:
     """Return image_id, path and crop box of the photographs to search, sorted by image_id."""
     table = read_table(index, INDEX)
-    table = table[select(table) & (table["status"] == "ok")]
+    table = table[select(table) & takes_part(table)]
     boxes = read_table(crops, CROPS)
     boxes = boxes.loc[boxes["status"] == "ok", ["image_id", "x0", "y0", "x1", "y1"]]
     return table[["image_id", "path"]].merge(boxes, on="image_id").sort_values("image_id", ignore_index=True)

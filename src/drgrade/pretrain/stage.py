@@ -25,7 +25,7 @@ from drgrade.pretrain.base import METHODS, Graded, Material, Method
 from drgrade.pretrain.watch import unwatched
 from drgrade.rank import rank
 from drgrade.resume import training_key
-from drgrade.schema import CROPS, LESION_BOXES, LESIONS, read_table
+from drgrade.schema import CROPS, LESION_BOXES, LESIONS, read_table, takes_part
 from drgrade.tracking import track
 from drgrade.training import save_tensors
 
@@ -130,13 +130,13 @@ def described(about: dict[str, Any], encoder: str, weights: list[Path]) -> dict[
 def training_rows(data: CroppedDataset) -> pd.DataFrame:
     """Photographs that may be trained on: image_id, row, fold, in the index's order.
 
-    Those of the training split that have a crop; with cross-validation all graded ones, which then have
-    a fold. Never photographs of the validation or test split.
+    Those of the training split that have a crop, graded or not; with cross-validation all, which then have a
+    fold. Never photographs of the validation or test split.
     """
     table = data.index
     grading = table["subset"] == "grading"
     trained = (table["split"] == "train") | (grading & table["fold"].notna())
-    table = table[(table["status"] == "ok") & trained][["image_id", "fold"]]
+    table = table[takes_part(table) & trained][["image_id", "fold"]]
     cut = read_table(data.crops_file, CROPS)[["image_id", "row"]]
     table = table.merge(cut, on="image_id", validate="one_to_one")
     return table[table["row"].notna()].reset_index(drop=True)

@@ -16,7 +16,7 @@ import pandas as pd
 from drgrade.errors import UserError
 from drgrade.files import atomic_write, sha256, write_json
 from drgrade.params import Roles
-from drgrade.schema import INDEX, read_table
+from drgrade.schema import INDEX, read_table, takes_part
 from drgrade.splits.duplicates import near_pairs
 
 log = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ def _reason(level: str, distance: int) -> str:
 
 def _rows(indexes: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """Return the usable rows of all datasets with dataset and part, sorted by dataset and image_id."""
-    named = [table[table["status"] == "ok"].assign(dataset=name) for name, table in indexes.items()]
+    named = [table[takes_part(table)].assign(dataset=name) for name, table in indexes.items()]
     rows = pd.concat(named, ignore_index=True).sort_values(["dataset", "image_id"], ignore_index=True)
     return rows.assign(part=part_of(rows))
 
@@ -159,7 +159,7 @@ def find_leaks(indexes: Mapping[str, pd.DataFrame], roles: Roles, bits: int | No
     """Find overlapping pairs within and across datasets; a leak is a pair of photographs with different uses.
 
     Args:
-        indexes: content of ``index.parquet`` by dataset; rows whose status is not ok are ignored.
+        indexes: content of ``index.parquet`` by dataset; rows that take no part are ignored.
         roles: which dataset has which role.
         bits: perceptual hashes within this many bits (0-15) are duplicates; None compares bytes only.
 
@@ -244,7 +244,7 @@ def overlaps(
     counts = found.groupby(["verdict", "level"]).size()
     summary = {
         "duplicate_bits": bits,
-        "photographs": {name: int((table["status"] == "ok").sum()) for name, table in tables.items()},
+        "photographs": {name: int(takes_part(table).sum()) for name, table in tables.items()},
         "indexes": {name: sha256(path) for name, path in sorted(indexes.items())},
         "leaks": int((found["verdict"] == "leak").sum()),
         "pairs": {
