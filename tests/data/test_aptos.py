@@ -41,6 +41,13 @@ def test_both_parts_are_read(tmp_path: Path) -> None:
     assert APTOS().masks(tmp_path, "000c") == {}
 
 
+def test_label_files_may_name_endings_and_use_semicolons(tmp_path: Path) -> None:
+    make(tmp_path, "id_code;diagnosis\n000C.png;2\n001f.jpeg;0\n")
+    rows = APTOS().read(tmp_path).set_index("image_id")
+    assert rows.loc[["000c", "001f"], "grade"].tolist() == [2, 0]
+    assert rows.loc[["000c", "001f"], "path"].tolist() == ["train_images/000c.png", "train_images/001f.png"]
+
+
 def test_a_partial_copy_is_listed_with_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -146,7 +146,7 @@ def test_photographs_that_take_no_part_stay_with_the_reason(
     (tmp_path / "out.csv").write_text("image\n3_left\n")
     with pytest.raises(UserError, match="no column 'image_id'"):
         index(tmp_path, exclude=tmp_path / "out.csv")
-    with pytest.raises(UserError, match=r"exclude: .*no such file"):
+    with pytest.raises(UserError, match=r"no such file; commit it or set .*exclude to null"):
         index(tmp_path, exclude=tmp_path / "none.csv")
 
 

@@ -46,7 +46,7 @@ def _excluded(path: Path | None, dataset: str, known: set[str]) -> set[str]:
     """
     if path is None:
         return set()
-    lines = read_lines(path, "datasets.<name>.exclude")
+    lines = [line for _, line in read_lines(path, "datasets.<name>.exclude")]
     if lines and "image_id" not in lines[0]:
         raise UserError(f"{path}: line 1: no column 'image_id'; add it")
     listed = {line["image_id"] for line in lines if line.get("dataset", dataset) == dataset}

@@ -1,10 +1,7 @@
 """Read label files and match their lines with photographs: CSV with an image column and a grade column."""
 
-import csv
-import io
 import logging
 import unicodedata
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -13,6 +10,7 @@ from pathlib import Path
 from drgrade.data.listing import PHOTOGRAPHS, escaped
 from drgrade.errors import UserError
 from drgrade.schema import GRADES
+from drgrade.tables import read_csv
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +20,6 @@ MOST_PROBLEMS = 20
 """Problems of one label file that an error lists."""
 LEAST_MATCHED = 0.5
 """Share of the labels, or of the photographs where they are fewer, that must find their counterpart."""
-_DELIMITERS = ",;\t"
 
 
 @dataclass(frozen=True)
@@ -51,36 +48,6 @@ def value(text: str) -> str:
     return "" if text.lower() in MISSING else text
 
 
-def read_csv(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    """Read a table separated by commas, semicolons or tabs, in UTF-8, or in UTF-16 with a byte-order mark.
-
-    Returns:
-        The names of the columns, stripped and in lower case, and for each line that is not empty its number
-        in the file (from 1) and its cells by column, stripped.
-
-    Raises:
-        UserError: the file is missing or not such a text, or two columns have the same name.
-    """
-    try:
-        data = path.read_bytes()
-        text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
-        start = text.splitlines()[0] if text.strip() else ""
-        delimiter = max(_DELIMITERS, key=start.count)
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-        header = [name.strip().lower() for name in next(reader, [])]
-        lines = [(reader.line_num, [cell.strip() for cell in line]) for line in reader]
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; put the dataset's label file there") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: not a CSV text file ({error}); save it as UTF-8 CSV") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); correct its permissions") from None
-    twice = [name for name, count in Counter(filter(None, header)).items() if count > 1]
-    if twice:
-        raise UserError(f"{path}: line 1: two columns are called {twice[0]!r}; rename or remove one")
-    return header, [(number, dict(zip(header, line, strict=False))) for number, line in lines if any(line)]
-
-
 def read_labels(
     path: Path,
     image: str,
@@ -107,7 +74,7 @@ def read_labels(
         UserError: the file cannot be read, or a column is missing; or, all in one message with their lines:
             an image name is empty or occurs twice, a grade is not 0 to 4, a value is not allowed.
     """
-    header, lines = read_csv(path)
+    header, lines = read_csv(path, "put the dataset's label file there")
     if missing := [name for name in (image, grade) if name.lower() not in header]:
         raise UserError(f"{path}: line 1: no column {missing[0]!r}; the header needs {image!r} and {grade!r}")
     problems, found = Problems(), dict[str, Label]()

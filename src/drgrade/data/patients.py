@@ -98,7 +98,7 @@ def patient_ids(sources: Sequence[Source], file: Path) -> list[str]:
 
 def tidy(patient: str) -> str:
     """An id as text: a whole number that a spreadsheet has made a decimal is whole again."""
-    return re.sub(r"(\d+)\.0", r"\1", patient) if re.fullmatch(r"\d+\.0", patient) else patient
+    return patient.removesuffix(".0") if re.fullmatch(r"\d+\.0", patient) else patient
 
 
 def _filled(ids: Sequence[str], other: Sequence[str]) -> list[str]:

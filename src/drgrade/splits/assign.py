@@ -128,7 +128,7 @@ def _official(
 def _read_folds(path: Path, folds: int) -> dict[str, int]:
     """Read the fold of each image_id from a CSV (image_id, fold); lines without a fold are skipped."""
     found: dict[str, int] = {}
-    for number, line in enumerate(read_lines(path, "index.folds_file"), 2):
+    for number, line in read_lines(path, "index.folds_file"):
         image_id, fold = line.get("image_id"), line.get("fold")
         if image_id and fold == "":
             continue

@@ -1,12 +1,12 @@
 """Read predefined splits: CSV lists of photographs and the part each belongs to."""
 
-import csv
 import logging
 from pathlib import Path
 
 import pandas as pd
 
 from drgrade.errors import UserError
+from drgrade.tables import read_csv
 
 log = logging.getLogger(__name__)
 
@@ -15,19 +15,14 @@ OTHERS = "*"
 """Wildcard in a list for all graded photographs that it does not name."""
 
 
-def read_lines(path: Path, key: str) -> list[dict[str, str]]:
-    """Read the rows of a CSV with a header; missing cells are empty. ``key``: param to name in the error.
+def read_lines(path: Path, key: str) -> list[tuple[int, dict[str, str]]]:
+    """Read the rows of a table with their line numbers; missing cells are empty. ``key``: param to name.
 
     Raises:
-        UserError: there is no such file, or it is not a text file.
+        UserError: there is no such file, or it is not a table (:func:`drgrade.tables.read_csv`).
     """
-    try:
-        lines = csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines(), restval="")
-        return [{name: cell or "" for name, cell in line.items() if name is not None} for line in lines]
-    except FileNotFoundError:
-        raise UserError(f"{key}: {path}: no such file; commit it or set {key} to null") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: not a text CSV ({error}); save it as UTF-8") from None
+    header, lines = read_csv(path, f"commit it or set {key} to null")
+    return [(number, dict.fromkeys(header, "") | cells) for number, cells in lines]
 
 
 def read_split_list(path: Path) -> dict[str, str]:
@@ -40,7 +35,7 @@ def read_split_list(path: Path) -> dict[str, str]:
         UserError: there is no such file, a part is invalid, or an image_id has two parts.
     """
     found: dict[str, str] = {}
-    for number, line in enumerate(read_lines(path, "datasets.<name>.split_file"), 2):
+    for number, line in read_lines(path, "datasets.<name>.split_file"):
         image_id, part = line.get("image_id", ""), line.get("split")
         if not image_id or part is None or part not in (*PARTS, ""):
             raise UserError(
