@@ -4,9 +4,11 @@ import os
 
 import pytest
 
+from drgrade.data import download as downloads
 from drgrade.data import listing as listings
 from drgrade.data.download import write_manifest
-from drgrade.data.listing import CHANGED, HEADER, refresh
+from drgrade.data.listing import CHANGED, HEADER, UNREADABLE, refresh
+from drgrade.files import sha256
 
 
 @pytest.fixture
@@ -102,3 +104,18 @@ def test_names_of_another_encoding_and_links_to_nothing(place):
     (place / "raw/images" / os.fsdecode(b"\xe9.jpg")).write_bytes(b"x")
     refresh("own", place / "manifest.tsv", place / "own.tsv")
     assert (place / "own.tsv").read_bytes().count(CHANGED.encode()) == 2
+
+
+def test_a_file_that_can_be_read_again_is_seen(place, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(downloads, "digest", lambda path: UNREADABLE if path.name == "a.jpg" else sha256(path))
+        write_manifest(place / "raw", place / "manifest.tsv", place / "own.tsv")
+    assert (place / "manifest.tsv").read_text().count(UNREADABLE) == 1
+    assert changed(place) == {"images/a.jpg"}
+
+
+def test_a_link_to_nothing_is_as_it_was(place):
+    (place / "raw/images/d.jpg").symlink_to(place / "nowhere")
+    write_manifest(place / "raw", place / "manifest.tsv", place / "own.tsv")
+    assert listed(place) == (place / "manifest.tsv").read_text()
+    assert UNREADABLE in listed(place)

@@ -166,6 +166,8 @@ def _digest(root: Path, path: str, state: State, known: Known | None) -> str | N
     """The SHA-256 of a file that is as it was, read only if its time alone differs; None for any other."""
     if known is None or known.size != state.size:
         return None
+    if known.sha256 == UNREADABLE:  # rights may change while size and time stay
+        return UNREADABLE if digest(root / path) == UNREADABLE else None
     if known.time not in (None, state.time) and digest(root / path) != known.sha256:
         return None
     return known.sha256
