@@ -1,7 +1,7 @@
 """APTOS 2019 (Kaggle Blindness Detection).
 
 Layout: ``train.csv`` (id_code, diagnosis), ``train_images/000c1434d8d7.png``; the photographs of the test
-part, ``test_images/``, have no grades. Patients are not named.
+part, ``test_images/``, have no grades. There are no patient ids.
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ def _row(name: str, path: str | None, grade: int | None, split: str) -> tuple[st
 
 @DATASETS.register("aptos")
 class APTOS:
-    """Photographs of unnamed patients, graded 0-4; those of the test part without grades."""
+    """Photographs without patient ids, graded 0-4; those of the test part have no grades."""
 
     card = Card(
         name="aptos",
@@ -41,7 +41,7 @@ class APTOS:
     )
 
     def download(self, root: Path, params: Download) -> None:
-        """Fetch the graded part from Kaggle, if it is not there, and the other one with it."""
+        """Fetch both parts from Kaggle, unless the graded part is already there."""
         names = (LABELS, "train_images")
         there = all((root / name).exists() for name in names)
         bring(self.card, root, names if there else (*names, "test_images"))
@@ -58,5 +58,5 @@ class APTOS:
         return pd.DataFrame(rows, columns=list(READ_COLUMNS))
 
     def masks(self, root: Path, image_id: str) -> dict[str, Path]:
-        """None: APTOS marks no lesions."""
+        """Return an empty dict: APTOS has no lesion masks."""
         return {}

@@ -1,4 +1,4 @@
-"""Unpack the archives that datasets come in, cut into parts or not, and never outside their folder."""
+"""Unpack zip and tar archives of datasets, also split ones, without writing outside the target folder."""
 
 import io
 import os
@@ -19,7 +19,7 @@ BLOCK = 1 << 20
 
 
 class _Joined(io.RawIOBase):
-    """Several files, read one after the other as if they were one."""
+    """Read-only file object over the concatenation of several files."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._files = [path.open("rb") for path in paths]
@@ -45,7 +45,7 @@ class _Joined(io.RawIOBase):
         for file, start, end in zip(self._files, self._starts, self._starts[1:], strict=False):
             if start <= self._at < end:
                 file.seek(self._at - start)
-                count = file.readinto(buffer)  # a short read ends with the file; the caller asks again
+                count = file.readinto(buffer)  # may be short at the end of a file; the caller reads on
                 self._at += count
                 return count
         return 0
@@ -62,7 +62,7 @@ def _leaves(name: str) -> bool:
 
 
 def _inside(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
-    """Python's own check of tar members, which would otherwise make absolute names relative."""
+    """Filter for tar extraction: Python's ``data_filter``, which would accept absolute names as relative."""
     if _leaves(member.name):
         raise tarfile.AbsolutePathError(member)
     return tarfile.data_filter(member, folder)
@@ -83,14 +83,14 @@ def _extract(archive: BinaryIO, name: Path, folder: Path) -> None:
 
 
 def unpack(archive: Path | Sequence[Path], folder: Path) -> None:
-    """Unpack a zip or tar into a new ``folder``, atomically.
+    """Unpack a zip or tar archive into a new ``folder``, atomically.
 
     Args:
-        archive: a file, or the files it was cut into, in order.
-        folder: must not be there, or be empty.
+        archive: a file, or the parts it was split into, in order.
+        folder: must not exist, or be empty.
 
     Raises:
-        UserError: ``folder`` has files already, the archive is damaged, or a member would land outside the
+        UserError: ``folder`` is not empty, the archive is damaged, or a member would be written outside the
             folder.
     """
     paths = [archive] if isinstance(archive, Path) else list(archive)

@@ -2,8 +2,8 @@
 
 Layout: ``DR_grading/train.txt`` ("007-0004-000.jpg 0", 5 for ungradable), ``DR_grading/train/``, the same for
 valid and test; ``lesion_segmentation/train/image/`` with masks in ``label/MA/`` (of valid in ``segmentation
-label/``), and HE, EX, SE. Patients are not named. Photographs of both tasks are named in the same way, so a
-name is taken for a patient: a graded one and its copy with masks stay in one split.
+label/``), and HE, EX, SE. There are no patient ids. Photographs of both tasks share one naming scheme, so the
+file name is used as patient id: a graded photograph and its copy with masks stay in the same split.
 """
 
 from pathlib import Path
@@ -25,7 +25,7 @@ MASK_ENDINGS = (".tif", ".tiff", ".png")
 
 
 def _read_grades(file: Path) -> list[Label]:
-    """Images with their grades, 0 to 5, in the file's order."""
+    """Read image names and grades, 0 to 5, in the order of the file."""
     try:
         lines = file.read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError:
@@ -83,11 +83,11 @@ class DDR:
     )
 
     def download(self, root: Path, params: Download) -> None:
-        """Check that the user has put the files there."""
+        """Check that the user has put the files into ``root``."""
         require(self.card, root, GRADING)
 
     def read(self, root: Path) -> pd.DataFrame:
-        """Rows of both tasks; see :class:`Dataset`. A part of which nothing is there is passed over."""
+        """Return the rows of both tasks; see :class:`Dataset`. Parts without any files are skipped."""
         rows = []
         for part in PARTS:
             images, file = photographs(root / GRADING / part), root / GRADING / f"{part}.txt"
@@ -101,7 +101,7 @@ class DDR:
         return pd.DataFrame(rows, columns=list(READ_COLUMNS))
 
     def masks(self, root: Path, image_id: str) -> dict[str, Path]:
-        """Mask files of a segmentation photograph; none for other photographs."""
+        """Return the mask files of a segmentation photograph; an empty dict for other photographs."""
         subset, _, rest = image_id.partition("_")
         part, _, name = rest.partition("_")
         if subset != "segmentation" or part not in PARTS:

@@ -1,6 +1,6 @@
-"""The synthetic dataset: graded pairs of eyes laid out as EyePACS, lesion masks and further grades as IDRiD.
+"""The synthetic dataset: graded pairs of eyes in the layout of EyePACS, lesion masks in that of IDRiD.
 
-Everything follows from ``download.demo`` in the parameters; how many processes paint does not matter.
+The files depend on ``download.demo`` in the parameters only, not on the number of processes.
 """
 
 import csv
@@ -39,7 +39,7 @@ from drgrade.synthetic.painter import Eye, paint
 log = logging.getLogger(__name__)
 
 PAINTER = 1
-"""Raise when the same parameters paint other pixels, so that old images are painted anew."""
+"""Version of the painter: increase it when the same parameters give other pixels, to repaint old images."""
 STAMP = "painted.json"
 
 
@@ -71,17 +71,17 @@ def _write_csv(path: Path, rows: Sequence[Sequence[object]], end: str = "\n") ->
 
 
 def _oedema_risk(eye: Eye) -> int:
-    """Macular oedema as in IDRiD: hard exudates none: 0, far: 1, within a disc diameter of the fovea 2."""
+    """Macular oedema risk as in IDRiD: no hard exudates 0, far 1, within a disc diameter of the fovea 2."""
     distances = [np.hypot(lesion.x, lesion.y) for lesion in eye.lesions if lesion.kind == "EX"]
     return 0 if not distances else 2 if min(distances) <= 2 * eye.anatomy.disc_axes[1] else 1
 
 
 def _write_labels(root: Path, patients: list[Photograph], graded: list[Photograph]) -> None:
-    """The label files of EyePACS and of IDRiD part B, down to their empty columns and line ends."""
+    """Write the label files of EyePACS and IDRiD part B, with their empty columns and line endings."""
     named = [(PurePosixPath(p.path), p.label) for p in patients]
     train = [[path.stem, label] for path, label in named if path.parts[1] == "train"]
     test = [[path.stem, label] for path, label in named if path.parts[1] == "test"]
-    # Patients stay whole: the two eyes of every second test patient make the public (validation) part.
+    # Both eyes of a patient stay together: every second test patient is in the public (validation) part.
     usage = [[*row, ("Public", "Private")[n // 2 % 2]] for n, row in enumerate(test)]
     _write_csv(root / "eyepacs" / "trainLabels.csv", [["image", "level"], *train])
     _write_csv(root / "eyepacs" / "retinopathy_solution.csv", [["image", "level", "Usage"], *usage])
@@ -95,7 +95,7 @@ def _write_labels(root: Path, patients: list[Photograph], graded: list[Photograp
 
 
 def _clear(root: Path, stamp: str, variable: str) -> None:
-    """Remove what other parameters painted.
+    """Remove files that were painted with other parameters.
 
     Raises:
         UserError: there are files that this module has not painted.
@@ -115,7 +115,7 @@ def _clear(root: Path, stamp: str, variable: str) -> None:
 class Demo:
     """Synthetic photographs in the layouts of EyePACS (``eyepacs/``) and IDRiD (``idrid/``).
 
-    Another painted hospital is a subclass with its own ``card``, ``first`` and :meth:`settings`.
+    A further synthetic hospital is a subclass with its own ``card``, ``first`` and :meth:`settings`.
     """
 
     card = Card(
@@ -129,17 +129,17 @@ class Demo:
         instructions="nothing to do: drgrade download paints them into {root}",
     )
     first = 0
-    """Numbers of patients and photographs begin about here."""
+    """Patients and photographs are numbered from about this number."""
     parts = (("eyepacs", EyePACS), ("idrid", IDRiD))
 
     def settings(self, params: Download) -> DemoParams:
-        """The block of the parameters that this hospital follows."""
+        """Return this hospital's block of the parameters."""
         return params.demo
 
     def download(self, root: Path, params: Download) -> None:
-        """Generate what is missing; images of other parameters are replaced, labels written anew."""
+        """Paint missing images, replace those of other parameters, and rewrite the label files."""
         settings = self.settings(params)
-        # Label noise leaves the images as they are.
+        # Label noise does not change the images.
         stamp = {"painter": PAINTER, **settings.model_dump(exclude={"label_noise"})}
         _clear(root, json.dumps(stamp, sort_keys=True) + "\n", f"DRGRADE_{self.card.name.upper()}_ROOT")
         patients, graded = plan_patients(settings, self.first), plan_graded(settings, self.first)
@@ -155,7 +155,7 @@ class Demo:
         log.info("%s: %d photographs, %d of them painted now", root, len(plan), len(missing))
 
     def read(self, root: Path) -> pd.DataFrame:
-        """Rows of both layouts, or of the one that was painted; see :class:`Dataset`."""
+        """Return the rows of both layouts, or of the one that was painted; see :class:`Dataset`."""
         tables = []
         for name, part in self.parts:
             if name == "idrid" and not (root / name).exists():
@@ -166,7 +166,7 @@ class Demo:
         return pd.concat(tables, ignore_index=True)
 
     def masks(self, root: Path, image_id: str) -> dict[str, Path]:
-        """Exact masks of the photographs in the layout of IDRiD part A, and of others that have some."""
+        """Return the exact masks of a photograph by lesion code; an empty dict if it has none."""
         others = {code: root / GRADED_MASKS / f"{image_id}_{code}.tif" for code in LESIONS}
         others = {code: path for code, path in others.items() if path.exists()}
         return IDRiD().masks(root / "idrid", image_id) or others

@@ -1,4 +1,4 @@
-"""A second synthetic hospital: other people, another camera, to test graders on (``roles.external``)."""
+"""A second synthetic hospital with other patients and camera, for external tests (``roles.external``)."""
 
 from dataclasses import replace
 
@@ -10,11 +10,11 @@ from drgrade.params import Download
 
 @DATASETS.register("demo_site")
 class DemoSite(Demo):
-    """As :class:`Demo`, from ``download.demo_site``; even with the seed of the demo, other people."""
+    """Like :class:`Demo`, with the block ``download.demo_site``; patients differ even with the same seed."""
 
     card = replace(Demo.card, name="demo_site", title="Synthetic fundus photographs of a second hospital")
     first = 10_000
 
     def settings(self, params: Download) -> DemoParams:
-        """The block ``download.demo_site``."""
+        """Return the block ``download.demo_site``."""
         return params.demo_site

@@ -1,4 +1,4 @@
-"""Bring a dataset's raw files into place and write down what is there: the manifest."""
+"""Bring a dataset's raw files into place and list them in a manifest."""
 
 import logging
 from concurrent.futures import ThreadPoolExecutor
@@ -18,17 +18,17 @@ THREADS = 8
 def write_manifest(root: Path, manifest: Path, listing: Path | None = None) -> int:
     """List path (relative to ``root``), size in bytes and SHA-256 of all raw files; returns their number.
 
-    A file that cannot be read (a link to nothing, a name that is not UTF-8) is listed as such.
+    A file that cannot be read (a broken link, a name that is not UTF-8) is listed as unreadable.
 
     Args:
         root: folder of the raw files.
-        manifest: written.
-        listing: written too, with what :mod:`.listing` needs to tell later whether the files are the same.
+        manifest: output file.
+        listing: output file with sizes and times, by which :mod:`.listing` later detects changed files.
 
     Raises:
         UserError: there are no raw files, or a folder cannot be read.
     """
-    found = scan(root)  # before they are read: what changes meanwhile is then seen to be newer
+    found = scan(root)  # before hashing, so that files changed meanwhile are detected as newer
     if not found:
         raise UserError(f"{root}: holds no photographs; put the dataset's files there")
     with ThreadPoolExecutor(THREADS) as pool:
@@ -47,7 +47,7 @@ def write_manifest(root: Path, manifest: Path, listing: Path | None = None) -> i
 
 
 def check_counts(part: Dataset, root: Path) -> None:
-    """Warn if photographs of a dataset are missing; no check where the card gives no counts.
+    """Warn if photographs of a dataset are missing; does nothing if the card has no counts.
 
     Raises:
         UserError: a label file is not the official one.
@@ -63,12 +63,12 @@ def download(dataset: str, params: Download, manifest: Path, listing: Path | Non
     Args:
         dataset: its registered name.
         params: the block ``download``.
-        manifest: written: path, size and SHA-256 of every file.
-        listing: written, if given; see :func:`write_manifest`.
+        manifest: output file with path, size and SHA-256 of every raw file.
+        listing: output file, optional; see :func:`write_manifest`.
 
     Raises:
-        UserError: the dataset is unknown, its files must be put there by hand and are not, or a label file
-            is broken or not the official one.
+        UserError: the dataset is unknown, its files must be provided by the user and are missing, or a label
+            file is invalid or not the official one.
     """
     part: Dataset = DATASETS.get(dataset)()
     root = raw_root(dataset)

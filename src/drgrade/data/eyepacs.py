@@ -1,8 +1,8 @@
-"""EyePACS as released for the Kaggle competition of 2015.
+"""EyePACS, as released for the Kaggle competition of 2015.
 
 Layout: ``trainLabels.csv`` (image, level), ``train/10_left.jpeg``; after the competition also
 ``retinopathy_solution.csv`` (image, level, Usage) and ``test/1_left.jpeg``. Quality labels are those of
-EyeQ (Fu et al., MICCAI 2019), where ``Label_EyeQ_train.csv`` and ``Label_EyeQ_test.csv`` lie beside them.
+EyeQ (Fu et al., MICCAI 2019), if ``Label_EyeQ_train.csv`` and ``Label_EyeQ_test.csv`` are in the same folder.
 """
 
 import logging
@@ -19,11 +19,11 @@ from drgrade.params import Download
 log = logging.getLogger(__name__)
 
 USAGE = {"public": "val", "private": "test"}
-"""The two leaderboards of the competition serve as validation and test."""
+"""Photographs of the public leaderboard are used for validation, those of the private one for the test."""
 TRAIN, TEST = "trainLabels.csv", "retinopathy_solution.csv"
 QUALITY_FILES = ("Label_EyeQ_train.csv", "Label_EyeQ_test.csv")
 QUALITIES = ("good", "usable", "reject")
-"""EyeQ's 0, 1 and 2."""
+"""Meaning of EyeQ's labels 0, 1 and 2."""
 
 
 def _row(
@@ -35,7 +35,7 @@ def _row(
 
 
 def _qualities(root: Path) -> dict[str, str]:
-    """EyeQ's judgement by image name, of the files that are there."""
+    """Return EyeQ's quality labels by image name, from those of its files that exist."""
     found = {}
     for file in (root / name for name in QUALITY_FILES):
         for label in read_labels(file, "image", "quality") if file.exists() else ():
@@ -74,12 +74,12 @@ class EyePACS:
     )
 
     def download(self, root: Path, params: Download) -> None:
-        """Fetch the training part from Kaggle, and the test part where its grades are, if not there."""
+        """Fetch what is missing from Kaggle: training part, and test part if its label file exists."""
         names = (TRAIN, "train")
         bring(self.card, root, (*names, "test") if (root / TEST).exists() else names)
 
     def read(self, root: Path) -> pd.DataFrame:
-        """Rows of the training part and, when there, of the test part; see :class:`Dataset`."""
+        """Return the rows of the training part and, if present, of the test part; see :class:`Dataset`."""
         rows, quality = [], _qualities(root)
         for part, file in (("train", TRAIN), ("test", TEST)):
             images, labels = photographs(root / part), []
@@ -94,5 +94,5 @@ class EyePACS:
         return pd.DataFrame(rows, columns=list(READ_COLUMNS))
 
     def masks(self, root: Path, image_id: str) -> dict[str, Path]:
-        """None: EyePACS marks no lesions."""
+        """Return an empty dict: EyePACS has no lesion masks."""
         return {}

@@ -1,8 +1,8 @@
-"""Your own photographs: ``images/``, and beside it ``labels.csv`` if they are graded.
+"""Your own photographs: a folder ``images/`` and, if they are graded, a file ``labels.csv`` beside it.
 
 Its columns are image, grade and, if known, patient, eye (left, right) and quality (good, usable, reject).
-Where it gives no patient or eye, the tags of DICOM files or names such as ``17_left.jpg`` do
-(:mod:`drgrade.data.patients`). Patient ids are used as they are and appear in the tables: pseudonymise first.
+A missing patient or eye is taken from DICOM tags or from file names such as ``17_left.jpg``
+(:mod:`drgrade.data.patients`). Patient ids appear in the tables unchanged: pseudonymise them first.
 """
 
 import logging
@@ -25,7 +25,7 @@ QUALITIES = ("good", "usable", "reject")
 
 @DATASETS.register("folder")
 class Folder:
-    """Photographs of the user's own, graded or not."""
+    """The user's own photographs, with or without grades."""
 
     card = Card(
         name="folder",
@@ -40,11 +40,11 @@ class Folder:
     )
 
     def download(self, root: Path, params: Download) -> None:
-        """Check that the photographs are there; without a label file none is graded."""
+        """Check that the photographs are there; the label file is optional."""
         require(self.card, root, "images")
 
     def read(self, root: Path) -> pd.DataFrame:
-        """Rows of labels.csv and of photographs without a line in it; see :class:`Dataset`."""
+        """Return the rows of labels.csv and of photographs without a label; see :class:`Dataset`."""
         file, images = root / LABELS, photographs(root / "images")
         _warn_of_others(root / "images", {path.name for path in images.values()})
         allowed = {"eye": EYES.keys(), "quality": set(QUALITIES)}
@@ -71,12 +71,12 @@ class Folder:
         return table
 
     def masks(self, root: Path, image_id: str) -> dict[str, Path]:
-        """None: the layout holds no masks."""
+        """Return an empty dict: this layout has no lesion masks."""
         return {}
 
 
 def _warn_of_others(folder: Path, read: set[str]) -> None:
-    """Log the files that are taken for no photographs, such as those in folders of their own."""
+    """Log files that are not read as photographs, such as those in subfolders."""
     others = [path for path, _ in walk(folder) if path not in read] if folder.is_dir() else []
     if others:
         log.warning(

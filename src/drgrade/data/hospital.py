@@ -1,4 +1,4 @@
-"""Plan the photographs of a synthetic hospital: eyes, true grades and written grades."""
+"""Plan the photographs of a synthetic hospital: eyes, true grades and grades in the label file."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -17,35 +17,35 @@ from drgrade.synthetic.pathology import draw_lesions
 
 GRADE_SHARES = (0.30, 0.15, 0.25, 0.15, 0.15)
 PIGMENTS = np.array([(0.86, 0.52, 0.24), (0.8, 0.4, 0.1), (0.7, 0.32, 0.08), (0.5, 0.2, 0.07)])
-"""Reflectance of a pale, two middling and a dark fundus; eyes are mixtures of these."""
+"""RGB reflectance of a pale, two intermediate and a dark fundus; eyes are mixtures of these."""
 GRADED = 8
-"""Photographs in the layout of IDRiD part B, enough to exercise its reader."""
+"""Number of photographs in the layout of IDRiD part B, enough to test its reader."""
 GRADED_MASKS = "masks"
-"""Folder of the graded photographs' masks, where they are asked for."""
+"""Folder of the graded photographs' masks, if the parameters ask for them."""
 TESTED = 4
-"""Every so manyth patient or photograph belongs to the official test set."""
+"""One in this many patients or photographs belongs to the official test set."""
 
 
 @dataclass(frozen=True)
 class Photograph:
-    """One image to paint: where it and its masks go (relative to the root), and what it shows."""
+    """One image to paint: paths of the image and its masks (relative to the root), and the eye it shows."""
 
     path: str
     eye: Eye
     masks: dict[str, str]  # lesion code: path
-    label: int | None = None  # the grade that is written, if any
+    label: int | None = None  # the grade in the label file, if any
 
     @property
     def grade(self) -> int:
-        """The true grade, by the lesions."""
+        """The true grade, determined by the lesions."""
         return icdr_grade(self.eye.lesions)
 
 
 def written_grade(grade: int, noise: float, seed: int, photograph: str) -> int:
-    """The grade a reader writes down: with chance ``noise`` one off the true one, up or down alike.
+    """Return a noisy grade: with probability ``noise`` one above or below the true grade, equally likely.
 
-    At 0 and 4 there is but one way to err, and it is taken. Depends on the seed and the photograph's name
-    alone; a label that is wrong at some noise is the same wrong label at more.
+    At grades 0 and 4 only one direction is possible. Errors depend on the seed and the photograph's name
+    only; a label that is wrong at some noise level is wrong in the same way at all higher levels.
     """
     rng = numpy_rng(seed, photograph, "label")
     wrong, up = rng.random() < noise, rng.random() < 0.5
@@ -55,7 +55,7 @@ def written_grade(grade: int, noise: float, seed: int, photograph: str) -> int:
 
 
 def _draw_eye(params: Demo, who: str, left: bool, grade: int, rich: bool = False) -> Eye:
-    """An eye of the patient ``who``; both eyes share what belongs to the patient."""
+    """Draw an eye of the patient ``who``; both eyes share the patient's properties."""
     seed, side = params.seed, "left" if left else "right"
     shared, own = numpy_rng(seed, who, "pigment"), numpy_rng(seed, who, side)
     red, green, blue = shared.dirichlet(np.full(len(PIGMENTS), 0.6)) @ PIGMENTS
@@ -64,14 +64,14 @@ def _draw_eye(params: Demo, who: str, left: bool, grade: int, rich: bool = False
     camera = draw_camera(own, params.width, left)
     anatomy = draw_anatomy(numpy_rng(seed, who, "anatomy"), own, left)
     lesions = draw_lesions(own, grade, camera, anatomy, rich)
-    # The usual camera decides where lesions are; the shifted one sees all that the usual one sees.
+    # Lesions are placed in the field of the usual camera, which the shifted camera covers as well.
     camera = camera.shifted(params.camera_shift)
     texture = derive(seed, who, side, "texture")
     return Eye(camera, anatomy, lesions, pigment, tigroid, texture, params.lesion_contrast)
 
 
 def _grade_deck(seed: int, what: str, count: int) -> list[int]:
-    """Grades for ``count`` eyes in the demo's shares, shuffled; from 5 on every grade comes."""
+    """Shuffled grades of ``count`` eyes with the demo's grade distribution; 5 or more include every grade."""
     ends = np.round(np.cumsum(GRADE_SHARES) * count).astype(int)
     deck = np.repeat(np.arange(5), np.diff(ends, prepend=0))
     for grade in (g for g in range(5) if count >= 5 and g not in deck):
@@ -85,9 +85,9 @@ def _labelled(params: Demo, path: str, eye: Eye) -> Photograph:
 
 
 def plan_patients(params: Demo, first: int = 0) -> list[Photograph]:
-    """Both eyes of each patient, as EyePACS; the second eye is of the same grade or next to it.
+    """Plan both eyes of each patient in the layout of EyePACS; their grades differ by at most one.
 
-    Patients are numbered, with gaps, from about ``first``; other numbers are other people.
+    Patients are numbered, with gaps, from about ``first``; each number gives a different patient.
     """
     rng, plan, number = numpy_rng(params.seed, "patients"), [], first + 9
     for n, grade in enumerate(_grade_deck(params.seed, "patients", params.patients)):
@@ -101,13 +101,13 @@ def plan_patients(params: Demo, first: int = 0) -> list[Photograph]:
 
 
 def _lesion_codes(lesions: Iterable[Lesion]) -> list[str]:
-    """Kinds of masks these lesions leave; a preretinal haemorrhage is one of HE."""
+    """Lesion codes of the masks for these lesions; preretinal haemorrhages belong to HE."""
     kinds = {"HE" if lesion.kind == "PRH" else lesion.kind for lesion in lesions}
     return [code for code in LESIONS if code in kinds]
 
 
 def plan_segmentation(params: Demo, first: int = 0) -> list[Photograph]:
-    """Photographs rich in lesions, with masks and without a label, in the layout of IDRiD part A."""
+    """Plan photographs with many lesions, with masks and without grades, in the layout of IDRiD part A."""
     plan = []
     for n in range(params.segmentation):
         who = f"segmentation {first + n}"
@@ -122,7 +122,7 @@ def plan_segmentation(params: Demo, first: int = 0) -> list[Photograph]:
 
 
 def with_masks(photograph: Photograph) -> Photograph:
-    """A graded photograph with its masks; one that has masks already comes back as it is."""
+    """Return a graded photograph with mask paths added; one that has masks is returned unchanged."""
     if photograph.masks:
         return photograph
     path = PurePosixPath(photograph.path)
@@ -133,7 +133,7 @@ def with_masks(photograph: Photograph) -> Photograph:
 
 
 def plan_graded(params: Demo, first: int = 0) -> list[Photograph]:
-    """Single graded photographs, in the layout of IDRiD part B; none where there is no part A."""
+    """Plan single graded photographs in the layout of IDRiD part B; none if there is no part A."""
     plan = []
     for n, grade in enumerate(_grade_deck(params.seed, "graded", GRADED if params.segmentation else 0)):
         eye = _draw_eye(params, f"graded {first + n}", n % 2 == 0, grade)

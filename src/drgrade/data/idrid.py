@@ -1,8 +1,8 @@
 """IDRiD, the Indian Diabetic Retinopathy Image Dataset, in its official layout.
 
 Part A has lesion masks, part B grades. File names repeat between the parts and between their training and
-testing sets, so an image is called by all three: ``A_train_IDRiD_01``, ``B_test_IDRiD_001``. Patients are not
-named.
+testing sets, so an image id contains all three: ``A_train_IDRiD_01``, ``B_test_IDRiD_001``. There are no
+patient ids.
 """
 
 from pathlib import Path
@@ -62,11 +62,11 @@ class IDRiD:
     )
 
     def download(self, root: Path, params: Download) -> None:
-        """Check that the user has put the files there; a part may be incomplete."""
+        """Check that the user has put the files into ``root``; a part may be incomplete."""
         require(self.card, root, PART_A, PART_B)
 
     def read(self, root: Path) -> pd.DataFrame:
-        """Rows of part A (no grade) and part B; see :class:`Dataset`."""
+        """Return the rows of part A (no grades) and part B; see :class:`Dataset`."""
         rows = []
         for split, folder in SETS.items():
             for image in photographs(root / PART_A / IMAGES / folder).values():
@@ -81,7 +81,7 @@ class IDRiD:
         return pd.DataFrame(rows, columns=list(READ_COLUMNS))
 
     def masks(self, root: Path, image_id: str) -> dict[str, Path]:
-        """Mask files of a photograph of part A; none for other photographs."""
+        """Return the mask files of a photograph of part A; an empty dict for other photographs."""
         part, _, rest = image_id.partition("_")
         split, _, name = rest.partition("_")
         if part != "A" or split not in SETS:

@@ -1,4 +1,4 @@
-"""List a dataset's photographs with labels, status and split: ``index.parquet``."""
+"""Build ``index.parquet``: a dataset's photographs with labels, status and split."""
 
 import logging
 from collections.abc import Sequence, Set
@@ -24,7 +24,7 @@ ODD_NAME = "its name is not UTF-8, or has a line break or another control charac
 
 
 def _limited(table: pd.DataFrame, limit: int, seed: int) -> pd.DataFrame:
-    """Rows of ``limit`` graded photographs' patients, and all of the segmentation subset."""
+    """Keep the patients of ``limit`` graded photographs, and the whole segmentation subset."""
     graded = table[(table["subset"] == "grading") & table["grade"].notna() & table["path"].notna()]
     if len(graded) <= limit:
         return table
@@ -37,12 +37,12 @@ def _limited(table: pd.DataFrame, limit: int, seed: int) -> pd.DataFrame:
 
 
 def _excluded(path: Path | None, dataset: str, known: set[str]) -> set[str]:
-    """Image ids of a CSV with a column image_id; where it has a column dataset, those of this one.
+    """Read the image ids to exclude from a CSV with a column image_id and, optionally, a column dataset.
 
-    Those that are not ``known`` leave nothing out, and are logged.
+    Ids that are not ``known`` have no effect and are logged.
 
     Raises:
-        UserError: no such file, or no such column.
+        UserError: the file or the column is missing.
     """
     if path is None:
         return set()
@@ -57,10 +57,10 @@ def _excluded(path: Path | None, dataset: str, known: set[str]) -> set[str]:
 
 
 def digests(root: Path, paths: pd.Series, listed: dict[str, tuple[int, str]]) -> list[str | None]:
-    """SHA-256 of each photograph, as the manifest has it; None where it could not be read.
+    """SHA-256 of each photograph from the manifest; None for unreadable files.
 
     Raises:
-        UserError: a file is not what the manifest says.
+        UserError: a file differs from its entry in the manifest.
     """
     found = []
     for path in paths:
@@ -105,10 +105,10 @@ def assemble(
     """Build the index from the rows of a dataset's reader and the survey of each photograph.
 
     Args:
-        table: columns READ_COLUMNS and sha256, a row for each photograph and each label.
-        looks: one for each row; an empty one where there is no photograph.
+        table: columns READ_COLUMNS and sha256, one row for each photograph and each label.
+        looks: one survey for each row; an empty one if there is no photograph.
         params: the block ``index``.
-        excluded: image ids that take no part.
+        excluded: image ids that are not used.
         split_file: the CSV of the scheme ``file``.
 
     Returns:
@@ -138,21 +138,21 @@ def build_index(
 ) -> None:
     """Join photographs and labels of ``dataset``, survey each photograph, split by patient.
 
-    A photograph that cannot be used is a row with a status and a reason. SHA-256 come from ``manifest``.
+    An unusable photograph gets a row with a status and a reason. SHA-256 are taken from ``manifest``.
 
     Args:
         dataset: its registered name.
         params: the block ``index``.
-        limit: use only so many graded photographs.
-        manifest: of the stage download.
-        out: written: ``index.parquet``.
-        split: written: the split as CSV, and beside it a JSON with the digests of both and the counts.
-        split_file: the CSV to split by, under the scheme ``file``.
-        exclude: a CSV with a column image_id: photographs that take no part.
-        workers: photographs looked at side by side; the result does not depend on it.
+        limit: maximum number of graded photographs to use.
+        manifest: manifest of the stage download.
+        out: output file, ``index.parquet``.
+        split: output file, the split as CSV; a JSON beside it has the digests of both and the counts.
+        split_file: CSV with the split, for the scheme ``file``.
+        exclude: CSV with a column image_id: photographs that are not used.
+        workers: number of processes; the result does not depend on it.
 
     Raises:
-        UserError: a label file is broken, the raw files changed since the manifest, or the split is
+        UserError: a label file is invalid, raw files changed since the manifest was written, or the split is
             impossible.
     """
     root, listed = raw_root(dataset), read_manifest(manifest)

@@ -1,7 +1,7 @@
-"""Files of a Kaggle competition: found in the dataset's folder, or fetched, and unpacked there.
+"""Files of a Kaggle competition: found in the dataset's folder or downloaded, and unpacked there.
 
-Kaggle cuts large archives into ``train.zip.001``, ``train.zip.002``, ...; they are read as one file, never
-joined on disk.
+Kaggle splits large archives into ``train.zip.001``, ``train.zip.002``, ...; they are read as one file
+without being joined on disk.
 """
 
 import logging
@@ -20,13 +20,13 @@ log = logging.getLogger(__name__)
 def bring(card: Card, root: Path, names: tuple[str, ...]) -> None:
     """Bring the files and folders ``names`` of a competition to ``root``.
 
-    What is there is left alone; archives that lie in ``root`` are unpacked; only what is still missing is
-    fetched, through kagglehub, which resumes and verifies and keeps its own copy in its cache. Files of the
-    cache are hard-linked, where the file system allows it.
+    Existing files are not changed; archives in ``root`` are unpacked; only what is still missing is
+    downloaded through kagglehub, which resumes and verifies downloads and keeps a copy in its cache. Files of
+    the cache are hard-linked if the file system allows it.
 
     Raises:
-        UserError: something is missing and cannot be fetched (no credentials, rules not accepted, no
-            network), an archive lacks a part, is damaged, or would write outside its folder.
+        UserError: something is missing and cannot be downloaded (no credentials, rules not accepted, no
+            network), or an archive lacks a part, is damaged, or would write outside its folder.
     """
     missing = [name for name in names if not (root / name).exists() and not _place(root, name, root)]
     if not missing:
@@ -43,13 +43,13 @@ def _remedy(card: Card, root: Path) -> str:
 
 
 def _competition(card: Card, wanted: Path, root: Path) -> Path:
-    """Folder to which kagglehub fetched the competition's files."""
+    """Download the competition's files with kagglehub and return their folder."""
     import kagglehub
 
     log.info("%s: not found; fetching %s through kagglehub", wanted, card.kaggle)
     try:
         return Path(kagglehub.competition_download(card.kaggle))
-    except Exception as error:  # of requests, of the operating system, or one of kagglehub's many
+    except Exception as error:  # from requests, the operating system, or kagglehub's own
         status = getattr(getattr(error, "response", None), "status_code", None)
         why = f"{type(error).__name__}: {' '.join(str(error).split())}"
         if type(error).__name__ == "UnauthenticatedError":
@@ -62,10 +62,10 @@ def _competition(card: Card, wanted: Path, root: Path) -> Path:
 
 
 def _place(folder: Path, name: str, root: Path) -> bool:
-    """Bring ``name`` from ``folder`` to ``root``: a file, a folder, or what an archive of its name holds."""
+    """Bring ``name`` from ``folder`` to ``root``: a file, a folder, or an archive's content."""
     target = root / name
     if folder != root and (folder / name).is_dir():
-        copied = target.with_name(f".{name}.copied")  # so that a broken run leaves no half a folder
+        copied = target.with_name(f".{name}.copied")  # an interrupted copy leaves no incomplete folder
         shutil.rmtree(copied, ignore_errors=True)
         shutil.copytree(folder / name, copied, copy_function=_link)
         os.replace(copied, target)
@@ -80,7 +80,7 @@ def _place(folder: Path, name: str, root: Path) -> bool:
 
 
 def _parts(folder: Path, name: str) -> list[Path]:
-    """``name.001``, ``name.002``, ... without a gap; none when there is no part."""
+    """Paths ``name.001``, ``name.002``, ... up to the first gap; empty if there are no parts."""
     pattern = re.compile(re.escape(name) + r"\.(\d{3})")
     found = {
         int(match[1]): path for path in folder.glob(f"{name}.*") if (match := pattern.fullmatch(path.name))
@@ -105,7 +105,7 @@ def _unpack_flat(archive: list[Path], target: Path) -> None:
 
 
 def _link(source: str | Path, target: str | Path) -> str:
-    """A hard link, or a copy across file systems."""
+    """Create a hard link, or a copy if the file systems differ."""
     try:
         os.link(source, target)
     except OSError:

@@ -15,16 +15,16 @@ from drgrade.tables import read_csv
 log = logging.getLogger(__name__)
 
 MISSING = {"", "-", "--", "?", "na", "n/a", "nan", "none", "null", "unknown"}
-"""Cells that stand for a missing value, in any case, as spreadsheets, R and pandas write them."""
+"""Cells that mean a missing value, in upper or lower case, as written by spreadsheets, R and pandas."""
 MOST_PROBLEMS = 20
-"""Problems of one label file that an error lists."""
+"""Maximum number of problems listed in the error for one label file."""
 LEAST_MATCHED = 0.5
-"""Share of the labels, or of the photographs where they are fewer, that must find their counterpart."""
+"""Minimum share of the labels, or of the photographs if there are fewer, that must match."""
 
 
 @dataclass(frozen=True)
 class Label:
-    """One line of a label file; ``other`` holds the further columns that were asked for."""
+    """One line of a label file; ``other`` has the values of the additional columns that were requested."""
 
     image: str
     grade: int | None
@@ -32,10 +32,10 @@ class Label:
 
 
 class Problems(list[str]):
-    """What is wrong with a file, collected so that the user can correct all of it at once."""
+    """Problems found in a file, collected so that the user can correct all of them at once."""
 
     def stop(self, file: Path) -> None:
-        """Raise a UserError that lists up to MOST_PROBLEMS of them, if there are any."""
+        """Raise a UserError that lists up to MOST_PROBLEMS problems, if there are any."""
         if len(self) == 1:
             raise UserError(f"{file}: {self[0]}")
         if self:
@@ -44,7 +44,7 @@ class Problems(list[str]):
 
 
 def value(text: str) -> str:
-    """A cell of a table; empty where it stands for a missing value (:data:`MISSING`)."""
+    """Return the value of a table cell; empty if it means a missing value (:data:`MISSING`)."""
     return "" if text.lower() in MISSING else text
 
 
@@ -57,17 +57,17 @@ def read_labels(
     allowed: Mapping[str, AbstractSet[str]] | None = None,
     blank: bool = False,
 ) -> list[Label]:
-    """Read the lines of a label file, in its order.
+    """Read the lines of a label file, in order.
 
-    Names of columns are compared without case; unnamed and unknown columns are ignored, and so are empty
-    lines. Values that stand for a missing one (:data:`MISSING`) are read as empty.
+    Column names are case-insensitive; unnamed and unknown columns and empty lines are ignored. Values that
+    mean a missing value (:data:`MISSING`) are read as empty.
 
     Args:
         path: the file; see :func:`read_csv`.
         image: name of the column of image names.
         grade: name of the column of grades.
-        other: further columns to read; they may be absent.
-        allowed: values that a further column may have, in lower case; empty cells are allowed too.
+        other: additional columns to read; they may be absent.
+        allowed: allowed values of additional columns, in lower case; empty cells are always allowed.
         blank: allow a line without a grade.
 
     Raises:
@@ -104,23 +104,23 @@ def read_labels(
 
 
 def stem(name: str) -> str:
-    """An image's name without the ending of a photograph, where it has one."""
+    """Return an image name without its file extension, if that is one of a photograph."""
     ending = Path(name).suffix
     return name.removesuffix(ending) if ending.lower() in PHOTOGRAPHS else name
 
 
 def key(name: str) -> str:
-    """What names of images are compared by: no ending, no case, one of the ways to write an accent (NFC)."""
+    """Return the key by which image names are compared: no extension, case-folded, Unicode form NFC."""
     return unicodedata.normalize("NFC", stem(name)).casefold()
 
 
 def photographs(folder: Path) -> dict[str, Path]:
-    """Photographs of a folder by :func:`key`, sorted by name; none when there is no such folder.
+    """Return the photographs of a folder by :func:`key`, sorted by name; empty if the folder is missing.
 
-    Names are :func:`escaped`, as in the manifest: a file whose name is changed by that cannot be read.
+    Names are :func:`escaped`, as in the manifest; a file whose name this changes counts as unreadable.
 
     Raises:
-        UserError: two photographs differ only in their ending or in case.
+        UserError: the names of two photographs differ only in extension or case.
     """
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
@@ -138,12 +138,12 @@ def match(
     """Match the lines of a label file with photographs by :func:`key`.
 
     Yields:
-        Name without ending, photograph and label: first for each label, in the file's order, then for each
-        photograph without one. The name is the photograph's where there is one.
+        Name without extension, path and label: first for each label, in the order of the file, then for each
+        photograph without a label. The name is that of the photograph if there is one.
 
     Raises:
-        UserError: both are there, but less than LEAST_MATCHED of the fewer of them match; shows examples of
-            both and the probable cause.
+        UserError: there are labels and photographs, but less than LEAST_MATCHED of the smaller number match;
+            shows examples of both and the probable cause.
     """
     keys = [key(label.image) for label in labels]
     _check_matches(keys, labels, images, file)
@@ -159,7 +159,7 @@ def match(
 def _check_matches(
     keys: Sequence[str], labels: Sequence[Label], images: Mapping[str, Path], file: Path
 ) -> None:
-    """Refuse a label file that belongs to other photographs; warn of leftovers on both sides."""
+    """Raise if the label file belongs to other photographs; warn of labels or photographs without a match."""
     alone = [label.image for name, label in zip(keys, labels, strict=True) if name not in images]
     known = set(keys)
     unlabelled = [path.name for name, path in images.items() if name not in known]
@@ -193,11 +193,11 @@ _CAUSES: dict[str, Callable[[str], str]] = {
         lambda name: "".join(filter(str.isalnum, name))
     ),
 }
-"""Guesses why names do not match, each with what would make them match."""
+"""Possible causes of a mismatch of names, each with a function that would make them match."""
 
 
 def _cause(labels: Sequence[str], images: Sequence[str]) -> str:
-    """The first guess that would match the most of the names; empty if none matches any."""
+    """Return the cause whose correction matches most names; empty if none matches any."""
     best, most = "", 0
     for cause, simplify in _CAUSES.items():
         simplified = {simplify(key(name)) for name in images}

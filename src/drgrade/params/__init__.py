@@ -1,9 +1,9 @@
 """The one definition of ``params.yaml``: every key, its type, range, default and meaning.
 
 ``load`` checks a file and fills in defaults; ``json_schema`` is what editors complete against
-(``workflow/schemas/params.schema.json``). Only what changes results is here: cores, devices and
-tracking servers belong to the profile and the environment. Blocks stand in modules named as the
-files of rules that use them.
+(``workflow/schemas/params.schema.json``). It has only settings that affect results: cores, devices and
+tracking servers belong to the profile and the environment. Modules are named after the rule files that
+use their blocks.
 """
 
 from drgrade.params.block import Augment

@@ -1,4 +1,4 @@
-"""What all blocks of ``params.yaml`` share."""
+"""Base class and types of all blocks of ``params.yaml``."""
 
 from typing import Annotated, Any
 
@@ -8,13 +8,13 @@ Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 Seed = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Pair = Annotated[list[float], Field(min_length=2, max_length=2)]
-"""From, to."""
+"""A range: lower and upper end."""
 
 
 class Block(BaseModel):
     """A block of ``params.yaml``: unknown keys and wrong types are errors.
 
-    Of a block within it a file may give a part: the other keys are those of the field's default.
+    Nested blocks may be given in part: the other keys keep the values of the field's default.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True)
@@ -33,25 +33,25 @@ class Block(BaseModel):
 
 
 class Augment(Block):
-    """Random changes an image goes through in training; each can be switched off with 0."""
+    """Random augmentation of training images; each change can be switched off with 0."""
 
     flip: Fraction = 0.5
-    """Chance of a horizontal and, drawn apart, of a vertical flip."""
+    """Probability of a horizontal flip and, drawn independently, of a vertical flip."""
     rotation: Annotated[float, Field(ge=0, le=180)] = 180.0
-    """Rotation in degrees, uniform in plus and minus this."""
+    """Largest rotation in degrees, uniform within plus and minus this."""
     scale: Pair = [0.87, 1.15]
     """Range of the area that is cropped and resized, relative to the image."""
     ratio: Pair = [0.8, 1.25]
     """Range of the crop's aspect ratio."""
     translate: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Shift along each axis as a share of the side, uniform in plus and minus this."""
+    """Largest shift along each axis as a share of the side, uniform within plus and minus this."""
     brightness: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Brightness factor, uniform in 1 plus and minus this."""
+    """Brightness factor, uniform within 1 plus and minus this."""
     contrast: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Contrast factor, uniform in 1 plus and minus this."""
+    """Contrast factor, uniform within 1 plus and minus this."""
     saturation: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Saturation factor, uniform in 1 plus and minus this."""
+    """Saturation factor, uniform within 1 plus and minus this."""
     hue: Annotated[float, Field(ge=0, le=0.5)] = 0.0
-    """Hue turn as a share of the circle, uniform in plus and minus this."""
+    """Largest hue shift as a share of the colour circle, uniform within plus and minus this."""
     grayscale: Fraction = 0.0
-    """Chance of losing all colour."""
+    """Probability of conversion to greyscale."""

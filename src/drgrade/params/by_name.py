@@ -1,4 +1,4 @@
-"""A block of ``params.yaml`` whose model is chosen by the name of a part, such as an experiment's grader."""
+"""A block of ``params.yaml`` whose model depends on the name of a plugin, such as an experiment's grader."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,14 +13,14 @@ from drgrade.plugins import Registry
 
 @dataclass(frozen=True)
 class ByName:
-    """Annotation of a field: validate by the ``Params`` of the part that the block's ``key`` names.
+    """Annotation of a field: validate with the ``Params`` of the plugin that the block's ``key`` names.
 
-    A union discriminated by ``key`` whose members are found when they are asked for, so that a new part is
-    one file. Importing it costs what its module imports.
+    A union discriminated by ``key`` whose members are looked up on use, so that a new plugin needs only one
+    file. A lookup imports the plugin's module.
 
     Args:
-        registry: of the parts.
-        key: of the block, such as ``grader``.
+        registry: registry of the plugins.
+        key: key of the block that holds the plugin's name, such as ``grader``.
     """
 
     registry: Registry

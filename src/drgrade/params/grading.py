@@ -1,8 +1,8 @@
 """The blocks ``grade`` and ``experiments``: ``workflow/rules/grading.smk``.
 
-Each grader has a params model of its own, a subclass of :class:`Experiment` that stands in the grader's
-module. Models that also derive from :class:`Shared` or :class:`Grade` take the values of the block ``grade``
-for those keys, unless the experiment sets them itself.
+Each grader has its own params model, a subclass of :class:`Experiment` in the grader's module. Models that
+also derive from :class:`Shared` or :class:`Grade` take the values of those keys from the block ``grade``,
+unless the experiment sets them itself.
 """
 
 from typing import Annotated, Any, Literal, Self
@@ -16,50 +16,51 @@ from drgrade.plugins import Registry
 GRADERS = Registry("drgrade.grading")
 """Graders by name: modules of ``drgrade.grading``."""
 BY_GRADER = ByName(GRADERS, "grader")
-"""Annotation of :class:`Experiment`: validate by the params model of the grader that it names."""
+"""Annotation of :class:`Experiment`: validate with the params model of the named grader."""
 
 
 class Shared(Block):
     """Keys of the block ``grade`` that every grader with an encoder uses."""
 
     input_size: Annotated[int, Field(ge=32)] = 128
-    """Side of the network's input; crops are scaled to it once."""
+    """Side of the network's input in pixels; crops are scaled to it once."""
     select: Literal["best", "last"] = "best"
-    """Keep what is best by validation QWK, or the last epoch (needs no validation set)."""
+    """Keep the weights of the epoch with the best validation QWK, or of the last epoch (needs no validation
+    set)."""
 
 
 class Grade(Shared):
-    """How graders learn; shared by all experiments, each of which may override any key."""
+    """Training of graders; shared by all experiments, each of which may override any key."""
 
     epochs: Annotated[int, Field(ge=1)] = 6
     """Passes over the training photographs."""
     batch_size: Annotated[int, Field(ge=1)] = 16
-    """Photographs in memory at a time, over all devices."""
+    """Photographs per forward pass, over all devices."""
     accumulate: Annotated[int, Field(ge=1)] = 1
-    """Batches whose mean gradient makes a step; BatchNorm still sees one at a time."""
+    """Batches per optimiser step (gradient accumulation); BatchNorm uses the statistics of single batches."""
     lr: Annotated[float, Field(gt=0)] = 1.5e-3
-    """Peak of the one-cycle schedule of AdamW."""
+    """Peak learning rate of AdamW in a one-cycle schedule."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """Decoupled weight decay."""
     weights_ema: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Decay of a moving average of the weights over the steps, such as 0.999: what is validated and kept is
-    the average. Null: the weights themselves."""
+    """Decay of an exponential moving average of the weights, such as 0.999; the average is validated and kept.
+    Null: no average."""
     compile: bool = False
-    """Run the network through torch.compile: a wait at the start, other last digits. Needs a C++ compiler."""
+    """Use torch.compile: slow start, results differ in the last digits. Needs a C++ compiler."""
     augment: Augment = Augment()
 
 
 class Experiment(Block):
-    """One row of the leaderboard: what graders of every kind have. Each grader's module adds its own keys."""
+    """One row of the leaderboard: keys of all graders. Each grader's module adds its own keys."""
 
     grader: Name = "finetune"
     """A module of ``drgrade.grading``: majority, finetune, linear, knn, ..."""
     label_fraction: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Share of the training patients whose grades are used; small fractions lie inside larger ones."""
+    """Share of the training patients whose grades are used; smaller fractions are subsets of larger ones."""
     seeds: Annotated[list[Seed], Field(min_length=1)] = [0]
-    """One training for each."""
+    """Random seeds; one training for each."""
     members: list[Name] = []
-    """Experiments whose trained models this grader builds on, each with the same seed and fold."""
+    """Experiments whose trained models this grader uses, each with the same seed and fold."""
 
     @field_validator("seeds")
     @classmethod
@@ -83,11 +84,11 @@ class Experiment(Block):
         return self.model_validate(_over(common, self.written()))
 
     def written(self) -> dict[str, Any]:
-        """As it stands in a file: shared keys only where they are set, others in full."""
+        """Return the values as in a params file: shared keys only if they are set, others in full."""
         unset = self.shared() - self.model_fields_set | ({"members"} if not self.members else set())
         values = self.model_dump(exclude=unset)
         for key in self.shared() & self.model_fields_set:
-            if isinstance(block := getattr(self, key), Block):  # the rest of it is that of ``grade``
+            if isinstance(block := getattr(self, key), Block):  # unset keys come from ``grade``
                 values[key] = block.model_dump(exclude_unset=True)
         return values
 
@@ -103,7 +104,7 @@ class Encoded(Experiment, Shared):
 
 
 def _over(values: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """``values`` with those of ``other`` in their place, blocks within blocks too."""
+    """Return ``values`` updated with those of ``other``, nested blocks recursively."""
     merged = dict(values)
     for key, value in other.items():
         below = merged.get(key)

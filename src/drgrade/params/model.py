@@ -1,4 +1,4 @@
-"""The whole of ``params.yaml``."""
+"""The model of the whole ``params.yaml``."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any, Self
@@ -15,11 +15,11 @@ from drgrade.params.start import StartFrom, parse_start
 
 
 class Params(Block):
-    """Everything that decides a result."""
+    """All parameters that affect results."""
 
     datasets: dict[Name, Dataset] = {"demo": Dataset(), "demo_site": Dataset()}
-    """The datasets that take part."""
-    # a factory: a file that names other roles does not mean the demo's external dataset
+    """The datasets that are used."""
+    # a factory: in a file with other roles, external stays empty instead of the demo's
     roles: Roles = Field(default_factory=lambda: Roles(external=["demo_site"]))
     download: Download = Download()
     index: Index = Index()
@@ -34,7 +34,7 @@ class Params(Block):
     pretrain: dict[Name, Pretraining] = {
         "lesion_contrastive": LesionContrastive(boxes_per_image=4, knn_every=4)
     }
-    """Encoders pretrained without grades, by name; the name is the method where ``method`` is not given."""
+    """Encoders pretrained without grades, by name; the name is the method if ``method`` is not given."""
     grade: Grade = Grade()
     experiments: dict[Name, Annotated[Experiment, BY_GRADER]] = Field(
         default={
@@ -52,7 +52,7 @@ class Params(Block):
     report: Report = Report()
 
     def scheme(self, dataset: str) -> Scheme:
-        """How a dataset is split: its own scheme, else that of ``index``."""
+        """Split scheme of a dataset: its own, else that of ``index``."""
         return self.datasets[dataset].scheme or self.index.scheme
 
     def experiment(self, name: str) -> Experiment:
@@ -60,16 +60,16 @@ class Params(Block):
         return self.experiments[name].over(self.grade)
 
     def start(self, name: str) -> StartFrom | None:
-        """What the encoder of an experiment starts from; None for a grader without an encoder.
+        """Initial weights of an experiment's encoder; None for a grader without an encoder.
 
         Raises:
-            ValueError: it is no start.
+            ValueError: the experiment's ``start`` is not valid.
         """
         experiment = self.experiments[name]
         return parse_start(experiment.start, self.pretrain) if isinstance(experiment, Encoded) else None
 
     def built_on(self, name: str) -> list[str]:
-        """Experiments whose models an experiment needs: the one it starts from, and its members."""
+        """Experiments whose models an experiment needs: that of its initial weights, and its members."""
         start = self.start(name)
         first = [start.name] if start and start.kind == "experiment" else []
         return [*first, *self.experiments[name].members]
@@ -95,7 +95,7 @@ class Params(Block):
         return self
 
     def _missing(self) -> Iterator[str]:
-        """Names that stand for nothing, or for two things, a line each."""
+        """Yield a line for each name that is unknown or ambiguous."""
         for name in sorted({"random", "imagenet"} & set(self.pretrain)):
             yield f"pretrain.{name}: experiments start from {name} weights; name it otherwise"
         for role, names in self.roles.model_dump().items():
@@ -120,7 +120,7 @@ class Params(Block):
                     yield f"experiments.{name}: builds on {other!r}, which {there}"
 
     def _impossible(self) -> Iterator[str]:
-        """Values that cannot go together, a line each."""
+        """Yield a line for each combination of values that is not possible."""
         if self.roles.grade in self.roles.external:
             trains = f"{self.roles.grade!r} trains the graders"
             yield f"roles.external: {trains}; an external test is on other data"
@@ -145,7 +145,7 @@ class Params(Block):
             yield f"patches.published: its boxes lie in {crops}; set both"
 
     def _unbuildable(self, name: str) -> Iterator[str]:
-        """Why an experiment cannot be built, a line each."""
+        """Yield a line for each reason why an experiment cannot be trained."""
         for other in self.built_on(name):
             lacking = set(self.experiments[name].seeds) - set(self.experiments[other].seeds)
             if lacking:

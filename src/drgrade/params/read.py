@@ -1,4 +1,4 @@
-"""Reading ``params.yaml``: one line about what is wrong, with the path of the key."""
+"""Read and validate ``params.yaml``; errors are one line with the path of the key."""
 
 import json
 from pathlib import Path
@@ -13,13 +13,13 @@ from drgrade.params.pretraining import METHODS
 
 
 def _lines(error: ValidationError, source: str) -> list[str]:
-    """What is wrong, a line each."""
+    """Return one line for each validation error."""
     return [line for problem in error.errors() for line in _lines_of(problem, source)]
 
 
 def _lines_of(problem: Any, source: str) -> list[str]:
     path = list(problem["loc"])
-    # pydantic puts the method of a pretraining into the path, behind its name if it has one
+    # pydantic inserts the discriminator, a pretraining's method, into the path, after its name if any
     place = 2 if path[:1] == ["pretrain"] else 0
     if path[place : place + 1] and path[place] in METHODS:
         del path[place]
@@ -34,12 +34,12 @@ def _lines_of(problem: Any, source: str) -> list[str]:
             text += _as_number(given)
     number = _line_of(Path(source), path)
     where = f" (line {number})" if number else ""
-    # what Params refuses as a whole has a line for each reason
+    # errors of the validator of Params have one line for each reason
     return [f"{source}: {key}: {line}{where}" if key else f"{source}: {line}" for line in text.splitlines()]
 
 
 def _line_of(file: Path, path: list[Any]) -> int | None:
-    """Line of a key in a params file, or of its block where the key is left out; None without either."""
+    """Line number of a key in a params file, or of its block if the key is absent; None without either."""
     try:
         node = yaml.compose(file.read_text(encoding="utf-8-sig"), yaml.SafeLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
@@ -59,7 +59,7 @@ def _line_of(file: Path, path: list[Any]) -> int | None:
 
 
 def _as_number(text: str) -> str:
-    """What to write for a number that YAML takes for text, such as 1e-3; empty if it is none."""
+    """How to write a number that YAML reads as text, such as 1e-3; empty if it is not a number."""
     mantissa, e, exponent = text.lower().partition("e")
     try:
         float(text)
@@ -71,11 +71,11 @@ def _as_number(text: str) -> str:
 
 
 def check(values: Any, source: str) -> Params:
-    """Hold values to the model.
+    """Validate values against the model.
 
     Raises:
-        UserError: one line with the key's path: an unknown key, a wrong type, an impossible combination. Of
-            several the first; :func:`wrong` has all.
+        UserError: an unknown key, a wrong type or an impossible combination; one line with the key's path,
+            about the first error only; :func:`wrong` returns all.
     """
     try:
         return Params.model_validate(values)
@@ -84,7 +84,7 @@ def check(values: Any, source: str) -> Params:
 
 
 def wrong(path: Path) -> list[str]:
-    """All that is wrong with the keys and values of a params file, a line each.
+    """Return all errors in the keys and values of a params file, one line each.
 
     Raises:
         UserError: the file is missing or is not YAML.
@@ -97,10 +97,10 @@ def wrong(path: Path) -> list[str]:
 
 
 def check_block(block: Any, text: str, source: str) -> Any:
-    """One block, or one of several kinds of block, given as JSON on a verb's command line.
+    """Parse a block, or one of a union of blocks, given as JSON on a verb's command line.
 
     Raises:
-        UserError: not JSON, or not such a block.
+        UserError: the text is not JSON or not a valid block.
     """
     try:
         return TypeAdapter(block).validate_json(text)
@@ -112,13 +112,13 @@ def load(path: Path) -> Params:
     """Read and check a params file.
 
     Raises:
-        UserError: the file is missing, is not YAML, or breaks the model.
+        UserError: the file is missing, is not YAML, or does not fit the model.
     """
     return check(read_yaml(path), str(path))
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses repeated keys, of which YAML would silently take the last."""
+    """YAML loader that refuses repeated keys, of which PyYAML would silently take the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
@@ -133,10 +133,10 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_yaml(path: Path) -> Any:
-    """The content of a YAML file in UTF-8, whose keys stand once.
+    """Return the content of a YAML file in UTF-8 without repeated keys.
 
     Raises:
-        UserError: the file is missing, in another encoding or not YAML, or repeats a key; names the line.
+        UserError: the file is missing, in another encoding, not YAML, or repeats a key; names the line.
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")
@@ -153,5 +153,5 @@ def read_yaml(path: Path) -> Any:
 
 
 def json_schema() -> str:
-    """JSON Schema of ``params.yaml``, as committed in ``workflow/schemas``."""
+    """Return the JSON Schema of ``params.yaml``, as committed in ``workflow/schemas``."""
     return json.dumps(Params.model_json_schema(), indent=2, sort_keys=True) + "\n"

@@ -1,4 +1,4 @@
-"""Blocks of the stages that measure and show: ``workflow/rules/results.smk``."""
+"""Blocks of the stages for evaluation, heat maps and the report: ``workflow/rules/results.smk``."""
 
 from typing import Annotated
 
@@ -8,27 +8,27 @@ from drgrade.params.block import Block, Name, Seed
 
 
 class Evaluate(Block):
-    """Measure predictions; the leaderboard."""
+    """Evaluate predictions and build the leaderboard."""
 
     bootstrap: Annotated[int, Field(ge=100)] = 1000
-    """Resamples of patients for the 95 % intervals."""
+    """Bootstrap resamples of patients for the 95 % confidence intervals."""
     seed: Seed = 1
-    """Seed of the resamples."""
+    """Seed of the bootstrap."""
 
 
 class Explanation(Block):
-    """Heat maps of one experiment's model over photographs, scored against lesion masks."""
+    """Heat maps of one experiment's model, scored against lesion masks."""
 
     method: str = "cam"
     """A module of ``drgrade.explain``."""
     experiment: Name = "lesion_contrastive"
-    """Whose model is explained (its first seed and fold)."""
+    """Experiment whose model (of its first seed and fold) is explained."""
     images: Annotated[int, Field(ge=1)] = 6
-    """Photographs with masks, and as many graded test photographs."""
+    """Number of photographs with masks, and of graded test photographs."""
 
 
 class Report(Block):
-    """Figures, model cards and the page that shows them."""
+    """Figures, model cards and the HTML report."""
 
     sheet: Annotated[int, Field(ge=4)] = 24
-    """Crops on the contact sheet."""
+    """Number of crops on the contact sheet."""

@@ -1,4 +1,4 @@
-"""What a network's weights start from, as one word of ``params.yaml``."""
+"""The key ``start`` of ``params.yaml``: a network's initial weights."""
 
 import re
 from collections.abc import Collection
@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 WORDS = ("random", "imagenet")
 EXPERIMENT = "experiment:"
-"""Prefix of a start from another experiment's model."""
+"""Prefix of a ``start`` that names another experiment."""
 
 
 class StartFrom(NamedTuple):
@@ -15,7 +15,7 @@ class StartFrom(NamedTuple):
     Attributes:
         kind: ``random``, ``imagenet``, ``pretrain`` (an encoder of the block ``pretrain``), ``experiment``
             (the model of another experiment with the same seed and fold) or ``file``.
-        name: of the encoder or experiment, or the file's path; else the word itself.
+        name: name of the encoder or experiment, or path of the file; for the other kinds same as ``kind``.
     """
 
     kind: Literal["random", "imagenet", "pretrain", "experiment", "file"]
@@ -23,15 +23,15 @@ class StartFrom(NamedTuple):
 
 
 def parse_start(text: str, pretrained: Collection[str] = ()) -> StartFrom:
-    """Read a ``start``.
+    """Parse a ``start``.
 
     Args:
         text: ``random``, ``imagenet``, a name in ``pretrained``, ``experiment:NAME``, or a file: a path with
             a slash or a suffix.
-        pretrained: names of the block ``pretrain``.
+        pretrained: names in the block ``pretrain``.
 
     Raises:
-        ValueError: none of these.
+        ValueError: ``text`` is none of these.
     """
     if text in WORDS:
         return StartFrom(text, text)  # type: ignore[arg-type]

@@ -16,12 +16,12 @@ class TrainingId(NamedTuple):
 
     @property
     def label(self) -> str:
-        """Its folder's name: ``seed0``, or ``seed0_fold1``."""
+        """Name of its folder: ``seed0``, or ``seed0_fold1``."""
         return f"seed{self.seed}" + ("" if self.fold is None else f"_fold{self.fold}")
 
 
 def trainings(params: Params, experiment: str) -> list[TrainingId]:
-    """All trainings of an experiment, seed by seed.
+    """Return all trainings of an experiment, ordered by seed.
 
     Raises:
         UserError: the file of folds cannot be read.
@@ -31,7 +31,7 @@ def trainings(params: Params, experiment: str) -> list[TrainingId]:
 
 
 def folds(params: Params) -> list[int | None]:
-    """Folds of the dataset that is graded; [None] without cross-validation.
+    """Return the folds of the dataset ``roles.grade``; [None] without cross-validation.
 
     Raises:
         UserError: the file of folds cannot be read.
@@ -44,7 +44,7 @@ def folds(params: Params) -> list[int | None]:
 
 
 def _listed(path: Path) -> list[int]:
-    """The distinct folds of a CSV (image_id, fold); lines without a fold take no part."""
+    """Return the distinct folds of a CSV (image_id, fold); lines without a fold are ignored."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             return sorted({int(line["fold"]) for line in csv.DictReader(file) if line["fold"]})
