@@ -1,7 +1,7 @@
-"""Find what would stop a run before it starts: ``drgrade check``.
+"""Find errors that would stop a run before it starts: ``drgrade check``.
 
-Every name is looked up, every encoder is built without memory (on the device ``meta``) and shown an image of
-its size, and start weights are held against the networks that they are for.
+Every name is looked up, every encoder is built without memory (on the device ``meta``) and applied to an
+image of its input size, and initial weights are compared with their networks.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 
 
 def problems(params: Params) -> list[str]:
-    """All that would stop a run of these params later, a line each that begins with the key."""
+    """Return all errors that would stop a run of these params, one line each, starting with the key."""
     stages = (_files, _datasets, _detector, _pretraining, _experiments, _explanations)
     keys: dict[str, list[str]] = {}
     for key, text in (problem for stage in stages for problem in stage(params)):
         keys.setdefault(text, []).append(key)
-    # a file of weights that is missing stops many experiments
+    # a missing weights file affects many experiments
     return [
         f"{key}{f' (and {len(others)} more keys)' if others else ''}: {text}"
         for text, (key, *others) in keys.items()
@@ -36,7 +36,7 @@ class Problem(NamedTuple):
 
 
 def _problems_of(key: str, call: Callable[..., Any], *arguments: Any) -> list[Problem]:
-    """Problems with ``key`` that a call raises; none if it succeeds."""
+    """Return the problem with ``key`` that a call raises; an empty list if it succeeds."""
     try:
         call(*arguments)
     except UserError as error:
@@ -90,7 +90,7 @@ def _of_detector(start: str) -> bool:
     try:
         return is_detector(Path(start))
     except UserError:
-        return False  # read again for what is wrong with it
+        return False  # the error is reported elsewhere
 
 
 def _detector_starts(params: Params) -> None:
@@ -137,7 +137,7 @@ def _experiments(params: Params) -> Iterator[Problem]:
 
 
 def _encoder(params: Params, name: str, experiment: Encoded) -> Iterator[Problem]:
-    """What is wrong with an experiment's encoder, its images, or what it starts from."""
+    """Yield problems with an experiment's encoder, its input size, or its initial weights."""
     from drgrade.encoders import forward_blank
 
     key = f"experiments.{name}"
@@ -184,7 +184,7 @@ def _compiler(key: str, wanted: bool) -> list[Problem]:
 
 
 def _meta_encoder(name: str, trunk: bool = False) -> "torch.nn.Module":
-    """An encoder's names and shapes, without values.
+    """Create an encoder on the device ``meta``, with names and shapes but without values.
 
     Raises:
         UserError: timm knows no such encoder.
@@ -216,7 +216,7 @@ def _same_architecture(one: str, other: str) -> bool:
     try:
         first, second = (_meta_encoder(name).state_dict() for name in (one, other))
     except UserError:
-        return True  # which is said of the encoder that timm does not know
+        return True  # reported for the encoder that timm does not know
     return {key: value.shape for key, value in first.items()} == {
         key: value.shape for key, value in second.items()
     }

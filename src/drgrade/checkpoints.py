@@ -1,6 +1,6 @@
-"""Read the weights files of the field, and fit their tensors to a backbone of timm.
+"""Read checkpoints of common training programs, and match their tensors to a timm backbone.
 
-Programs for self-supervised learning save more than a backbone, under names of their own. Known are those
+Programs for self-supervised learning save more than a backbone, with their own names. Supported are those
 of DINO, DINOv2, iBOT, MAE and RETFound, MoCo, SimSiam, Barlow Twins, BYOL, MMSelfSup, Lightning and
 torch.compile.
 """
@@ -22,28 +22,28 @@ PREFIXES = (
     "_orig_mod.", "module.", "model.", "net.", "network.", "backbone.", "encoder.",
     "encoder_q.", "base_encoder.", "online_encoder.", "online_network.", "context_encoder.",
 )  # fmt: skip
-"""What training programs put before a backbone's names, alone or nested; MoCo's query encoder is its own."""
+"""Prefixes of a backbone's names in checkpoints, single or nested; for MoCo that of the query encoder."""
 LEFT_OVER = (
     "classifier", "fc.", "head", "projector", "projection", "predictor", "decoder", "neck.", "bn.", "queue",
     "mask_token", "masked_embed", "dino_head", "ibot_head", "encoder_k.", "momentum_encoder.",
     "target_encoder.", "target_network.",
 )  # fmt: skip
-"""Beginnings of names that may be left over: heads, and the networks that a backbone was trained with."""
+"""Prefixes of tensors that may be unused: heads, and other networks of the training."""
 INSIDE = ("state_dict", "model", "teacher", "model_state_dict")
-"""Where checkpoints keep the tensors; of DINO's student and teacher the teacher is the encoder."""
+"""Keys of the tensors in checkpoints; of DINO's student and teacher, the teacher is used."""
 NO_WEIGHTS = {
     b"version https://git-lfs": "a Git LFS pointer; fetch the file itself (git lfs pull)",
     b"<!doctype html": "a web page; download the file again, perhaps after logging in",
     b"<html": "a web page; download the file again, perhaps after logging in",
 }
-"""What files that should hold weights often are instead, by their first bytes in lower case."""
+"""Common files that are no weights, by their first bytes in lower case."""
 
 
 def read_tensors(path: Path) -> "Tensors":
     """All tensors of a ``.safetensors``, ``.pth``, ``.pt`` or ``.ckpt`` file; runs no code from it.
 
-    A checkpoint's state dict is looked for under the keys INSIDE, one within the other; what else a
-    checkpoint holds (optimiser, arguments, NumPy scalars) is ignored.
+    A checkpoint's state dict is searched under the keys INSIDE, also nested; other content (optimiser,
+    arguments, NumPy scalars) is ignored.
 
     Raises:
         UserError: the file is missing, is a whole pickled module, or holds no state dict.
@@ -83,7 +83,7 @@ def read_tensors(path: Path) -> "Tensors":
 
 
 def _data_classes() -> list[Any]:
-    """Classes without code that checkpoints keep beside tensors: command lines, and scalars of NumPy."""
+    """Harmless classes that checkpoints contain beside tensors: command-line arguments, NumPy scalars."""
     import numpy as np
     from numpy._core.multiarray import scalar
 
@@ -94,7 +94,7 @@ def _data_classes() -> list[Any]:
 def fitted(
     model: "nn.Module", name: str, tensors: "Tensors", path: Path, *, trunk: bool = False
 ) -> "Tensors":
-    """The tensors of a weights file by a backbone's names; every tensor of the backbone must be matched.
+    """Rename the tensors of a weights file to a backbone's names; all tensors of the backbone must match.
 
     Names may have wrappers' prefixes (PREFIXES). Tensors of heads and of other networks may be left over
     (LEFT_OVER), none of the backbone's own may be missing but BatchNorm's counters, which files from before
@@ -141,7 +141,7 @@ def fitted(
 
 
 def pool_like(network: "nn.Module", names: Collection[str]) -> None:
-    """Make the vision transformers in a network pool like those whose tensors have these names.
+    """Set the pooling of the vision transformers in a network according to the names of their tensors.
 
     timm's normalise the tokens and take the class token (``norm``), or take the mean of the others and
     normalise that (``fc_norm``); MAE and RETFound are fine-tuned in the second way.
@@ -164,7 +164,7 @@ def _positions(model: Any, theirs: "torch.Tensor", own: "torch.Tensor") -> "torc
         return theirs
     prefix = 0 if model.no_embed_class else model.num_prefix_tokens
     if int((theirs.shape[1] - prefix) ** 0.5) ** 2 != theirs.shape[1] - prefix:
-        return theirs  # no square grid: refused for its shape
+        return theirs  # not a square grid: refused later because of its shape
     return resample_abs_pos_embed(theirs, list(model.patch_embed.grid_size), num_prefix_tokens=prefix)
 
 

@@ -1,7 +1,7 @@
 """Backbones by their timm name, and the weights they start from.
 
-Weights load strictly and from tensors only. Nothing is fetched in silence: ImageNet weights come from
-the packaged EfficientNet-Lite0 or, for other backbones, from a file in ``data/weights``.
+Weights are loaded strictly and from tensors only. Nothing is downloaded: ImageNet weights come from the
+packaged EfficientNet-Lite0 or, for other backbones, from a file in ``data/weights``.
 """
 
 from difflib import get_close_matches
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 WEIGHTS = Path("data/weights")
-"""Where start weights are looked for: ``<timm name>.safetensors`` (or ``.pth``)."""
+"""Folder of ImageNet weights: ``<timm name>.safetensors`` (or ``.pth``)."""
 PACKAGED = "tf_efficientnet_lite0"
 PACKAGED_SHA256 = "57934424"  # leading digits, as in the published file's name
 
@@ -91,7 +91,7 @@ def normalisation(name: str) -> tuple[list[float], list[float]]:
 
 
 def load_start(model: "torch.nn.Module", name: str, start: str, *, trunk: bool = False) -> None:
-    """Load ``start`` (``imagenet`` or a file) into a backbone; as :func:`start_tensors` says."""
+    """Load ``start`` (``imagenet`` or a file) into a backbone; see :func:`start_tensors`."""
     model.load_state_dict(start_tensors(model, name, start, trunk=trunk))
 
 
@@ -119,12 +119,12 @@ def start_tensors(
 
 
 def start_record(name: str, start: str | None, seed: int | None) -> dict[str, Any]:
-    """Which weights a backbone starts from, to keep with what becomes of them.
+    """Describe the initial weights of a backbone, to be saved with the trained model.
 
     Args:
         name: timm model name.
         start: as for :func:`create_encoder`.
-        seed: that random weights are drawn from.
+        seed: seed of random weights.
 
     Returns:
         ``weights``: ``start``, with the file's ``sha256``, or for random weights with the ``seed``.
@@ -150,7 +150,7 @@ def imagenet_file(name: str) -> Path:
     """The file with ImageNet weights of a backbone.
 
     Raises:
-        UserError: it is not here; the message says which file to put where.
+        UserError: the file is missing; the message says which file to put where.
     """
     if placed := placed_file(name):
         return placed
@@ -169,7 +169,7 @@ def imagenet_file(name: str) -> Path:
 
 
 def _in_timm_names(tensors: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
-    """The packaged file lists timm's tensors in timm's order under other names."""
+    """Rename the tensors of the packaged file, which are in timm's order with other names."""
     import timm
 
     names = timm.create_model(PACKAGED, pretrained=False).state_dict()

@@ -1,4 +1,4 @@
-"""``drgrade new folder PATH``: look at somebody's photographs, say what is there, write a params file."""
+"""``drgrade new folder PATH``: describe the user's photographs and write a params file for them."""
 
 import os
 from collections.abc import Iterator
@@ -28,15 +28,14 @@ def new_folder(root: Path, out: Path, template: Path, workers: int) -> str:
     Args:
         root: holds ``images/`` and, if there are grades, ``labels.csv``.
         out: params file to write.
-        template: params file whose other values are taken over.
+        template: params file from which all other values are copied.
         workers: processes that read photographs.
 
     Returns:
         What was found, and the command to run next.
 
     Raises:
-        UserError: there are no photographs where they are looked for, the label file is wrong, or ``out``
-            exists.
+        UserError: there are no photographs in ``images/``, the label file is invalid, or ``out`` exists.
     """
     if out.exists():
         raise UserError(f"{out}: exists already; name another file with --out, or delete it")
@@ -54,7 +53,7 @@ def new_folder(root: Path, out: Path, template: Path, workers: int) -> str:
 
 
 def _check_layout(root: Path) -> None:
-    """Raise a UserError that says what to move where, unless there are photographs in ``images``."""
+    """Raise a UserError with the remedy if there are no photographs in ``images``."""
     if not root.is_dir():
         raise UserError(f"{root}: no such folder")
     if photographs(root / "images"):
@@ -69,7 +68,7 @@ def _graded(found: pd.DataFrame) -> "pd.Series[bool]":
 
 
 def _params(template: Path, *, graded: bool) -> dict[str, object]:
-    """The template's values with the folder in its roles; the grades of the demo where it has none."""
+    """The template's values with the folder as ``roles.pretrain`` and, if graded, ``roles.grade``."""
     params = yaml.safe_load(template.read_text())
     params["datasets"] = {"demo": {}, "folder": {}}
     params["roles"] = {
@@ -79,7 +78,7 @@ def _params(template: Path, *, graded: bool) -> dict[str, object]:
 
 
 def _lines(found: pd.DataFrame) -> Iterator[str]:
-    """What was found, a line for each aspect."""
+    """Yield a line for each property of the photographs found."""
     there = found[found["path"].notna()]
     endings = there["path"].str.rsplit(".", n=1).str[1].str.lower().value_counts()
     yield f"photographs  {len(there)}: " + ", ".join(f"{count} {ending}" for ending, count in endings.items())
@@ -104,7 +103,7 @@ def _lines(found: pd.DataFrame) -> Iterator[str]:
 
 
 def _listed(title: str, rows: pd.DataFrame, reason: str = "") -> Iterator[str]:
-    """A count with the first names and, if asked for, their reasons; nothing where there are none."""
+    """Yield a count with the first names and, optionally, their reasons; nothing if there are no rows."""
     if len(rows):
         names = [escaped(name) for name in rows["image_id"].head(EXAMPLES)]
         if reason:

@@ -28,13 +28,13 @@ log = logging.getLogger(__name__)
 BATCH = 64
 """Photographs held in memory at a time."""
 WORTH = 16
-"""Photographs that take longer than a process takes to start."""
+"""Number of photographs from which starting worker processes pays."""
 NO_RETINA = "no retina found"
 COLUMNS = ("quality", "fov", "sharpness", "exposure", "contrast")
 
 
 class Prepared(NamedTuple):
-    """One photograph, ready to be graded, or the reason why it is not."""
+    """One photograph prepared for grading, or the reason why it cannot be graded."""
 
     crop: Picture | None = None
     rule: str = ""
@@ -44,12 +44,12 @@ class Prepared(NamedTuple):
 
 
 def photographs_in(paths: list[Path]) -> list[Path]:
-    """Files as they are, and the photographs in folders as the pipeline finds them (:func:`walk`), sorted.
+    """Return the given files, and the photographs in given folders (found by :func:`walk`), sorted.
 
-    Logs how many files of a folder are not taken for photographs.
+    Logs how many files of a folder are not read as photographs.
 
     Raises:
-        UserError: a path does not exist or cannot be read, or nothing is left.
+        UserError: a path does not exist or cannot be read, or there are no photographs.
     """
     found: list[Path] = []
     for path in paths:
@@ -80,7 +80,7 @@ def predict_files(
 ) -> None:
     """Write a CSV: file, status, reason, score (expected grade), grade, its name, p0-p4, quality, crop rule.
 
-    A photograph that cannot be read or shows no retina is a row with a reason; the rest go on.
+    A photograph that cannot be read or shows no retina gets a row with a reason; the others are graded.
 
     Args:
         paths: photographs, and folders of them.

@@ -104,7 +104,7 @@ PREDICTIONS = {
 def takes_part(index: pd.DataFrame) -> "pd.Series[bool]":
     """Which rows of an index are used: those with status ok, and unlabelled ones unless they are ungradable.
 
-    What has no grade can be searched for lesions and pretrained on, but neither trains nor tests a grader.
+    Ungraded photographs are used for lesion detection and pretraining, not to train or test graders.
     """
     unlabelled = (index["status"] == "unlabelled") & (index["quality_label"] != "reject").fillna(True)
     return ((index["status"] == "ok") | unlabelled).astype(bool)

@@ -25,6 +25,6 @@ def summary(leaderboard: Path, report: Path) -> list[str]:
 
 
 def _qwk(row: dict[str, str]) -> str:
-    """Of an experiment, with its interval if there is one."""
+    """QWK of an experiment, with its interval if there is one."""
     low, high = row["qwk_low"], row["qwk_high"]
     return f"{float(row['qwk']):.3f}" + (f"  {float(low):.3f} to {float(high):.3f}" if low and high else "")

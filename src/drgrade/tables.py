@@ -1,4 +1,4 @@
-"""Read tables that people write: CSV as spreadsheets, R and pandas save it."""
+"""Read tables written by users: CSV as saved by spreadsheets, R and pandas."""
 
 import csv
 import io
@@ -22,7 +22,7 @@ def read_csv(path: Path, missing: str) -> tuple[list[str], list[tuple[int, dict[
         in the file (from 1) and its cells by column, stripped.
 
     Raises:
-        UserError: the file is missing or not such a text, or two columns have the same name.
+        UserError: the file is missing or in another format, or two columns have the same name.
     """
     try:
         data = path.read_bytes()

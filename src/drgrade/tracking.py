@@ -1,7 +1,7 @@
 """MLflow: one parent run for each state of ``params.yaml``, one child run for each training job.
 
-A run is never worth less for it: without a server, or when one dies, a warning is logged and the
-work goes on. The default store is ``mlflow.db`` beside ``params.yaml``; ``MLFLOW_TRACKING_URI`` moves
+Tracking never stops a job: if the server is missing or fails, a warning is logged and the job
+continues. The default store is ``mlflow.db`` beside ``params.yaml``; ``MLFLOW_TRACKING_URI`` moves
 it, ``DRGRADE_TRACKING=off`` switches tracking off. See ``uv run mlflow ui``.
 """
 
@@ -31,12 +31,12 @@ PLACES = (
     ("experiments", "artifact_location"), ("runs", "artifact_uri"), ("model_versions", "source"),
     ("model_versions", "storage_location"), ("logged_models", "artifact_location"),
 )  # fmt: skip
-"""Tables and columns of MLflow's database that hold absolute places of artifacts."""
+"""Tables and columns of MLflow's database with absolute paths of artifacts."""
 LONGEST_VALUE = 500  # characters MLflow keeps of a parameter
 
 
 def params_key(params: Mapping[str, Any]) -> str:
-    """The pipeline state that a parent run stands for: a digest of the resolved params."""
+    """Identifier of a parent run: a digest of the resolved params."""
     return hashlib.sha256(json.dumps(params, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -54,8 +54,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 def _guarded(method: Callable[..., None]) -> Callable[..., None]:
     """Tracking must not stop a job: the first failure is logged and kept, further calls are skipped.
 
-    Only a failed upload does not stop the others, as the disk or the store of artifacts may be full while
-    the server works.
+    After a failed upload further calls are still made, as only the disk or the artifact store may be full.
     """
 
     @wraps(method)
@@ -64,7 +63,7 @@ def _guarded(method: Callable[..., None]) -> Callable[..., None]:
             return
         try:
             method(self, *args, **kwargs)
-        except Exception as error:  # a tracking server can fail in any way it likes
+        except Exception as error:  # a tracking server can raise any exception
             self.failure = str(error).splitlines()[0] if str(error) else type(error).__name__
             upload = method.__name__ == "artifact"
             rest = "the run lacks this file" if upload else "this job goes on untracked"
@@ -86,7 +85,7 @@ class Run:
         self._owner = client
 
     def end(self, status: str) -> None:
-        """Close the run, whatever failed before; what it lacks is said in the tag ``incomplete``."""
+        """Close the run, also after failures; the tag ``incomplete`` states what is missing."""
         if self._owner is None:
             return
         try:
@@ -124,7 +123,7 @@ class Run:
 
     @_guarded
     def dataset(self, name: str, path: Path, context: str = "training") -> None:
-        """Record a table or store that went in, with the digest of its content."""
+        """Record an input table or store with the digest of its content."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         entity = Dataset(name, sha256(path)[:12], "local", json.dumps({"uri": str(path)}))
@@ -142,7 +141,7 @@ class Run:
 
     @contextmanager
     def child(self, name: str, params: Mapping[str, Any]) -> Iterator[Self]:
-        """A run under this one, for one seed or fold."""
+        """Context manager with a child run of this run, for one seed or fold."""
         run = type(self)()
         if self.client is not None:
             job = _job(self.run_id, name, params)
@@ -152,7 +151,7 @@ class Run:
 
 
 class NullRun(Run):
-    """Tracks nothing."""
+    """A run that does nothing, for tracking switched off or failed."""
 
 
 @contextmanager
@@ -171,7 +170,7 @@ def track(stage: str, name: str, params: Mapping[str, Any]) -> Iterator[Run]:
             run = _start(client, experiment_id, name, parent, Run, _job(parent, stage, name, params))
             run.params(params)
             run.tags({"stage": stage, "git": _revision()})
-        except Exception as error:  # no server, full disk, no rights: all the same to a training
+        except Exception as error:  # no server, full disk, no permission: the job must go on
             log.warning("MLflow: %s; this job goes on untracked", str(error).splitlines()[0])
     with _system_metrics(run):
         yield from _ended(run)
@@ -202,7 +201,7 @@ def publish(
 
 
 def _register(client: Any, experiment_id: str, best: str, manifest: Path) -> None:
-    """Point the alias ``best`` of the registered model ``drgrade`` at the run that trained it."""
+    """Register the best model as ``drgrade`` with the alias ``best``, from the run that trained it."""
     from mlflow.exceptions import MlflowException
 
     digest = models_digest(manifest)
@@ -222,12 +221,12 @@ def _register(client: Any, experiment_id: str, best: str, manifest: Path) -> Non
 
 
 def models_digest(manifest: Path) -> str:
-    """The tag that ties a run to the models it trained."""
+    """Digest of trained models, the tag by which their run is found."""
     return sha256(manifest)[:12]
 
 
 def tracking_uri() -> str:
-    """Where runs go: ``MLFLOW_TRACKING_URI``, else SQLite in the working directory (absolute path)."""
+    """Where runs are stored: ``MLFLOW_TRACKING_URI``, else SQLite in the working directory (absolute)."""
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').absolute()}"
 
 
@@ -255,7 +254,7 @@ def _open() -> tuple[Any, str, str | None]:
 
 
 def _experiment(client: Any) -> str:
-    """The id of the experiment, which is made, restored, or brought back to its database as it needs."""
+    """Return the experiment's id; creates or restores it, and updates the paths of a moved project."""
     place = Path("mlruns").absolute().as_uri() if tracking_uri().startswith("sqlite:") else None
     experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment is None:
@@ -269,10 +268,10 @@ def _experiment(client: Any) -> str:
 
 
 def _move_artifacts(database: Path, old: str, new: str) -> None:
-    """Point all artifacts under a folder to another, after the project's folder was moved.
+    """Change the paths of all artifacts from one folder to another, after the project's folder was moved.
 
-    MLflow keeps absolute paths and has no call that changes them; left alone, it would make the old folder
-    again and write there.
+    MLflow stores absolute paths and has no function that changes them; without this it would recreate the
+    old folder and write there.
     """
     log.info("MLflow: the project was moved; artifacts of %s are now looked for in %s", old, new)
     with contextlib.closing(sqlite3.connect(database, timeout=60)) as connection, connection:
@@ -305,7 +304,7 @@ def _parent(client: Any, experiment_id: str) -> str | None:
 def _start(
     client: Any, experiment_id: str, name: str, parent: str | None, kind: type[Any], job: str = ""
 ) -> Any:
-    """A new run; or the unfinished one of the same ``job``, which was interrupted and is resumed."""
+    """Return a new run, or the unfinished one of the same ``job`` if it was interrupted and is resumed."""
     if job:
         unfinished = f"tags.job = '{job}' and attributes.status != 'FINISHED'"
         for run in client.search_runs([experiment_id], unfinished, max_results=1):
@@ -317,12 +316,12 @@ def _start(
 
 
 def _job(*parts: Any) -> str:
-    """What tells a job, and its resumption, from others: a digest of parent run, names and params."""
+    """Identifier of a job, the same when it is resumed: a digest of parent run, names and params."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _ended(run: Any) -> Iterator[Any]:
-    """Hand the run out, then close it with the status its work earned."""
+    """Yield the run, then close it with the status of the block: FINISHED, or FAILED if it raises."""
     status = "FAILED"
     try:
         yield run

@@ -1,4 +1,4 @@
-"""Snakemake's console output in a line a job: when, which stage, what it does, how long, where its log is.
+"""Snakemake's console output with one line per job: time, stage, description, duration and log file.
 
 Snakemake finds this package by its name (``logger: drgrade`` in ``profiles/default``). Commands are the first
 line of each job's log; ``--printshellcmds`` shows them here too. Dry runs and ``--verbose`` print Snakemake's
@@ -22,9 +22,9 @@ CHATTER = (
     "Rules claiming more", "Singularity containers", "Conda environments", "Select jobs", "Execute ", "host:",
     "Removing temporary output", "Touching output", "Updating job",
 )  # fmt: skip
-"""First words of messages that are left out: they come with every run."""
+"""First words of messages that are not shown, as they appear in every run."""
 LEFT_OUT = (LogEvent.PROGRESS, LogEvent.JOB_STARTED, LogEvent.WORKFLOW_STARTED, LogEvent.RESOURCES_INFO)
-"""Events that are left out."""
+"""Events that are not shown."""
 
 
 def tail(path: str, lines: int = TAIL) -> list[str]:
@@ -46,7 +46,7 @@ class JobLines(DefaultFormatter):
         self.total = 0
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line, or several for a failed job; empty for what is not worth a line."""
+        """Return one line, or several for a failed job; empty for events that are not shown."""
         event = getattr(record, "event", None)
         values = record.__dict__
         if event == LogEvent.RUN_INFO:
@@ -67,7 +67,7 @@ class JobLines(DefaultFormatter):
 
     def _started(self, job: dict[str, Any]) -> str:
         self.jobs[job["jobid"]] = job
-        if not job["log"]:  # only names what others make
+        if not job["log"]:  # a rule that only collects other rules' outputs
             return ""
         return _line(job["created"], job["rule_name"], f"{_what(job)} (log: {job['log'][0]})")
 
@@ -86,12 +86,12 @@ class JobLines(DefaultFormatter):
         logs = job["log"]
         first = _line(now, job["rule_name"], f"FAILED{after}; the end of {', '.join(logs) or 'its log'}:")
         rest = [line for path in logs for line in tail(path)]
-        rest += (job.get("rule_msg") or "").splitlines()  # such as what a cluster answered
+        rest += (job.get("rule_msg") or "").splitlines()  # such as a cluster's message
         return [first, *(f"    {line}" for line in rest)]
 
 
 def _what(job: dict[str, Any]) -> str:
-    """The rule's message; what it writes for a rule without one."""
+    """The rule's message, or its output files if it has none."""
     return str(job["rule_msg"] or ", ".join(job["output"]))
 
 
@@ -103,8 +103,8 @@ class LogHandler(LogHandlerBase, ColorizingTextHandler):  # type: ignore[misc]
     """Writes :class:`JobLines` to stderr, or what Snakemake always prints for dry runs and ``--verbose``."""
 
     writes_to_stream = True
-    writes_to_file = False  # Snakemake's own log in .snakemake/log stays as it is
-    has_filter = False  # --quiet is Snakemake's to filter
+    writes_to_file = False  # Snakemake's own log in .snakemake/log is not affected
+    has_filter = False  # Snakemake filters by --quiet
     has_formatter = True
     needs_rulegraph = False
 
@@ -118,7 +118,7 @@ class LogHandler(LogHandlerBase, ColorizingTextHandler):  # type: ignore[misc]
             self.setFormatter(JobLines())
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a record; nothing for those that have no line."""
+        """Write a record, unless its text is empty."""
         if not isinstance(self.formatter, JobLines):
             ColorizingTextHandler.emit(self, record)
         elif text := self.format(record):

@@ -62,7 +62,7 @@ def _leaves(name: str) -> bool:
 
 
 def _inside(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
-    """Filter for tar extraction: Python's ``data_filter``, which would accept absolute names as relative."""
+    """Python's ``data_filter`` for tar members, but refuse absolute names instead of making them relative."""
     if _leaves(member.name):
         raise tarfile.AbsolutePathError(member)
     return tarfile.data_filter(member, folder)

@@ -1,8 +1,8 @@
-"""List a dataset's raw folder in a file small enough for Snakemake to compare at every start.
+"""List a dataset's raw folder in a small file that Snakemake checks at every start.
 
-The rule ``download`` has a listing as its input: what the manifest should say now. A photograph that is
-added, removed or changed, or a corrected label file, changes the listing; a file that was only touched does
-not. Sizes and times tell which files have to be read again, so that a large dataset takes a second.
+The rule ``download`` has the listing as its input: the expected content of the manifest. A photograph that is
+added, removed or changed, or a corrected label file, changes the listing; a new time stamp alone does not.
+Only files whose size or time differ are read again, so that a large dataset takes a second.
 """
 
 import logging
@@ -20,27 +20,27 @@ log = logging.getLogger(__name__)
 
 FOLDER = Path(".cache/drgrade/raw")
 PHOTOGRAPHS = (".jpeg", ".jpg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".dcm")
-"""Endings of files that are taken for photographs, in any case."""
+"""Extensions of files that are read as photographs, in upper or lower case."""
 LISTED = (*PHOTOGRAPHS, ".csv", ".txt")
 HEADER = "path\tsize\tsha256"
 CHANGED = "changed"
-"""In place of the SHA-256 of a file that the manifest does not know as it is."""
+"""Replaces the SHA-256 of a file that differs from the manifest or is not in it."""
 
 
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 UNREADABLE = "unreadable"
-"""In place of the SHA-256 of a file that cannot be read."""
+"""Replaces the SHA-256 of a file that cannot be read."""
 
 
 class State(NamedTuple):
-    """Size in bytes and time of change of a file, in nanoseconds; -1 for a link to nothing, or a folder."""
+    """Size of a file in bytes and modification time in nanoseconds; -1 for a broken link or a folder."""
 
     size: int
     time: int
 
 
 class Known(NamedTuple):
-    """A file whose SHA-256 is known, as long as size and time stay; the time is None where it never was."""
+    """A file with its SHA-256, valid while size and time are unchanged; time None if it was not recorded."""
 
     size: int
     time: int | None
@@ -48,15 +48,15 @@ class Known(NamedTuple):
 
 
 def raw_root(dataset: str) -> Path:
-    """Folder of the raw files: the environment's ``DRGRADE_<DATASET>_ROOT``, else ``data/raw/<dataset>``."""
+    """Folder of raw files: environment variable ``DRGRADE_<DATASET>_ROOT``, else ``data/raw/<dataset>``."""
     return Path(os.environ.get(f"DRGRADE_{dataset.upper()}_ROOT") or Path("data/raw") / dataset)
 
 
 def scan(root: Path) -> dict[str, State]:
-    """Photographs, masks and label files under ``root`` by relative path (:func:`escaped`), sorted.
+    """Return photographs, masks and label files under ``root`` by relative path (:func:`escaped`), sorted.
 
     Raises:
-        UserError: a folder may not be read.
+        UserError: a folder cannot be read.
     """
     try:
         return dict(sorted(_scan(root))) if root.is_dir() else {}
@@ -73,10 +73,10 @@ def _scan(root: Path) -> Iterator[tuple[str, State]]:
 
 
 def state(path: Path) -> State:
-    """Size and time of a file."""
+    """Return size and modification time of a file."""
     try:
         found = path.stat()
-    except OSError:  # a link to nothing, or to itself
+    except OSError:  # a broken or circular link
         return State(-1, -1)
     return State(found.st_size, found.st_mtime_ns) if S_ISREG(found.st_mode) else State(-1, -1)
 
@@ -85,13 +85,13 @@ Entry: TypeAlias = "os.DirEntry[str]"
 
 
 def walk(folder: Path, prefix: str = "", above: tuple[str, ...] = ()) -> Iterator[tuple[str, Entry]]:
-    """All files under a folder by relative path, sorted; those of linked folders too, hidden ones not.
+    """Yield all files under a folder by relative path, sorted; follows links to folders, skips hidden files.
 
-    A folder that is called like a photograph, ``a.jpeg``, counts as a file. A link back to a folder that
-    holds it is logged and not followed.
+    A folder with the name of a photograph, such as ``a.jpeg``, counts as a file. A link to one of its parent
+    folders is logged and not followed.
 
     Raises:
-        OSError: a folder may not be read.
+        OSError: a folder cannot be read.
     """
     above = (*above, os.path.realpath(folder))
     with os.scandir(folder) as entries:
@@ -109,18 +109,18 @@ def walk(folder: Path, prefix: str = "", above: tuple[str, ...] = ()) -> Iterato
 def _is_folder(entry: Entry) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself
+    except OSError:  # a circular link
         return False
 
 
 def escaped(name: str) -> str:
-    """A name as tables can hold it: bytes that are not UTF-8 and control characters by their codes."""
+    """Return a file name with control characters and bytes that are not UTF-8 replaced by escape codes."""
     text = name.encode(errors="surrogateescape").decode(errors="backslashreplace")
     return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file; UNREADABLE where it cannot be read."""
+    """Return the SHA-256 of a file, or UNREADABLE."""
     try:
         return sha256(path)
     except OSError:
@@ -128,15 +128,15 @@ def digest(path: Path) -> str:
 
 
 def refresh(dataset: str, manifest: Path, listing: Path) -> None:
-    """Bring a listing up to date; the file is written only if it changes.
+    """Update a listing; the file is written only if it changes.
 
-    Without a manifest nothing is known, and without raw files (a clone that has results alone) the manifest
-    is believed.
+    Without a manifest no file is known; without raw files (a clone that has only results) the manifest is
+    assumed to be correct.
 
     Args:
-        dataset: whose :func:`raw_root` is looked at.
-        manifest: of the stage download.
-        listing: the file; beside it, as ``.state``, what was known when.
+        dataset: name of the dataset, see :func:`raw_root`.
+        manifest: manifest of the stage download.
+        listing: the file to update; sizes and times of known files are kept beside it, in ``.state``.
     """
     if not manifest.is_file():
         _write(listing, HEADER + "\n")
@@ -163,10 +163,10 @@ def refresh(dataset: str, manifest: Path, listing: Path) -> None:
 
 
 def _digest(root: Path, path: str, state: State, known: Known | None) -> str | None:
-    """The SHA-256 of a file that is as it was, read only if its time alone differs; None for any other."""
+    """SHA-256 of an unchanged file, read again only if just its time differs; None for a changed file."""
     if known is None or known.size != state.size:
         return None
-    if known.sha256 == UNREADABLE:  # rights may change while size and time stay
+    if known.sha256 == UNREADABLE:  # permissions can change without size and time
         return UNREADABLE if digest(root / path) == UNREADABLE else None
     if known.time not in (None, state.time) and digest(root / path) != known.sha256:
         return None
@@ -174,14 +174,14 @@ def _digest(root: Path, path: str, state: State, known: Known | None) -> str | N
 
 
 def remember(files: dict[str, Known], listing: Path) -> None:
-    """Write the listing that belongs to a manifest just written."""
+    """Write the listing of a newly written manifest."""
     write_state(files, listing.with_suffix(".state"))
     lines = [f"{path}\t{known.size}\t{known.sha256}" for path, known in sorted(files.items())]
     _write(listing, "\n".join([HEADER, *lines, ""]))
 
 
 def read_state(file: Path) -> dict[str, Known]:
-    """Known files by path; empty if there is no such file."""
+    """Read known files by path; empty if the file is missing."""
     known = {}
     try:
         for line in file.read_text(encoding="utf-8", errors="surrogateescape").split("\n")[:-1]:
@@ -202,16 +202,16 @@ def write_state(known: dict[str, Known], file: Path) -> None:
 
 
 def _write(file: Path, text: str) -> None:
-    content = text.encode(errors="surrogateescape")  # names may be of another encoding
+    content = text.encode(errors="surrogateescape")  # names may be in another encoding
     if not file.is_file() or file.read_bytes() != content:
         write_file(file, content)
 
 
 def read_manifest(manifest: Path) -> dict[str, tuple[int, str]]:
-    """Size and SHA-256 of each raw file, by path relative to the dataset's root.
+    """Read size and SHA-256 of each raw file, by path relative to the dataset's root.
 
     Raises:
-        UserError: no such file, or not a manifest.
+        UserError: the file is missing or not a manifest.
     """
     try:
         header, *lines = manifest.read_text(encoding="utf-8").removesuffix("\n").split("\n")

@@ -1,9 +1,9 @@
 """Messidor-2: photographs of ADCIS, grades adjudicated by three specialists (Krause et al., 2018).
 
-Layout: ``IMAGES/`` and the list of pairs ``messidor-2.csv`` (left;right, a line an examination) as ADCIS
-hands them out; ``messidor_data.csv`` (image_id, adjudicated_dr_grade, adjudicated_dme, adjudicated_gradable)
-from Kaggle's google-brain/messidor2-dr-grades. The files may name the same photograph with other endings and
-cases, so names are compared without both.
+Layout: ``IMAGES/`` and the list of pairs ``messidor-2.csv`` (left;right, one line per examination) as
+distributed by ADCIS; ``messidor_data.csv`` (image_id, adjudicated_dr_grade, adjudicated_dme,
+adjudicated_gradable) from Kaggle's google-brain/messidor2-dr-grades. Extension and case of a photograph's
+name may differ between the files, so names are compared without them.
 """
 
 import csv
@@ -24,7 +24,7 @@ UNGRADABLE = ("0", "0.0")
 
 
 def _read_pairs(file: Path) -> dict[str, tuple[str, str]]:
-    """Patient and eye by image; a patient is called by the first image. Empty without a file."""
+    """Read patient and eye by image; the patient id is the name of the first image. Empty without a file."""
     if not file.exists():
         return {}
     try:
@@ -45,7 +45,7 @@ def _read_pairs(file: Path) -> dict[str, tuple[str, str]]:
 
 
 def _judge(file: Path, label: Label | None) -> tuple[int | None, str | None]:
-    """Grade and quality; an ungradable photograph has none whatever the grade column holds."""
+    """Return grade and quality; the grade of an ungradable photograph is None whatever its column says."""
     if label is None:
         return None, None
     if label.other["adjudicated_gradable"] in UNGRADABLE:
@@ -78,11 +78,11 @@ class Messidor2:
     )
 
     def download(self, root: Path, params: Download) -> None:
-        """Check that the user has put the files there."""
+        """Check that the user has put the files into ``root``."""
         require(self.card, root, GRADES, "IMAGES")
 
     def read(self, root: Path) -> pd.DataFrame:
-        """One row for each photograph or label; see :class:`Dataset`. Without pairs, each is a patient."""
+        """Return the rows; see :class:`Dataset`. Without the list of pairs, each photograph is a patient."""
         file, pairs = root / GRADES, _read_pairs(root / PAIRS)
         if not pairs:
             log.warning("%s: no pairs of eyes, so those of a patient cannot be kept together", root / PAIRS)
@@ -99,5 +99,5 @@ class Messidor2:
         return pd.DataFrame(rows, columns=list(READ_COLUMNS))
 
     def masks(self, root: Path, image_id: str) -> dict[str, Path]:
-        """None: Messidor-2 marks no lesions."""
+        """Return an empty dict: Messidor-2 has no lesion masks."""
         return {}

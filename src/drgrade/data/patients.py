@@ -1,7 +1,7 @@
-"""Patients and eyes of photographs whose owner gives them in a table, in DICOM tags or in file names.
+"""Patient ids and eyes of photographs, from a table, DICOM tags or file names.
 
-Two eyes of a person must not be in both training and test, so the ids of a dataset must be of one kind: where
-one source has gaps, another fills them only if it is certain to name the same people.
+The two eyes of a patient must not be in both training and test, so all ids of a dataset must be of one kind:
+gaps of one source are filled from another only if both certainly identify the same patients.
 """
 
 import logging
@@ -24,17 +24,17 @@ UNKNOWN = (
     "No two photographs have the same patient id. If the patients are not known, two eyes of one person may "
     "be in both training and test, and the results look better than they are."
 )
-"""What a user is told of such a dataset."""
+"""Warning for a dataset whose patients are not known."""
 _SIDES = "|".join(EYES)
 _NAMES = (
     re.compile(rf"(?P<patient>.+?)(?:[ _.-]+|(?<=\d))(?P<eye>{_SIDES})(?:[ _.-]+\d+)?", re.IGNORECASE),
     re.compile(r"(?P<eye>left|right|od|os)[ _.-]+(?P<patient>.+)", re.IGNORECASE),
 )
-"""17_left, P000-OD, P000_OS_2 (the second photograph of that eye), 12R; and left_17."""
+"""Patterns of names such as 17_left, P000-OD, P000_OS_2 (second photograph of that eye), 12R; and left_17."""
 
 
 class Source(NamedTuple):
-    """What is known of the person in one photograph; an empty id or None where nothing is."""
+    """Patient and eye of one photograph by source; an empty id or None if not known."""
 
     image: str
     column: str = ""
@@ -43,7 +43,7 @@ class Source(NamedTuple):
 
 
 def from_name(name: str) -> tuple[str, str | None]:
-    """Patient and eye as the name of a photograph tells them; empty and None where it does not."""
+    """Return patient and eye from the name of a photograph; empty and None if it has none."""
     for pattern in _NAMES:
         if found := pattern.fullmatch(name):
             return found["patient"], EYES[found["eye"].lower()]
@@ -51,7 +51,7 @@ def from_name(name: str) -> tuple[str, str | None]:
 
 
 def from_tags(path: Path) -> tuple[str, str | None]:
-    """Patient and eye as the tags of a DICOM file tell them; empty and None where they do not."""
+    """Return patient and eye from the tags of a DICOM file; empty and None if they are missing."""
     import pydicom
 
     tags = ["PatientID", "ImageLaterality", "Laterality"]
@@ -59,29 +59,29 @@ def from_tags(path: Path) -> tuple[str, str | None]:
         found = pydicom.dcmread(path, stop_before_pixels=True, force=True, specific_tags=tags)
         side = str(found.get("ImageLaterality") or found.get("Laterality") or "")
         return value(str(found.get("PatientID") or "").strip()), EYES.get(side.strip().lower())
-    except Exception:  # a damaged file raises anything; its row gets a reason when its header is read
+    except Exception:  # damaged files raise many types; the reason is recorded when the header is read
         return "", None
 
 
 def patient_ids(sources: Sequence[Source], file: Path) -> list[str]:
-    """One id for each photograph, all of the same kind.
+    """Return one patient id for each photograph, all of the same kind.
 
-    The first source that knows any patient is used: the column, else the tags, else the names. A gap is
-    filled by another source if that gives the photograph the same person as one whose id is known (the other
-    eye), or if both sources tell the same people apart wherever both are known.
+    The first source with any ids is used: the column, else the tags, else the names. A gap is filled from
+    another source if by that source the patient also has a photograph with a known id (the other eye), or if
+    both sources distinguish the same patients wherever both are known.
 
     Args:
         sources: one for each photograph.
         file: the label file, for the messages.
 
     Raises:
-        UserError: the first source has gaps that no other fills; lists the photographs.
+        UserError: the first source has gaps that no other source can fill; lists the photographs.
     """
     ids = [tidy(source.column) for source in sources]
     others = [[source.tag for source in sources], [source.name for source in sources]]
     while not any(ids) and others:
         ids = others.pop(0)
-    if not any(ids) or (not others and not all(ids)):  # nothing is better than the names
+    if not any(ids) or (not others and not all(ids)):  # no better source than the names
         _warn_of_unnamed(sources, ids, file)
         return [patient or source.image for patient, source in zip(ids, sources, strict=True)]
     for other in others:
@@ -97,12 +97,12 @@ def patient_ids(sources: Sequence[Source], file: Path) -> list[str]:
 
 
 def tidy(patient: str) -> str:
-    """An id as text: a whole number that a spreadsheet has made a decimal is whole again."""
+    """Return an id as text, without the decimals that spreadsheets add to whole numbers (12.0)."""
     return patient.removesuffix(".0") if re.fullmatch(r"\d+\.0", patient) else patient
 
 
 def _filled(ids: Sequence[str], other: Sequence[str]) -> list[str]:
-    """Ids with their gaps filled from another source, where that is certain to be right."""
+    """Return ids with gaps filled from another source where that is certain to be right."""
     theirs, ours = defaultdict[str, set[str]](set), defaultdict[str, set[str]](set)
     for patient, alias in zip(ids, other, strict=True):
         if patient and alias:
@@ -131,7 +131,7 @@ def _warn_of_unnamed(sources: Sequence[Source], ids: Sequence[str], file: Path) 
 
 
 def unknown(index: pd.DataFrame) -> bool:
-    """Whether every graded photograph has a patient id of its own, so that the ids keep no eyes together.
+    """Whether every graded photograph has a different patient id, so that ids keep no eyes together.
 
     Args:
         index: columns patient_id, grade and path of ``index.parquet``.

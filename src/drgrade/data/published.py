@@ -1,7 +1,7 @@
-"""What the authors of the systems here have released, that a user may bring: where it goes, what takes it.
+"""Files released by the authors of the systems implemented here: where to put them and which key uses them.
 
-Nothing is fetched: no licence is stated for any of it. Of the other systems there is nothing to list: o_O and
-RAM released no weights, and CLPI's are in a form and at a link that are of no use here.
+None is downloaded, as none states a licence. The other systems have no usable files: o_O and RAM released no
+weights, and CLPI's cannot be used because of their format and link.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ _UNSTATED = "none stated"
 
 @dataclass(frozen=True)
 class Artefact:
-    """A released file, as its authors describe it; none was tried here."""
+    """A released file, as described by its authors; not tested here."""
 
     name: str
     what: str
@@ -21,7 +21,7 @@ class Artefact:
     place: str
     """Where to put it, relative to the working folder."""
     key: str | None
-    """Key of ``params.yaml`` that takes its path, ``*`` for any experiment; None where a function does."""
+    """Key of ``params.yaml`` for its path, ``*`` for any experiment; None if a function takes it."""
     use: str
 
 

@@ -1,4 +1,4 @@
-"""What a dataset is, and where its raw files lie.
+"""Interface, description and registry of datasets.
 
 A dataset is a class in its own module of this package, registered under the module's name:
 
@@ -33,18 +33,18 @@ READ_COLUMNS = (
 
 @dataclass(frozen=True)
 class Count:
-    """How many photographs a part of a complete dataset has, and how they are graded."""
+    """Number of photographs in a part of the complete dataset, and their grades."""
 
     photographs: int
     labels: str | None = None
-    """Label file of the part, relative to the dataset's root; None where nothing is labelled."""
+    """Label file of the part, relative to the dataset's root; None if there are no labels."""
     grades: tuple[int, ...] | None = None
-    """Photographs of grade 0 to 4; ungradable ones are in none of them. None where no source says."""
+    """Number of photographs of grades 0 to 4, without ungradable ones. None if no source states it."""
 
 
 @dataclass(frozen=True)
 class Card:
-    """What a user must know about a dataset before using it."""
+    """Description of a dataset for its users."""
 
     name: str
     title: str
@@ -54,12 +54,12 @@ class Card:
     access: Literal["synthetic", "open", "form"]
     citation: str
     instructions: str
-    """Which files to put where; ``{root}`` stands for the dataset's folder, ``{source}`` for the source."""
+    """Which files to put where; ``{root}`` stands for the dataset's folder, ``{source}`` by ``source``."""
     kaggle: str | None = None
-    """Name of the competition on Kaggle that holds the files."""
+    """Name of the Kaggle competition with the files."""
     counts: Mapping[str, Count] = field(default_factory=dict)
-    """What the complete dataset holds, by part: an official split, several (``val+test``), ``all`` where
-    there is none, each after ``segmentation `` for photographs with masks."""
+    """Numbers for the complete dataset by part: an official split, several (``val+test``), or ``all`` if
+    there is none; photographs with masks have the prefix ``segmentation ``."""
 
 
 class Dataset(Protocol):
@@ -68,33 +68,33 @@ class Dataset(Protocol):
     card: Card
 
     def download(self, root: Path, params: Download) -> None:
-        """Bring the raw files to ``root``: paint, fetch, or check for them.
+        """Bring the raw files to ``root``: paint them, download them, or check that they exist.
 
         Raises:
-            UserError: the files are behind a consent form and not there; says which to put where.
+            UserError: the files need a consent form and are missing; says which to put where.
         """
 
     def read(self, root: Path) -> pd.DataFrame:
-        """One row for each photograph and each label, whatever its state, with columns READ_COLUMNS.
+        """Return one row for each photograph and each label, whatever its state, with columns READ_COLUMNS.
 
         image_id is unique; path is relative to ``root`` and missing when a label has no photograph; eye is
         left, right or missing; grade is 0-4, missing when a photograph has no label; quality_label is the
-        dataset's own judgement (good, usable, reject), missing where it gives none; subset is grading or
-        segmentation; official_split is train, val, test or missing.
+        dataset's own label (good, usable, reject), missing if it has none; subset is grading or segmentation;
+        official_split is train, val, test or missing.
 
         Raises:
-            UserError: a label file is broken; names the file, the line and the remedy.
+            UserError: a label file is invalid; names the file, the line and the remedy.
         """
 
     def masks(self, root: Path, image_id: str) -> dict[str, Path]:
-        """Lesion code (MA, HE, EX, SE) to mask file, for the masks that exist."""
+        """Return the existing mask files of a photograph by lesion code (MA, HE, EX, SE)."""
 
 
 def require(card: Card, root: Path, *paths: str) -> None:
-    """Check that a dataset which the user must bring is there.
+    """Check that the files of a dataset that the user must provide exist.
 
     Raises:
-        UserError: one of ``paths`` (relative to ``root``) does not exist; gives the card's instructions.
+        UserError: one of ``paths`` (relative to ``root``) does not exist; shows the card's instructions.
     """
     for path in paths:
         if not (root / path).exists():
@@ -103,21 +103,21 @@ def require(card: Card, root: Path, *paths: str) -> None:
 
 
 def count_report(card: Card, table: pd.DataFrame, root: Path) -> list[str]:
-    """Compare what was read with what the complete dataset holds.
+    """Compare the photographs and labels that were read with the numbers of the complete dataset.
 
-    A photograph counts as labelled with a grade or, without one, as ungradable (reject).
+    A photograph counts as labelled if it has a grade or is labelled as ungradable (reject).
 
     Args:
-        card: the dataset's, with its ``counts``.
+        card: card of the dataset, with its ``counts``.
         table: READ_COLUMNS, as ``Dataset.read`` returns it.
         root: the dataset's folder, for the messages.
 
     Returns:
-        One line for each part of which something is missing or too much; empty for the complete dataset.
+        One line for each part with missing or additional photographs; empty for the complete dataset.
 
     Raises:
-        UserError: a label file has more lines than the dataset has photographs, more of a grade, or all lines
-            but other grades: it is not the official one.
+        UserError: a label file is not the official one: it has more lines than the dataset has photographs,
+            more of one grade, or the right number of lines with other grades.
     """
     parts = table["official_split"].fillna("all").where(
         table["subset"] == "grading", "segmentation " + table["official_split"].fillna("all")
@@ -140,7 +140,7 @@ def count_report(card: Card, table: pd.DataFrame, root: Path) -> list[str]:
 
 
 def _check_labels(expected: Count, file: Path, labels: int, grades: "pd.Series[int]") -> None:
-    """Refuse a label file that cannot be a part of the official one."""
+    """Raise a UserError if a label file cannot be a subset of the official one."""
     counts = tuple(int((grades == grade).sum()) for grade in GRADES)
     wrong = labels > expected.photographs
     if expected.grades is not None:

@@ -1,7 +1,7 @@
-"""Random changes to a batch of images, on its device: one affine warp and one colour matrix for each.
+"""Random augmentation of a batch of images, on its device: one affine warp and one colour matrix per image.
 
-Composing the steps first means every pixel is interpolated once and clamped once. Each sample's draws come
-only from its own seed, so what an image goes through does not depend on the batch it is in.
+All steps are composed first, so that every pixel is interpolated once and clamped once. The random numbers of
+a sample come from its own seed only, so its augmentation does not depend on the rest of the batch.
 """
 
 import math
@@ -20,19 +20,19 @@ from drgrade.rng import uniforms
 Floats = npt.NDArray[np.float64]
 
 LUMA = np.array([0.299, 0.587, 0.114])
-"""Weights of red, green and blue in grey (ITU-R 601)."""
+"""Weights of red, green and blue in luma (ITU-R BT.601)."""
 TO_YIQ = np.array([LUMA, [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 FROM_YIQ = np.linalg.inv(TO_YIQ)
 DRAWS = 14
-"""Numbers drawn for a sample, always all of them: switching one change off leaves the others as they were."""
+"""Random numbers per sample, always all drawn, so that switching one change off does not alter the others."""
 
 
 class Plan(NamedTuple):
-    """What happens to each image of a batch, in tensors that are drawn on the host and moved to the device.
+    """Augmentation of each image of a batch, as tensors that are drawn on the CPU and moved to the device.
 
     Attributes:
-        colours: (B, 3, 4), of :func:`colour_matrices`; None: no colour changes.
-        moves: (B, 2, 3), of :func:`affine_matrices`; None: no pixel moves.
+        colours: (B, 3, 4), from :func:`colour_matrices`; None: no colour changes.
+        moves: (B, 2, 3), from :func:`affine_matrices`; None: no geometric changes.
     """
 
     colours: Tensor | None
@@ -40,23 +40,23 @@ class Plan(NamedTuple):
 
 
 def augment(batch: Tensor, params: Mapping[str, Any], seeds: npt.ArrayLike, out_size: int) -> Tensor:
-    """Flip, crop and resize, rotate, shift and recolour each image by chance.
+    """Randomly flip, crop and resize, rotate, shift and change the colours of each image.
 
-    The order is that of lesion-based contrastive learning: colour, then geometry, black where the image
-    ends. Areas over 1 shrink the image into black rather than being rejected, a deliberate deviation: the
-    published random crop rejects them and so never zooms out.
+    The order is that of lesion-based contrastive learning: colour, then geometry, black outside the image.
+    Areas over 1 shrink the image with a black border, a deliberate deviation: the published random crop
+    rejects them and so never zooms out.
 
     Args:
         batch: (B, 3, S, S) RGB, uint8 or float in 0-1, on any device.
         params: the keys of ``drgrade.params.Augment``.
-        seeds: one for each sample, integers (B,); equal seeds give equal changes.
+        seeds: one for each sample, integers (B,); equal seeds give the same augmentation.
         out_size: side of the result in pixels.
 
     Returns:
         (B, 3, out_size, out_size) float32 in 0-1.
 
     Raises:
-        ValueError: images are not square, or seeds and images differ in number.
+        ValueError: images are not square, or the numbers of seeds and images differ.
 
     """
     if batch.shape[2] != batch.shape[3] or len(np.asarray(seeds)) != len(batch):
@@ -67,7 +67,7 @@ def augment(batch: Tensor, params: Mapping[str, Any], seeds: npt.ArrayLike, out_
 
 
 def plan(params: Mapping[str, Any], draws: Mapping[str, Floats]) -> Plan:
-    """The tensors, on the CPU, that do what :func:`draw` has drawn."""
+    """Convert the parameters from :func:`draw` to tensors on the CPU."""
     colours = None if keeps_colour(params) else _single(colour_matrices(draws))
     moves = None if keeps_geometry(params) else _single(affine_matrices(draws))
     return Plan(colours, moves)
@@ -78,9 +78,9 @@ def _single(values: Floats) -> Tensor:
 
 
 def apply(batch: Tensor, plan: Plan, out_size: int) -> Tensor:
-    """Change images as :func:`augment` does, by a plan on their device; nothing waits for the device."""
+    """Augment images by a plan on their device, see :func:`augment`; without host-device synchronisation."""
     batch = in_unit_range(batch)
-    if batch.shape[-1] > 1.5 * out_size:  # bilinear sampling would skip pixels: average them first
+    if batch.shape[-1] > 1.5 * out_size:  # avoid aliasing of bilinear sampling: average first
         batch = resize(batch, math.ceil(1.25 * out_size))
     if plan.colours is not None:
         batch = recolour(batch, plan.colours)
@@ -88,12 +88,12 @@ def apply(batch: Tensor, plan: Plan, out_size: int) -> Tensor:
 
 
 def draw(params: Mapping[str, Any], seeds: npt.ArrayLike) -> dict[str, Floats]:
-    """What happens to each sample, arrays of length B keyed by the change (angles in radians)."""
+    """Draw the augmentation parameters: arrays of length B by name (angles in radians)."""
     return changes(params, uniforms(seeds, DRAWS))
 
 
 def changes(params: Mapping[str, Any], uniform: Floats) -> dict[str, Floats]:
-    """What the first ``DRAWS`` rows of :func:`drgrade.seeding.uniforms` mean, see :func:`draw`."""
+    """Convert the first ``DRAWS`` rows of :func:`drgrade.seeding.uniforms` to the result of :func:`draw`."""
     both_ways = 2 * uniform - 1
     low, high = params["scale"]
     area = low + (high - low) * uniform[3]
@@ -118,10 +118,10 @@ def changes(params: Mapping[str, Any], uniform: Floats) -> dict[str, Floats]:
 
 
 def affine_matrices(draws: Mapping[str, Floats]) -> Floats:
-    """Where each point of the result is taken from: (B, 2, 3), coordinates from -1 to 1 across the image.
+    """Matrices (B, 2, 3) from output to input coordinates, both from -1 to 1 across the image.
 
-    The image is flipped, a box of it stretched to the view, that turned clockwise by ``angle`` and shifted
-    by a share of the side; the matrices are the inverse of all that.
+    The image is flipped, a box of it is resized to the output, which is rotated clockwise by ``angle`` and
+    shifted by a share of the side; the matrices are the inverse of this.
     """
     cosine, sine = np.cos(draws["angle"]), np.sin(draws["angle"])
     turn_back = np.array([[cosine, sine], [-sine, cosine]]).transpose(2, 0, 1)  # (B, 2, 2)
@@ -135,10 +135,10 @@ def affine_matrices(draws: Mapping[str, Floats]) -> Floats:
 
 
 def warp(batch: Tensor, moves: Tensor, out_size: int) -> Tensor:
-    """Images sampled at affine matrices (B, 2, 3), bilinear, black outside: (B, 3, out_size, out_size)."""
+    """Warp images by affine matrices (B, 2, 3), bilinear, black outside: (B, 3, out_size, out_size)."""
     theta = moves[..., None, None]
     centres = (torch.arange(out_size, dtype=torch.float32, device=batch.device) + 0.5) * (2 / out_size) - 1
-    # plain products, not a matrix product, whose last bits would depend on the size of the batch
+    # elementwise products: the last bits of a matrix product would depend on the batch size
     grid = theta[:, :, 0] * centres + theta[:, :, 1] * centres[:, None] + theta[:, :, 2]  # (B, 2, out, out)
     return F.grid_sample(
         batch, grid.permute(0, 2, 3, 1), mode="bilinear", padding_mode="zeros", align_corners=False
@@ -146,38 +146,38 @@ def warp(batch: Tensor, moves: Tensor, out_size: int) -> Tensor:
 
 
 def mean_grey(batch: Tensor) -> Tensor:
-    """Mean grey level of each image of a batch (B, 3, H, W), the pivot of contrast: (B,)."""
+    """Mean grey level (B,) of each image of a batch (B, 3, H, W), the fixed point of contrast changes."""
     red, green, blue = batch.mean(dim=(2, 3)).unbind(1)
     return red * LUMA[0] + green * LUMA[1] + blue * LUMA[2]
 
 
 def colour_matrices(draws: Mapping[str, Floats]) -> Floats:
-    """Brightness, contrast, saturation, hue and loss of colour, in this order, as one map each.
+    """Compose brightness, contrast, saturation, hue and greyscale, in this order, to an affine map per image.
 
     Args:
-        draws: of :func:`draw`.
+        draws: from :func:`draw`.
 
     Returns:
-        (B, 3, 4): a matrix, and in the last column a constant for each unit of the image's mean grey level
-        g before any change: new colour = matrix @ colour + constant * g.
+        (B, 3, 4): a 3 x 3 matrix and, in the last column, a constant that is multiplied by the mean grey
+        level g of the unchanged image: new colour = matrix @ colour + constant * g.
 
     """
     cosine, sine = np.cos(draws["hue"]), np.sin(draws["hue"])
     one, zero = np.ones_like(cosine), np.zeros_like(cosine)
     turn = np.array([[one, zero, zero], [zero, cosine, -sine], [zero, sine, cosine]]).transpose(2, 0, 1)
-    hue = FROM_YIQ @ turn @ TO_YIQ  # a rotation of the colour plane: grey stays as it is
+    hue = FROM_YIQ @ turn @ TO_YIQ  # a rotation of the chroma plane; grey is unchanged
     to_grey = np.tile(LUMA, (3, 1))
     keep = np.where(draws["grayscale"], 0.0, 1.0)[:, None, None]
     saturation = draws["saturation"][:, None, None]
     colours = keep * np.eye(3) + (1 - keep) * to_grey
     colours = colours @ hue @ (saturation * np.eye(3) + (1 - saturation) * to_grey)
     gain = draws["brightness"] * draws["contrast"]
-    constant = (1 - draws["contrast"]) * draws["brightness"]  # times grey, so later steps leave it alone
+    constant = (1 - draws["contrast"]) * draws["brightness"]  # grey, so unchanged by the later steps
     return np.dstack([gain[:, None, None] * colours, np.repeat(constant[:, None], 3, axis=1)])
 
 
 def recolour(batch: Tensor, colours: Tensor) -> Tensor:
-    """Images (B, 3, H, W), float32 in 0-1, changed by :func:`colour_matrices` (B, 3, 4), clamped to 0-1."""
+    """Apply :func:`colour_matrices` (B, 3, 4) to images (B, 3, H, W), float32 in 0-1; clamped to 0-1."""
     count, _, height, width = batch.shape
     constant = colours[:, :, 3:] * mean_grey(batch)[:, None, None]
     changed = torch.baddbmm(constant, colours[:, :, :3], batch.reshape(count, 3, height * width))
@@ -185,12 +185,12 @@ def recolour(batch: Tensor, colours: Tensor) -> Tensor:
 
 
 def in_unit_range(batch: Tensor) -> Tensor:
-    """Images as float32 in 0-1; uint8 is divided by 255, float taken as it is."""
+    """Convert images to float32 in 0-1; uint8 is divided by 255, float is not scaled."""
     return batch.float() / 255 if batch.dtype == torch.uint8 else batch.float()
 
 
 def resize(batch: Tensor, size: int) -> Tensor:
-    """Images (B, 3, S, S) at another size, float32 in 0-1, averaging over pixels when shrinking."""
+    """Resize images (B, 3, S, S), float32 in 0-1, with antialiasing when shrinking."""
     batch = in_unit_range(batch)
     if batch.shape[-1] == size:
         return batch
@@ -198,11 +198,11 @@ def resize(batch: Tensor, size: int) -> Tensor:
 
 
 def normalise(batch: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
-    """Images (B, 3, H, W) in 0-1 to zero mean and unit deviation by the encoder's channel statistics."""
+    """Normalise images (B, 3, H, W) in 0-1 by the encoder's channel means and standard deviations."""
     centre, spread = (_constant(tuple(values), batch.dtype, batch.device) for values in (mean, std))
     if batch.is_contiguous(memory_format=torch.channels_last):
-        width = batch.shape[3]  # a line of pixels at once: three numbers at a time are slow on a CPU
-        lines = batch.permute(0, 2, 3, 1).flatten(2)  # (B, H, 3 W), the same memory
+        width = batch.shape[3]  # whole lines of pixels: operations on 3 channels are slow on a CPU
+        lines = batch.permute(0, 2, 3, 1).flatten(2)  # (B, H, 3 W), a view
         lines = (lines - centre.repeat(width)).div_(spread.repeat(width))
         return lines.unflatten(2, (width, 3)).permute(0, 3, 1, 2)
     return (batch - centre.view(3, 1, 1)) / spread.view(3, 1, 1)
@@ -210,17 +210,17 @@ def normalise(batch: Tensor, mean: Sequence[float], std: Sequence[float]) -> Ten
 
 @cache
 def _constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Kept on its device: a copy from the host in each step would make the host wait."""
-    with torch.inference_mode(False):  # whoever asks first, training may use it as well
+    """Cache a constant on its device: copying it in each step would synchronise with the host."""
+    with torch.inference_mode(False):  # cached values may also be used in training
         return torch.tensor(values, dtype=dtype, device=device)
 
 
 def keeps_colour(params: Mapping[str, Any]) -> bool:
-    """Whether no draw can change a colour."""
+    """Whether these parameters never change colours."""
     return not any(params[key] for key in ("brightness", "contrast", "saturation", "hue", "grayscale"))
 
 
 def keeps_geometry(params: Mapping[str, Any]) -> bool:
-    """Whether no draw can move a pixel; the sampler's rounding is then spared."""
+    """Whether these parameters never move pixels; resampling is then skipped."""
     moves = params["flip"] or params["rotation"] or params["translate"]
     return not moves and list(params["scale"]) == [1, 1] and list(params["ratio"]) == [1, 1]

@@ -1,7 +1,7 @@
-"""Local light and colour taken out of a crop, as two published systems do so that lesions stand out.
+"""Subtraction of local brightness and colour from a crop, as in two published systems, to enhance lesions.
 
-Both subtract the surroundings of each pixel, stretch the rest fourfold about grey 128, and drop the rim of
-the eye, where the surroundings reach into the black border.
+Both subtract a local average from each pixel, multiply the difference by 4, add 128, and mask the rim of the
+eye, where the average includes the black border.
 """
 
 import cv2
@@ -11,28 +11,28 @@ from drgrade.images.rules import Picture
 
 GREY = 128
 KEPT = 0.45
-"""Radius, as a share of the crop's side, of the disc that both keep."""
+"""Radius of the disc that is kept, as a share of the crop's side."""
 
 
 def without_local_mean(crop: Picture) -> Picture:
-    """Subtract a Gaussian mean; grey 128 outside the disc of 0.9 radii.
+    """Subtract a Gaussian local mean; grey 128 outside a disc of 0.9 radii.
 
     Kaggle DR 2015 first place (Graham, "Kaggle diabetic retinopathy detection competition report", 2015):
     4 I - 4 Gauss(I, sigma = R / 30) + 128, saturating, and a disc of radius 0.9 R, where R is the radius the
-    eye was scaled to. Here R is half the side of the crop; published were 300 and 500 pixels (sides of 600
-    and 1000).
+    eye was scaled to. Here R is half the side of the crop; the publication used 300 and 500 pixels (sides of
+    600 and 1000).
 
     Args:
-        crop: uint8 RGB (S, S, 3), the eye's circle inscribed in it.
+        crop: uint8 RGB (S, S, 3), in which the eye's circle is inscribed.
     """
     radius = crop.shape[0] / 2
-    # from inside the disc the kernel, cut at 3 sigma, does not reach over the crop's edge
+    # inside the disc, the kernel (truncated at 3 sigma) does not extend over the crop's edge
     mean = cv2.GaussianBlur(crop, (0, 0), radius / 30)
     return _keep_disc(_stretch(crop, mean), int(0.9 * radius), GREY)
 
 
 def without_local_median(crop: Picture) -> Picture:
-    """Subtract a median of each channel; black outside the disc of 0.45 sides.
+    """Subtract the local median of each channel; black outside a disc of radius 0.45 sides.
 
     CLPI (Yang et al., arXiv 2008.00610, released code): kernel 2 floor(S / 20) + 1, 4 I - 4 median + 128,
     saturating, and a disc of radius floor(90 S / 200): 103 and 460 pixels at the published S = 1024.

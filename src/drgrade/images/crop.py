@@ -1,6 +1,6 @@
-"""A photograph to a square crop: find the eye, cut, scale, and for two of the rules take out the light.
+"""Crop a photograph to a square: find the eye, cut, scale, and for two rules subtract the local brightness.
 
-The photograph is decoded at a half, quarter or eighth of its resolution where the crop needs no more.
+The photograph is decoded at a half, quarter or eighth of its resolution if that suffices for the crop.
 """
 
 from pathlib import Path
@@ -15,16 +15,16 @@ from drgrade.images.read import read_photograph, read_reduced
 from drgrade.images.rules import Box, Picture, find_box
 
 SMALLEST_EYE = 0.8
-"""A photograph's eye is expected to be at least this share of its shorter side; else it is decoded again."""
+"""Expected minimum size of the eye as a share of the shorter side; smaller ones are decoded again."""
 
 
 def cut(picture: Picture, geometry: CropGeometry, border: int = cv2.BORDER_CONSTANT) -> Picture:
-    """Resample the box of an image to the crop, (size, size, 3); black where it reaches outside.
+    """Resample the box of an image to the crop (size, size, 3); black outside the image.
 
     Args:
-        picture: uint8 RGB (H, W, 3), in the pixels the box is given in.
+        picture: uint8 RGB (H, W, 3); the box is in its pixels.
         geometry: box and size.
-        border: how OpenCV continues the image outside, instead of black.
+        border: OpenCV's border mode for pixels outside the image.
     """
     height, width = picture.shape[:2]
     x0, y0, x1, y1 = geometry.box
@@ -36,20 +36,20 @@ def cut(picture: Picture, geometry: CropGeometry, border: int = cv2.BORDER_CONST
     boxed = inside
     if any(margins):
         boxed = cv2.copyMakeBorder(inside, *margins, border, value=(0, 0, 0)).astype(np.uint8, copy=False)
-    # area averaging is only meant for shrinking
+    # area averaging is for shrinking only
     method = cv2.INTER_AREA if min(boxed.shape[:2]) >= side else cv2.INTER_LINEAR
     return cv2.resize(boxed, (side, side), interpolation=method).astype(np.uint8, copy=False)
 
 
 def crop_photograph(path: Path, options: params.Crop) -> tuple[Picture, CropGeometry, str]:
-    """Read, find the eye and cut one photograph.
+    """Read one photograph, find the eye and crop it.
 
     Args:
         path: the photograph.
-        options: rule, size and aspect; ``graham`` and ``clpi`` keep the shape of the eye whatever the aspect.
+        options: rule, size and aspect; ``graham`` and ``clpi`` ignore aspect and keep the eye's shape.
 
     Returns:
-        The crop (size, size, 3) uint8 RGB, its place in original pixels, and the rule that found it.
+        The crop, uint8 RGB (size, size, 3), its box in original pixels, and the rule that found it.
 
     Raises:
         ReadError: the photograph cannot be read.
@@ -74,29 +74,29 @@ def crop_photograph(path: Path, options: params.Crop) -> tuple[Picture, CropGeom
 
 
 def centre_square_crop(picture: Picture, size: int, factor: int = 1) -> tuple[Picture, CropGeometry]:
-    """Scale the shorter side to ``size``, bicubic, and take the middle, as CLPI's released code does.
+    """Scale the shorter side to ``size``, bicubic, and cut the centre square, as in CLPI's released code.
 
     Args:
         picture: uint8 RGB (H, W, 3).
-        size: side of the crop.
-        factor: by which the image is smaller than its photograph.
+        size: side of the crop in pixels.
+        factor: factor by which the image is smaller than its photograph.
 
     Returns:
-        The crop (size, size, 3), bit for bit the published one when ``factor`` is 1, and its place in
-        original pixels, each edge to half a pixel.
+        The crop, uint8 RGB (size, size, 3), bit for bit the published one if ``factor`` is 1, and its box in
+        original pixels, with edges accurate to half a pixel.
     """
     height, width = picture.shape[:2]
     scale = size / min(height, width)
     scaled = round(width * scale), round(height * scale)
     middle = cv2.resize(picture, scaled, interpolation=cv2.INTER_CUBIC).astype(np.uint8, copy=False)
-    left, top = (round((side - size) / 2) for side in scaled)  # halves to even, as published
+    left, top = (round((side - size) / 2) for side in scaled)  # rounds half to even, as published
     x0, x1 = (round(edge * width * factor / scaled[0]) for edge in (left, left + size))
     y0, y1 = (round(edge * height * factor / scaled[1]) for edge in (top, top + size))
     return middle[top : top + size, left : left + size], CropGeometry(x0, y0, x1, y1, size)
 
 
 def _graham_crop(picture: Picture, geometry: CropGeometry) -> Picture:
-    """Cut, subtract the local mean; grey where the photograph ends, with no dark seam there."""
+    """Cut and subtract the local mean; grey outside the photograph, without a dark edge."""
     crop = without_local_mean(cut(picture, geometry, cv2.BORDER_REFLECT_101))
     height, width = picture.shape[:2]
     x0, y0, x1, y1 = geometry.boxes_to_crop([[0, 0, width, height]])[0].round().astype(int).clip(0)
@@ -106,7 +106,7 @@ def _graham_crop(picture: Picture, geometry: CropGeometry) -> Picture:
 
 
 def _shape(box: Box, aspect: str, width: int, height: int) -> Box:
-    """pad: grow the shorter side about the centre to a square; squash: keep to what the photograph shows."""
+    """pad: extend the shorter side to a square about the centre; squash: clip the box to the photograph."""
     x0, y0, x1, y1 = box
     if aspect == "squash":
         return max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)

@@ -1,4 +1,4 @@
-"""A dataset after the stages index and crop: its table and its crops."""
+"""A dataset after the stages index and crop: its index and its crops."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,14 +12,14 @@ from drgrade.schema import CROPS, INDEX, read_table
 
 @dataclass(frozen=True)
 class CroppedDataset:
-    """What the stages index and crop left in ``results/<name>``.
+    """Results of the stages index and crop in ``results/<name>``; files are read on first access.
 
     Args:
-        name: of the dataset.
+        name: name of the dataset.
         folder: ``results/<name>``.
 
     Raises:
-        UserError: when a file that is asked for is missing or damaged.
+        UserError: on access, if a file is missing or damaged.
     """
 
     name: str
@@ -27,22 +27,22 @@ class CroppedDataset:
 
     @property
     def index_file(self) -> Path:
-        """``index.parquet``."""
+        """Path of ``index.parquet``."""
         return self.folder / "index/index.parquet"
 
     @property
     def crops_file(self) -> Path:
-        """``crops.parquet``."""
+        """Path of ``crops.parquet``."""
         return self.folder / "crop/crops.parquet"
 
     @property
     def store_file(self) -> Path:
-        """``store.json``, its shards beside it."""
+        """Path of ``store.json``; its shards are in the folder beside it."""
         return self.folder / "crop/store.json"
 
     @property
     def masks_folder(self) -> Path:
-        """What the stage lesion_masks wrote, if it ran."""
+        """Output folder of the stage lesion_masks; may not exist."""
         return self.folder / "lesion_masks"
 
     @cached_property
@@ -52,7 +52,7 @@ class CroppedDataset:
 
     @cached_property
     def crops(self) -> Crops:
-        """The crops, by image."""
+        """The crops by image id."""
         return Crops(self.store_file, self.crops_file)
 
     @property
@@ -61,7 +61,7 @@ class CroppedDataset:
         return self.crops.pictures
 
     def graded(self) -> pd.DataFrame:
-        """Rows of the index that have a grade and a crop, with their ``row`` in the store."""
+        """Rows of the index with a grade and a crop, and the column ``row``: their row in the store."""
         table = self.index
         table = table[(table["subset"] == "grading") & (table["status"] == "ok") & table["grade"].notna()]
         cut = read_table(self.crops_file, CROPS)

@@ -1,7 +1,7 @@
-"""A fingerprint of what a photograph shows: 256 bits that survive another encoding, size, exposure or margin.
+"""Perceptual hash of a photograph: 256 bits, robust to changes of encoding, size, exposure and margin.
 
-Copies of one photograph go round in many files; a SHA-256 finds only the identical ones. How far copies and
-different photographs lie apart is measured in docs/splits.md.
+The same photograph may exist in several files; a SHA-256 finds identical files only. Distances of copies and
+of different photographs are given in docs/splits.md.
 """
 
 import cv2
@@ -13,35 +13,35 @@ from PIL import Image
 from drgrade.images.rules import Circle, Picture
 
 SIDE = 128
-"""The field of view is looked at on a square of this side; twice what the hash itself samples."""
+"""Side of the square to which the field of view is scaled, in pixels; twice the resolution of the hash."""
 BITS = 256
 DARK = 12
-"""Pixels whose brightest channel is below this (0-255) are background: cut-off tops, margins."""
+"""Pixels whose brightest channel is below this (0-255) are background, such as margins."""
 SMOOTH = 10.0
-"""Standard deviation of the local mean that is removed, in pixels of the square."""
+"""Sigma of the Gaussian local mean that is subtracted, in pixels of the square."""
 FLAT = 0.25
-"""Less structure than this (standard deviation in grey values) is noise, not a photograph's content."""
+"""Images with a lower standard deviation (in grey values) are noise without content."""
 
 Floats = npt.NDArray[np.float32]
 
 _rows, _columns = np.mgrid[:SIDE, :SIDE]
 _RADIUS = np.hypot(_columns - (SIDE - 1) / 2, _rows - (SIDE - 1) / 2) / (0.475 * SIDE)
-# Fades out towards the rim: the outline is the same in every photograph, and a fitted circle is a pixel off.
+# Zero at the rim, whose outline is the same in every photograph and fitted to within a pixel only.
 WINDOW: Floats = np.sqrt(0.5 + 0.5 * np.cos(np.pi * _RADIUS.clip(0, 1))).astype(np.float32)
 
 
 def perceptual_hash(picture: Picture, circle: Circle | None) -> str | None:
     """256-bit perceptual hash of the field of view, as 64 hexadecimal digits; copies differ in few bits.
 
-    ImageHash's ``phash`` (signs of the 16 x 16 lowest cosine frequencies against their median) of the green
-    channel, local mean removed, fading out towards the rim. Mirrored photographs are not copies.
+    ImageHash's ``phash`` (the 16 x 16 lowest cosine frequencies compared with their median) of the green
+    channel after subtraction of the local mean, weighted by a window. Mirrored photographs are not copies.
 
     Args:
-        picture: uint8 RGB (H, W, 3), such as ``read_reduced(path, 384)`` gives.
-        circle: field of view in pixels of ``picture`` (``fit_disc``); None takes the whole image.
+        picture: uint8 RGB (H, W, 3), for example from ``read_reduced(path, 384)``.
+        circle: field of view in pixels of ``picture`` (``fit_disc``); None: the whole image.
 
     Returns:
-        None for an image without structure (black, overexposed): such images are alike but no copies.
+        The hash; None for an image without structure (black, overexposed), which cannot be compared.
     """
     relief = _relief(_field(picture, circle))
     spread = float(relief.std())
@@ -52,7 +52,7 @@ def perceptual_hash(picture: Picture, circle: Circle | None) -> str | None:
 
 
 def distance(a: str, b: str) -> int:
-    """Bits in which two hashes differ, 0-256.
+    """Hamming distance of two hashes, 0-256 bits.
 
     >>> distance("0" * 64, "0" * 63 + "3")
     2
@@ -66,16 +66,16 @@ def _field(picture: Picture, circle: Circle | None) -> Picture:
         return cv2.resize(picture, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
     scale = SIDE / (2 * circle.radius)
     shrink = round(1 / scale)
-    if shrink > 1:  # a warp samples single pixels: average first what it would step over
+    if shrink > 1:  # avoid aliasing in the warp: average first
         picture = cv2.blur(picture, (shrink, shrink)).astype(np.uint8, copy=False)
-    # from pixel edges, in which circles are given, to pixel centres, in which OpenCV counts
+    # from pixel-edge coordinates of the circle to OpenCV's pixel-centre coordinates
     shift = [SIDE / 2 - scale * (at - 0.5) - 0.5 for at in (circle.x, circle.y)]
     matrix = np.array([[scale, 0, shift[0]], [0, scale, shift[1]]])
     return cv2.warpAffine(picture, matrix, (SIDE, SIDE)).astype(np.uint8, copy=False)
 
 
 def _relief(field: Picture) -> Floats:
-    """Green minus its local mean over the retina, windowed: float32 (SIDE, SIDE), 0 in the background."""
+    """Green channel minus its local mean, windowed: float32 (SIDE, SIDE), 0 in the background."""
     green = field[..., 1].astype(np.float32)
     retina = (field.max(axis=2) >= DARK).astype(np.float32)
     share = cv2.GaussianBlur(retina, (0, 0), SMOOTH) + 1e-3

@@ -1,4 +1,4 @@
-"""Where a crop lies in its photograph: the one object that moves points, boxes and masks between the two.
+"""Geometry of a crop in its photograph: transforms points, boxes and masks between the two.
 
 Coordinates are pixel edges: 0 is the left edge of the first pixel, the width is the right edge of the last,
 so the pixel in column ``i`` covers ``[i, i + 1)`` and has its centre at ``i + 0.5``.
@@ -46,7 +46,7 @@ class CropGeometry:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any] | Any, size: int) -> Self:
-        """The geometry a row of ``crops.parquet`` (a mapping or Series with x0, y0, x1, y1) describes."""
+        """The geometry in a row of ``crops.parquet`` (a mapping or Series with x0, y0, x1, y1)."""
         return cls(int(row["x0"]), int(row["y0"]), int(row["x1"]), int(row["y1"]), size)
 
     @property
@@ -56,52 +56,51 @@ class CropGeometry:
 
     @property
     def scale_x(self) -> float:
-        """Crop pixels for each original pixel, across."""
+        """Crop pixels per original pixel, horizontally."""
         return self.size / (self.x1 - self.x0)
 
     @property
     def scale_y(self) -> float:
-        """Crop pixels for each original pixel, down."""
+        """Crop pixels per original pixel, vertically."""
         return self.size / (self.y1 - self.y0)
 
     @property
     def scale(self) -> float:
-        """Crop pixels for each original pixel; the geometric mean where the crop is stretched."""
+        """Crop pixels per original pixel; the geometric mean if the two directions differ."""
         if self.x1 - self.x0 == self.y1 - self.y0:
             return self.scale_x
         return float(np.sqrt(self.scale_x * self.scale_y))
 
     def to_crop(self, points: npt.ArrayLike) -> Floats:
-        """Points (n, 2) as (x, y), from original to crop pixels. Points outside the crop are not clamped."""
+        """Transform points (n, 2), (x, y), from original to crop pixels. They are not clamped to the crop."""
         return (_rows(points, 2) - self._origin) * self.size / self._side
 
     def to_original(self, points: npt.ArrayLike) -> Floats:
-        """Points (n, 2) as (x, y), from crop to original pixels."""
+        """Transform points (n, 2), (x, y), from crop to original pixels."""
         return _rows(points, 2) * self._side / self.size + self._origin
 
     def boxes_to_crop(self, boxes: npt.ArrayLike) -> Floats:
-        """Boxes (n, 4) as (x1, y1, x2, y2), from original to crop pixels."""
+        """Transform boxes (n, 4), (x1, y1, x2, y2), from original to crop pixels."""
         return self.to_crop(_rows(boxes, 4).reshape(-1, 2)).reshape(-1, 4)
 
     def boxes_to_original(self, boxes: npt.ArrayLike) -> Floats:
-        """Boxes (n, 4) as (x1, y1, x2, y2), from crop to original pixels."""
+        """Transform boxes (n, 4), (x1, y1, x2, y2), from crop to original pixels."""
         return self.to_original(_rows(boxes, 4).reshape(-1, 2)).reshape(-1, 4)
 
     def mask_to_crop(self, mask: npt.ArrayLike) -> Mask:
-        """A mask (H, W) of the photograph in crop pixels: (size, size) bool.
+        """Transform a mask (H, W) of the photograph to crop pixels: (size, size) bool.
 
-        A crop pixel is set when any set pixel of the photograph overlaps it, so no lesion vanishes in
-        shrinking and small ones come out larger: an edge moves outwards by less than a crop pixel. Outside
-        the photograph nothing is set.
+        A crop pixel is set if any set pixel of the photograph overlaps it, so that no lesion is lost when
+        shrinking; edges move outwards by less than a crop pixel. Pixels outside the photograph are not set.
         """
         rows, columns = self._photograph_edges(self.y0, self.y1), self._photograph_edges(self.x0, self.x1)
         return _any_in(_any_in(_mask(mask), rows).T, columns).T
 
     def mask_to_original(self, mask: npt.ArrayLike, width: int, height: int) -> Mask:
-        """A mask (size, size) of the crop in the pixels of its photograph: (height, width) bool.
+        """Transform a mask (size, size) of the crop to pixels of the photograph: (height, width) bool.
 
-        A pixel is set when any set pixel of the crop overlaps it; outside the crop nothing is set. There and
-        back again covers at least what was set.
+        A pixel is set if any set pixel of the crop overlaps it; pixels outside the crop are not set. After a
+        round trip at least the originally set pixels are set.
         """
         crop = _mask(mask)
         if crop.shape != (self.size, self.size):
@@ -111,13 +110,13 @@ class CropGeometry:
         return _any_in(_any_in(crop, rows).T, columns).T
 
     def _photograph_edges(self, low: int, high: int) -> tuple[Edges, Edges]:
-        """For each crop pixel along an axis the first original pixel it overlaps, and one past the last."""
+        """For each crop pixel along an axis, the first overlapping original pixel, and one past the last."""
         pixel = np.arange(self.size)
         side = high - low
         return low + pixel * side // self.size, low - (-(pixel + 1) * side // self.size)
 
     def _crop_edges(self, length: int, low: int, high: int) -> tuple[Edges, Edges]:
-        """For each of ``length`` original pixels the first crop pixel it overlaps, and one past the last."""
+        """For each of ``length`` original pixels, the first overlapping crop pixel, and one past the last."""
         pixel = np.arange(length) - low
         side = high - low
         return pixel * self.size // side, -(-(pixel + 1) * self.size // side)
@@ -139,12 +138,12 @@ def _mask(values: npt.ArrayLike) -> Mask:
 
 
 def _any_in(mask: Mask, edges: tuple[Edges, Edges]) -> Mask:
-    """For each half-open range of rows, which columns have a set pixel in it; no row, none."""
+    """For each half-open range of rows, the columns with a set pixel; none for an empty range."""
     start, stop = (edge.clip(0, len(mask)) for edge in edges)
     found = np.zeros((len(start), mask.shape[1]), bool)
     some = stop > start
     if some.any():
-        # reduceat goes from each entry to the next: starts and stops take turns, a row more for the last stop
+        # reduceat reduces from each index to the next: starts and stops alternate; one extra row for the last
         padded = np.concatenate([mask, np.zeros((1, mask.shape[1]), bool)])
         found[some] = np.logical_or.reduceat(padded, np.stack([start, stop], axis=1)[some].ravel())[::2]
     return found

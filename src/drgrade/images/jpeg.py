@@ -1,7 +1,7 @@
 """Decode JPEG streams, at full or reduced resolution, and refuse damaged ones.
 
-Pillow decodes a stream with a hole and says nothing, although libjpeg warns; simplejpeg reports the warnings.
-Its pixels are those of Pillow, bit for bit: both are libjpeg-turbo's.
+Pillow ignores libjpeg's warnings and decodes damaged streams silently; simplejpeg reports the warnings. Both
+use libjpeg-turbo and give identical pixels.
 """
 
 import re
@@ -11,18 +11,18 @@ import numpy.typing as npt
 import simplejpeg
 
 HARMLESS = re.compile(r"(\d{1,2}) extraneous bytes before marker 0xd9|Adobe color transform|JFIF revision")
-"""Warnings of libjpeg that do not concern pixels: some cameras fill up the end of the stream."""
+"""Warnings of libjpeg that do not affect pixels, such as padding at the end of the stream by some cameras."""
 
 
 class DamagedError(Exception):
-    """A stream is damaged or incomplete; the message is fit for a table."""
+    """A stream is damaged or incomplete; the message is a short reason for a table."""
 
 
 def decode(stream: bytes, factor: int = 1) -> npt.NDArray[np.uint8]:
     """Decode a grey or colour JPEG at 1/factor of its resolution, sides rounded up.
 
     Args:
-        stream: the JPEG; what follows its end does not matter.
+        stream: the JPEG; bytes after its end are ignored.
         factor: 1, 2, 4 or 8.
 
     Returns:
@@ -50,8 +50,8 @@ def decode(stream: bytes, factor: int = 1) -> npt.NDArray[np.uint8]:
 def has_no_end(stream: bytes) -> bool:
     """Whether a stream lacks its end marker.
 
-    It is looked for behind the header, which may hold a thumbnail with an end of its own; what some cameras
-    append behind the end does not matter.
+    The header is skipped, as it may contain a thumbnail with its own end marker; bytes that some cameras
+    append after the end are ignored.
     """
     at = 2
     while (
@@ -63,5 +63,5 @@ def has_no_end(stream: bytes) -> bool:
 
 
 def is_subsampled(stream: bytes) -> bool:
-    """Whether the colour of a stream is stored at a lower resolution, which is never the case for RGB."""
+    """Whether a stream has chroma subsampling, which is never the case for RGB."""
     return simplejpeg.decode_jpeg_header(stream)[3] not in ("444", "Gray")

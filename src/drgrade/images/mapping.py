@@ -1,4 +1,4 @@
-"""One file of a store as memory: reading an image is looking at its bytes."""
+"""Memory mapping of one shard of an image store."""
 
 import math
 import mmap
@@ -11,18 +11,18 @@ class Shard:
     """A finished shard, mapped into memory.
 
     Args:
-        paths: its file, and that of its offsets unless it is raw.
+        paths: the shard's file and, unless it is raw, the file of offsets.
         shape: (rows, S, S, 3).
-        raw: whether it holds plain pixels.
+        raw: whether the shard holds raw pixels.
 
     Attributes:
-        bytes: of the file, uint8, read-only.
-        offsets: where in them each image starts and the last one ends, int64 (rows + 1).
-        mapped: the mapping; it is not there when all the images are missing.
+        bytes: content of the file, uint8, read-only.
+        offsets: start of each image in ``bytes`` and end of the last one, int64 (rows + 1).
+        mapped: the memory mapping; not set if all images are missing.
 
     Raises:
-        ValueError: it holds something else.
-        OSError: it cannot be read.
+        ValueError: the content does not match ``shape``.
+        OSError: a file cannot be read.
     """
 
     def __init__(self, paths: list[Path], shape: tuple[int, ...], raw: bool) -> None:
@@ -38,10 +38,10 @@ class Shard:
             self.offsets = first + picture * np.arange(rows + 1) if raw else np.load(paths[1])
             if self.offsets.shape != (rows + 1,):
                 raise ValueError(f"{len(self.offsets) - 1} offsets of {rows} pictures")
-            if not self.offsets[-1]:  # photographs that all failed: an empty file, which cannot be mapped
+            if not self.offsets[-1]:  # all photographs failed: an empty file cannot be mapped
                 self.bytes = np.empty(0, np.uint8)
                 return
             self.mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        # reading ahead fetches neighbours that a random batch has no use for
+        # no read-ahead: random batches do not use neighbouring images
         self.mapped.madvise(mmap.MADV_RANDOM)
         self.bytes = np.frombuffer(self.mapped, np.uint8)

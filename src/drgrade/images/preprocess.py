@@ -1,4 +1,4 @@
-"""From a crop to a network's input: one description, kept with a model and used wherever it is used."""
+"""Preprocessing from a photograph to a network's input; saved with each model."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Preprocess:
-    """How a photograph becomes an input: cropped, scaled to ``size``, normalised.
+    """Preprocessing of a photograph: cropped, scaled to ``size``, normalised.
 
     Attributes:
-        crop: the block ``crop`` that the model was trained on.
+        crop: the block ``crop`` with which the model was trained.
         size: side of the input in pixels.
-        mean: of the channels (RGB, 0-1), subtracted.
-        std: of the channels, divided by.
+        mean: channel means (RGB, images in 0-1).
+        std: channel standard deviations.
     """
 
     crop: Crop
@@ -29,32 +29,32 @@ class Preprocess:
 
     @classmethod
     def of(cls, encoder: str, size: int, crop: Crop) -> Self:
-        """That of a timm encoder."""
+        """Return the preprocessing of a timm encoder."""
         from drgrade.encoders import normalisation
 
         mean, std = normalisation(encoder)
         return cls(crop, size, tuple(mean), tuple(std))
 
     def scaled(self, images: "Pictures") -> "Pictures":
-        """Crops (N, S, S, 3) at the input's size."""
+        """Scale crops (N, S, S, 3) to the input size."""
         from drgrade.images.scaled import at_size
 
         return at_size(images, self.size)
 
     def normalised(self, batch: "torch.Tensor") -> "torch.Tensor":
-        """Scaled images (B, 3, size, size), uint8 or 0-1, as the network takes them (float32)."""
+        """Normalise scaled images (B, 3, size, size), uint8 or float in 0-1; returns float32."""
         from drgrade.images.augment import in_unit_range, normalise
 
         return normalise(in_unit_range(batch), self.mean, self.std)
 
     def record(self) -> dict[str, Any]:
-        """For ``model.json``."""
+        """Return the values for ``model.json``."""
         return {
             "crop": self.crop.model_dump(), "size": self.size, "mean": list(self.mean), "std": list(self.std)
         }  # fmt: skip
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Self:
-        """What :meth:`record` wrote."""
+        """Create an instance from the values of :meth:`record`."""
         crop = Crop.model_validate(record["crop"])
         return cls(crop, int(record["size"]), tuple(record["mean"]), tuple(record["std"]))

@@ -1,8 +1,8 @@
-"""Can this photograph be graded? Four plain measures of the field of view, each 0 (hopeless) to 1 (fine).
+"""Gradability of a photograph: four simple measures of the field of view, each 0 (ungradable) to 1 (good).
 
-Their scales were set on the 177 graded photographs of IDRiD and on blurred, darkened and hazed copies of them
-(``benchmarks/quality.py``): an ordinary photograph of theirs gets 0.9 or more. They are measures of the
-image, not of a reader's judgement; compare :data:`drgrade.schema.INDEX`, ``quality_label``.
+They were calibrated on the 177 graded photographs of IDRiD and on blurred, darkened and hazed copies of them
+(``benchmarks/quality.py``): an ordinary IDRiD photograph scores 0.9 or more. They are computed from the
+image, unlike the readers' labels in :data:`drgrade.schema.INDEX`, ``quality_label``.
 """
 
 from typing import NamedTuple
@@ -17,36 +17,36 @@ Floats = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 
 DIAMETER = 320
-"""The field of view is looked at this many pixels wide, whatever the camera: the scales are comparable."""
+"""The field of view is scaled to this diameter in pixels, so that values are comparable between cameras."""
 RIM = 0.92
-"""Share of the radius that is looked at; further out the light falls off and edges are the rim's own."""
+"""Share of the radius that is measured; further out, illumination falls off and the rim causes edges."""
 BLURRED, SHARP = 0.06, 0.18
-"""Detail of 1-2 pixels beside that of 2-16: in an image blurred beyond use, and in one sharp enough."""
+"""Ratio of detail at 1-2 pixels to that at 2-16, in an unusably blurred and in a sufficiently sharp image."""
 DIM = 30.0
-"""Mean green level (0-255) from which on there is light enough."""
+"""Mean green level (0-255) from which an image is bright enough."""
 UNLIT, GLARING = 40, 245
-"""A pixel with no channel above the first, or with green above the second, shows nothing."""
+"""A pixel is underexposed if no channel is above the first, overexposed if green is above the second."""
 CLEAR = 0.06
 """Local contrast (standard deviation over mean, structures up to 16 pixels) of a photograph without haze."""
 
 
 WHITE = 235
-"""With no channel below this, a pixel belongs to a white surround."""
+"""A pixel with no channel below this belongs to a white background."""
 RED_OVER_GREEN, GREEN_OVER_BLUE = 1.1, 0.9
-"""Least ratios of the median channels of a retina; in 216 photographs of IDRiD they are 1.49 and 1.28."""
+"""Minimum ratios of channel medians of a retina; in 216 photographs of IDRiD they are 1.49 and 1.28."""
 LEAST_FIELD = 0.25
-"""Share of an image without a rim that the retina must fill."""
+"""Minimum share of an image without a visible rim that the retina must fill."""
 
 
 class Quality(NamedTuple):
     """Measures of one photograph, each 0-1.
 
     Attributes:
-        fov: share of the field of view that lies inside the image; None where its rim was not found, 0 where
-            there is no retina either.
-        sharpness: fine detail beside coarser detail.
-        exposure: enough light, and neither unlit nor glaring parts.
-        contrast: vessels and lesions stand out from the retina; low in haze (cataract, small pupil).
+        fov: share of the field of view that lies inside the image; None if its rim was not found, 0 if there
+            is no retina either.
+        sharpness: ratio of fine to coarser detail.
+        exposure: sufficient brightness without under- or overexposed parts.
+        contrast: local contrast of vessels and lesions; low in haze (cataract, small pupil).
     """
 
     fov: float | None
@@ -56,7 +56,7 @@ class Quality(NamedTuple):
 
     @property
     def score(self) -> float:
-        """Gradability: a photograph is as good as the worst of its known properties."""
+        """Gradability: the minimum of the known measures."""
         return min(value for value in self if value is not None)
 
 
@@ -64,13 +64,13 @@ def measure(picture: Picture, circle: Circle | None) -> Quality:
     """Measure a photograph inside its field of view.
 
     Args:
-        picture: uint8 RGB (H, W, 3), at any resolution; at least ``DIAMETER`` pixels across the eye is best.
-        circle: the field of view in pixels of ``picture``, as ``fit_disc`` found it, or None.
+        picture: uint8 RGB (H, W, 3), at any resolution; preferably at least ``DIAMETER`` pixels per eye.
+        circle: the field of view in pixels of ``picture``, from ``fit_disc``, or None.
 
     Returns:
-        The four measures. Without a circle, they are measured on all that is neither dark nor white if it
-        has the colours of a retina (a crop inside the field of view, an ellipse, a white surround); else all
-        are 0.
+        The four measures. Without a circle, all pixels that are neither dark nor white are measured if they
+        have the colours of a retina (a crop inside the field of view, an ellipse, a white background); else
+        all measures are 0.
     """
     share: float | None
     if circle is not None:
@@ -100,11 +100,11 @@ def measure(picture: Picture, circle: Circle | None) -> Quality:
 
 
 def looks_like_retina(picture: Picture, circle: Circle | None) -> bool:
-    """Whether an image shows an eye: a field of view was found, or what is lit has the colours of a retina.
+    """Whether an image shows a retina: it has a field of view, or its bright pixels have a retina's colours.
 
     Args:
         picture: uint8 RGB (H, W, 3), at any resolution.
-        circle: the field of view as ``fit_disc`` found it, or None.
+        circle: the field of view from ``fit_disc``, or None.
     """
     if circle is not None:
         return True
@@ -116,7 +116,7 @@ def looks_like_retina(picture: Picture, circle: Circle | None) -> bool:
 
 
 def _field(picture: Picture) -> Mask:
-    """What is neither dark nor white."""
+    """Mask of pixels that are neither dark nor white."""
     return (picture.max(axis=2) > UNLIT) & (picture.min(axis=2) < WHITE)
 
 
@@ -125,7 +125,7 @@ def _unit(value: float) -> float:
 
 
 def _field_of_view(picture: Picture, circle: Circle) -> tuple[Picture, Mask, float]:
-    """The eye ``DIAMETER`` pixels wide, the mask of what to look at, the share of the disc in the image."""
+    """Eye scaled to ``DIAMETER``, mask of pixels to measure, and share of the disc inside the image."""
     scale = DIAMETER / (2 * circle.radius)
     height, width = picture.shape[:2]
     x0, x1 = round(circle.x - circle.radius), round(circle.x + circle.radius)
@@ -146,10 +146,10 @@ def _field_of_view(picture: Picture, circle: Circle) -> tuple[Picture, Mask, flo
 
 
 def _blur_inside(green: Floats, inside: Mask, sigma: float) -> Floats:
-    """Gaussian mean over the pixels of the mask only, so that the dark outside does not leak in."""
+    """Gaussian mean over the pixels of the mask only, without influence of the dark background."""
     weight = inside.astype(np.float32)
     stacked = np.dstack([green * weight, weight])
-    shrink = max(int(sigma) // 4, 1)  # wide blurs need no full resolution
+    shrink = max(int(sigma) // 4, 1)  # wide blurs do not need full resolution
     if shrink > 1:
         side = DIAMETER // shrink
         stacked = cv2.resize(stacked, (side, side), interpolation=cv2.INTER_AREA)

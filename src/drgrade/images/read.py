@@ -1,7 +1,7 @@
-"""Read photographs of any mode, orientation and depth; refuse damaged ones.
+"""Read photographs of any mode, orientation and bit depth; refuse damaged ones.
 
-Photographs may be DICOM files, as the image archives of hospitals export them. JPEGs can be decoded at a
-half, quarter or eighth of their resolution, so the full-size image never exists.
+DICOM files, as exported by hospital archives, are supported. JPEGs can be decoded at a half, quarter or
+eighth of their resolution, without decoding the full-size image.
 """
 
 import io
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 ORIENTATION = 0x0112  # EXIF tag
 MOST_PIXELS = 64_000_000
 LONGEST = 4
-"""Larger or longer (longer by shorter side) images are not of an eye; damaged headers make such claims."""
+"""Maximum number of pixels and aspect ratio; larger values come from other images or damaged headers."""
 
 
 MOST_PAGES = 100
-"""Pages of a TIFF that are looked through for the largest."""
+"""Maximum number of TIFF pages that are searched for the largest."""
 TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -35,49 +35,49 @@ TRANSPOSES = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What turns an image upright, by its EXIF orientation."""
+"""Transformation to the upright image, by EXIF orientation."""
 DICM = slice(128, 132)
-"""Where the letters DICM stand in a DICOM file."""
+"""Position of the letters DICM in a DICOM file."""
 JPEG_SYNTAXES = "1.2.840.10008.1.2.4.5"
-"""Start of the DICOM transfer syntaxes that hold JPEG streams."""
+"""Prefix of the DICOM transfer syntaxes with JPEG streams."""
 BASELINE_JPEG = "1.2.840.10008.1.2.4.50"
 
 
 class ReadError(Exception):
-    """A photograph cannot be read; the message is the reason, fit for a table."""
+    """A photograph cannot be read; the message is a short reason for a table."""
 
 
 def read_photograph(path: Path) -> Picture:
-    """Decode a photograph of any mode: grey, palette, alpha (over black), CMYK, 16 bit; upright as EXIF says.
+    """Decode a photograph: grey, palette, alpha (over black), CMYK, 16 bit; rotated by EXIF orientation.
 
-    Values of 16-bit PNG and TIFF files are scaled from the fewest of 8, 10, 12, 14 and 16 bits that hold the
-    brightest one. Of a TIFF with several pages the largest is read.
+    Values of 16-bit PNG and TIFF files are scaled to 8 bits from the smallest of 8, 10, 12, 14 and 16 bits
+    that holds the maximum. Of a TIFF with several pages the largest is read.
 
-    DICOM: one frame, MONOCHROME1 and 2, RGB, YBR_FULL, YBR_FULL_422 or PALETTE COLOR, uncompressed, RLE or
-    what Pillow decodes (JPEG baseline and extended, JPEG 2000); its stored bits are scaled to 8, without
-    window or rescaling.
+    DICOM: one frame, MONOCHROME1 and 2, RGB, YBR_FULL, YBR_FULL_422 or PALETTE COLOR; uncompressed, RLE or
+    decodable by Pillow (JPEG baseline and extended, JPEG 2000); the stored bits are scaled to 8 without
+    windowing or rescale slope.
 
     Returns:
         uint8 RGB (H, W, 3) at full resolution.
 
     Raises:
-        ReadError: no such file, empty, not an image, cut short, or of a size or shape no camera makes.
+        ReadError: the file is missing, empty, not an image, truncated, or has an implausible size or shape.
     """
     return read_reduced(path, None)[0]
 
 
 def read_reduced(path: Path, side: float | None) -> tuple[Picture, int]:
-    """Decode at 1/factor of the resolution, as small as a shorter side of ``side`` pixels allows.
+    """Decode at the lowest resolution whose shorter side is at least ``side`` pixels.
 
     Args:
-        path: a photograph; only JPEGs can be decoded smaller than they are.
-        side: pixels wanted along the shorter side; None asks for the full resolution.
+        path: a photograph; only JPEGs can be decoded at reduced resolution.
+        side: minimum shorter side in pixels; None: full resolution.
 
     Returns:
         uint8 RGB (H, W, 3), and the factor: 1, 2, 4 or 8.
 
     Raises:
-        ReadError: as :func:`read_photograph`.
+        ReadError: see :func:`read_photograph`.
     """
     try:
         data = path.read_bytes()
@@ -113,10 +113,11 @@ def read_reduced(path: Path, side: float | None) -> tuple[Picture, int]:
 
 
 def read_size(path: Path) -> tuple[int, int]:
-    """Width and height in pixels of a photograph as displayed, from its header alone.
+    """Width and height in pixels of a photograph as displayed, read from its header only.
 
     Raises:
-        ReadError: no such file, empty, not an image, a damaged header, or a DICOM file without one frame.
+        ReadError: the file is missing, empty, not an image, has a damaged header, or is a DICOM file with
+            other than one frame.
     """
     try:
         if path.suffix.lower() == ".dcm":
@@ -124,7 +125,7 @@ def read_size(path: Path) -> tuple[int, int]:
         with Image.open(path) as image:
             _seek_largest(image)
             width, height = image.size
-            turned = image.format != "TIFF" and _orientation(image) >= 5  # of a TIFF, Pillow turns the size
+            turned = image.format != "TIFF" and _orientation(image) >= 5  # for TIFF, Pillow swaps the size
             return (height, width) if turned else (width, height)
     except ReadError:
         raise
@@ -147,7 +148,7 @@ def _check_shape(width: int, height: int) -> None:
 
 
 def _seek_largest(image: ImageFile.ImageFile) -> None:
-    """Go to the largest page of a TIFF: scanners and viewers may put a thumbnail before it."""
+    """Seek to the largest page of a TIFF, as the first one may be a thumbnail."""
     pages = min(getattr(image, "n_frames", 1), MOST_PAGES) if image.format == "TIFF" else 1
     if pages > 1:
         areas = []
@@ -158,7 +159,7 @@ def _seek_largest(image: ImageFile.ImageFile) -> None:
 
 
 def _factor(size: tuple[int, int], side: float | None) -> int:
-    """The largest of 1, 2, 4 and 8 by which a JPEG's shorter side may be divided to be at least ``side``."""
+    """The largest of 1, 2, 4 and 8 for which the shorter side divided by it is at least ``side``."""
     return next((factor for factor in (8, 4, 2) if side is not None and min(size) / factor >= side), 1)
 
 
@@ -169,12 +170,12 @@ def _upright(picture: Picture, orientation: int) -> Picture:
 
 
 def _is_deep_colour(image: ImageFile.ImageFile) -> bool:
-    """Whether Pillow would drop the lower half of 16-bit colours."""
+    """Whether Pillow would drop the lower 8 bits of 16-bit colours."""
     return image.mode in ("RGB", "RGBA") and any("16" in str(tile.args) for tile in image.tile)
 
 
 def _deep_colour(data: bytes) -> Picture:
-    """uint8 RGB of a PNG or TIFF of 16-bit colours, scaled by :func:`_stored_bits`."""
+    """Decode a PNG or TIFF with 16-bit colours to uint8 RGB, scaled by :func:`_stored_bits`."""
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_ANYDEPTH | cv2.IMREAD_COLOR)
     if pixels is None:
         raise ReadError("cannot be decoded (16-bit colours of an unusual kind)")
@@ -182,9 +183,9 @@ def _deep_colour(data: bytes) -> Picture:
 
 
 def _stored_bits(pixels: np.ndarray) -> int:
-    """Bits that hold the brightest of 16-bit pixels: 8, 10, 12, 14 or 16, as sensors have them.
+    """Number of bits, 8, 10, 12, 14 or 16, that holds the maximum of 16-bit pixels.
 
-    A file of 16 bits does not say how many of them its camera used.
+    A 16-bit file does not record how many bits its camera used.
     """
     return next(bits for bits in (8, 10, 12, 14, 16) if int(pixels.max()) < 1 << bits)
 
@@ -192,7 +193,7 @@ def _stored_bits(pixels: np.ndarray) -> int:
 def _orientation(image: Image.Image) -> int:
     try:
         return int(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # damaged EXIF does not spoil the image
+    except Exception:  # damaged EXIF does not affect the pixels
         return 1
 
 
@@ -212,15 +213,15 @@ def _upright_rgb(image: Image.Image) -> Picture:
 
 
 def _open_dicom(file: Path | io.BytesIO, header: bool) -> "pydicom.Dataset":
-    """A DICOM file that holds one image; without its pixels when only the ``header`` is wanted."""
+    """Open a DICOM file with one image; without the pixels if only the ``header`` is needed."""
     import pydicom
 
     try:
-        found = pydicom.dcmread(file, stop_before_pixels=header, force=True)  # some lack the preamble
+        found = pydicom.dcmread(file, stop_before_pixels=header, force=True)  # some files lack the preamble
         size, frames = (int(found.Columns), int(found.Rows)), int(found.get("NumberOfFrames") or 1)
     except OSError as error:
         raise ReadError((error.strerror or str(error)).lower()) from None
-    except Exception:  # of a damaged file, anything
+    except Exception:  # damaged files raise many types
         raise ReadError("not a DICOM picture, or cut off in its header") from None
     if frames != 1:
         raise ReadError(f"DICOM of {frames} frames; export the photograph alone")
@@ -237,7 +238,7 @@ def _dicom_size(path: Path) -> tuple[int, int]:
 
 
 def _read_dicom(data: bytes) -> Picture:
-    """uint8 RGB (H, W, 3) of a DICOM photograph."""
+    """Decode a DICOM photograph to uint8 RGB (H, W, 3)."""
     from pydicom.pixels import apply_color_lut, pixel_array
 
     found = _open_dicom(io.BytesIO(data), header=False)
@@ -277,7 +278,7 @@ def _read_dicom(data: bytes) -> Picture:
 
 
 def _checked(stream: bytes, syntax: str) -> Picture | None:
-    """The pixels of a JPEG stream of 8 bits, decoded to see that it is whole; None where libjpeg cannot."""
+    """Decode an 8-bit JPEG stream, refusing damaged ones; None if libjpeg does not support it."""
     if syntax == BASELINE_JPEG:
         return jpeg.decode(stream)
     if jpeg.has_no_end(stream):
@@ -286,7 +287,7 @@ def _checked(stream: bytes, syntax: str) -> Picture | None:
 
 
 def _eight_bits(pixels: np.ndarray, bits: int) -> Picture:
-    """Values of ``bits`` stored bits, scaled to 0-255."""
+    """Scale values of ``bits`` stored bits to 0-255."""
     if bits > 8:
         return (pixels >> (bits - 8)).clip(0, 255).astype(np.uint8)
     return (pixels.clip(0, (1 << bits) - 1) * (255 // ((1 << bits) - 1))).astype(np.uint8)

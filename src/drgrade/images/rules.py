@@ -1,7 +1,7 @@
-"""Where the eye is in a photograph: two published decisions, and a fit of the field of view.
+"""Rules that find the eye in a photograph: two published ones, and a circle fit to the field of view.
 
-Boxes are (x0, y0, x1, y1) in pixels of the image given, half-open. ``disc`` and ``graham`` boxes are
-squares that may reach outside the image; ``o_O`` boxes lie inside and are rarely square.
+Boxes are (x0, y0, x1, y1), half-open, in pixels of the given image. ``disc`` and ``graham`` boxes are
+squares that may extend outside the image; ``o_O`` boxes lie inside and are rarely square.
 """
 
 from collections.abc import Callable
@@ -16,37 +16,37 @@ Picture = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]
 
 WORKING_SIDE = 384
-"""The circle is looked for in a copy of the image with about this longer side."""
+"""The circle is fitted in a copy of the image with a longer side of about this many pixels."""
 LEVELS = (0.25, 0.12, 0.06, 0.4)
-"""Where the edge may lie between background (0) and typical eye (1), tried in turn: low for dim rims."""
+"""Edge thresholds between background (0) and typical eye (1), tried in turn: low for dim rims."""
 TOLERANCE = 1.5
 """Edge points this close to a circle support it, in working pixels."""
 MIN_SUPPORT = 0.6
-"""A circle is credible when this share of its visible outline is an edge, dark outside."""
+"""A circle is accepted if at least this share of its visible outline is an edge with dark outside."""
 MIN_OUTLINE = 0.45
-"""And when this share of the outline of what is bright lies on it, unlike that of an ellipse: in 138
-photographs of IDRiD at least 0.85 does, in ellipses of 1.15 to 1.6 times the height at most 0.42."""
+"""It must also contain at least this share of the bright region's outline, which excludes ellipses: in 138
+photographs of IDRiD it is at least 0.85, in ellipses of 1.15 to 1.6 times the height at most 0.42."""
 CLEAR_SUPPORT = 0.95
-"""No further level is tried once a circle has this."""
+"""Further thresholds are not tried once a circle has this support."""
 ABSURD = 0.2
-"""graham's circle is dropped when its radius or centre is this far from the fitted one's, in fitted radii."""
+"""graham's circle is rejected if radius or centre differ from the fitted circle by this many fitted radii."""
 BAND = 256
-"""Rows blurred at a time: the box of a whole blurred copy in a fraction of its memory."""
+"""Rows blurred at a time, to save the memory of a whole blurred copy."""
 
 
 def find_box(picture: Picture, rule: str) -> tuple[Box, str]:
-    """The box of the field of view, and the name of the rule that found it.
+    """Find the box of the field of view.
 
     Args:
         picture: uint8 RGB (H, W, 3).
         rule: ``disc``, ``o_O`` or ``graham``.
 
     Returns:
-        The box, and the rule, with ``:fallback_disc``, ``:fallback_o_O`` or ``:fallback_square`` behind it
-        when the rule found nothing credible and something simpler took its place.
+        The box, and the name of the rule, with the suffix ``:fallback_disc``, ``:fallback_o_O`` or
+        ``:fallback_square`` if the rule found nothing credible and a fallback was used.
 
     Raises:
-        ValueError: no such rule.
+        ValueError: ``rule`` is not known.
     """
     if rule not in FINDERS:
         raise ValueError(f"crop rule {rule!r} finds no box; those that do are {', '.join(FINDERS)}")
@@ -59,16 +59,16 @@ def find_box(picture: Picture, rule: str) -> tuple[Box, str]:
 
 
 def foreground_box(picture: Picture) -> Box | None:
-    """Tight box of what is brighter than both side strips, or None: the decision of o_O, bit for bit.
+    """Tight box of pixels brighter than both side strips, or None: the rule of o_O, bit for bit.
 
-    Kaggle DR 2015 second place, taken over by lesion-based contrastive learning. None when the image is
-    no wider than 1.2 times its height, when nothing stands out, or when the box is small.
+    Kaggle DR 2015 second place, also used in lesion-based contrastive learning. None if the image is not
+    wider than 1.2 times its height, if no pixel is bright enough, or if the box is small.
 
     Args:
         picture: uint8 RGB (H, W, 3), decoded at full resolution.
     """
     height, width = picture.shape[:2]
-    if not width > 1.2 * height or width < 32:  # narrower ones have no left strip
+    if not width > 1.2 * height or width < 32:  # narrower images have no left strip
         return None
     left, right = width // 32, -(-width // 32)  # one column wider on the right, as published
     background = np.maximum(
@@ -79,7 +79,7 @@ def foreground_box(picture: Picture) -> Box | None:
     for top in range(0, height, BAND):
         start, stop = max(top - 2, 0), min(top + BAND, height)
         blurred = _blur(picture[start : stop + 2])[top - start :][: stop - top]
-        above = cv2.subtract(blurred, background.astype(float) + 10)  # saturates: 0 is not foreground
+        above = cv2.subtract(blurred, background.astype(float) + 10)  # saturates at 0, which is background
         in_column |= cv2.reduce(above, 0, cv2.REDUCE_MAX).any(axis=(0, 2))
         in_row[top:stop] = cv2.reduce(above, 1, cv2.REDUCE_MAX).any(axis=(1, 2))
     columns, rows = np.flatnonzero(in_column), np.flatnonzero(in_row)
@@ -102,17 +102,17 @@ def _blur(picture: Picture) -> Picture:
 
 
 def centre_square(width: int, height: int) -> Box:
-    """The square in the middle as o_O takes it: a pixel too wide for odd margins, all of a portrait."""
+    """The centre square as in o_O: a pixel too wide for odd margins; the whole image in portrait format."""
     margin = (width - height) // 2
     return max(margin, 0), 0, min(width - margin, width), height
 
 
 def middle_row_box(picture: Picture) -> Box | None:
-    """Square about the middle of the image, as wide as the eye is in the middle row, or None: graham's.
+    """Square about the image centre, as wide as the eye in the middle row, or None: the rule of graham.
 
     Kaggle DR 2015 first place (Graham, "Kaggle diabetic retinopathy detection competition report", 2015): the
     radius is half the number of pixels of the middle row, channels summed, above a tenth of their mean. None,
-    which the publication has no word for, when that is next to nothing or contradicts the fitted circle.
+    not part of the publication, if this is close to zero or contradicts the fitted circle.
 
     Args:
         picture: uint8 RGB (H, W, 3), at any resolution.
@@ -132,7 +132,7 @@ def middle_row_box(picture: Picture) -> Box | None:
 
 
 def disc_box(picture: Picture) -> Box | None:
-    """Smallest whole-pixel square that holds the fitted circle, centred on it to half a pixel, or None.
+    """Smallest integer square around the fitted circle, centred on it to half a pixel, or None.
 
     Args:
         picture: uint8 RGB (H, W, 3), at any resolution.
@@ -162,12 +162,12 @@ class Circle(NamedTuple):
 
 
 def fit_disc(picture: Picture) -> Circle | None:
-    """The circle around the field of view, or None when there is no credible one.
+    """Fit a circle to the field of view; None if there is no credible one.
 
-    Works on a small copy. The outline of what is brighter than the corners is found at several levels;
-    a circle is fitted to each by consensus, so cut-off tops, notches, labels and dark quadrants are outvoted,
-    and scored by the share of its visible outline that is an edge with dark outside. An ellipse, as cameras
-    with an ultra-wide field make it, has no circle.
+    Works on a small copy. The region brighter than the corners is outlined at several thresholds; a circle is
+    fitted to each outline by random sampling (RANSAC), robust to cut-off tops, notches, labels and dark
+    quadrants, and scored by the share of its visible outline that is an edge with dark outside. Ellipses, as
+    from ultra-wide-field cameras, give None.
 
     Args:
         picture: uint8 RGB (H, W, 3), at any resolution.
@@ -198,7 +198,7 @@ def fit_disc(picture: Picture) -> Circle | None:
 
 
 def _levels(grey: Floats) -> tuple[float, float]:
-    """Typical grey of the background (darker corners) and of the eye (middle of the image)."""
+    """Typical grey value of the background (darker corners) and of the eye (centre of the image)."""
     height, width = grey.shape
     side = max(2, min(height, width) // 24)
     corners = [grey[:side, :side], grey[:side, -side:], grey[-side:, :side], grey[-side:, -side:]]
@@ -207,7 +207,7 @@ def _levels(grey: Floats) -> tuple[float, float]:
 
 
 def _outline(mask: npt.NDArray[np.bool_]) -> Floats:
-    """Outermost edges of the largest region, row by row and column by column, away from the frame: (n, 2)."""
+    """Outermost edge points (n, 2) of the largest region in each row and column, without the image border."""
     count, labels, areas, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=4)
     if count < 2:
         return np.empty((0, 2))
@@ -226,7 +226,7 @@ def _outline(mask: npt.NDArray[np.bool_]) -> Floats:
 
 
 def _consensus(points: Floats, shape: tuple[int, ...]) -> Circle | None:
-    """Circle that most points lie on: fixed random triples, then least squares on the supporters."""
+    """Circle with most points on it: RANSAC with fixed random triples, then least squares on the inliers."""
     if len(points) < 30:
         return None
     triples = np.random.default_rng(0).integers(0, len(points), (200, 3))
@@ -237,7 +237,7 @@ def _consensus(points: Floats, shape: tuple[int, ...]) -> Circle | None:
     if not len(circles):
         return None
     x, y, radius = circles.T[..., None]
-    squared = (points[:, 0] - x) ** 2 + (points[:, 1] - y) ** 2  # roots would take longer than all the rest
+    squared = (points[:, 0] - x) ** 2 + (points[:, 1] - y) ** 2  # faster than with square roots
     near = (squared > (radius - TOLERANCE) ** 2) & (squared < (radius + TOLERANCE) ** 2)
     circle = circles[np.argmax(np.count_nonzero(near, axis=1))]
     for _ in range(3):
@@ -256,7 +256,7 @@ def _outline_share(points: Floats, circle: Circle) -> float:
 
 
 def _through(a: Floats, b: Floats, c: Floats) -> Floats:
-    """Circles (n, 3) as x, y, radius through three points (n, 2) each; collinear triples are left out."""
+    """Circles (m, 3), x, y, radius, through three points (n, 2) each; collinear triples are left out."""
     b, c = b - a, c - a
     cross = 2 * (b[:, 0] * c[:, 1] - b[:, 1] * c[:, 0])
     proper = np.abs(cross) > 1e-6
@@ -275,7 +275,7 @@ def _least_squares(points: Floats) -> Floats:
 
 
 def _support(grey: Floats, circle: Circle, background: float, eye: float) -> float:
-    """Share of the circle's visible outline with an edge on it; 0 when too little of it is visible."""
+    """Share of the circle's visible outline that is an edge; 0 if too little of it is visible."""
     angles = np.linspace(0, 2 * np.pi, 360, endpoint=False)
     height, width = grey.shape
 

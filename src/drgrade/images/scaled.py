@@ -1,4 +1,4 @@
-"""Images at the size a network wants, scaled once for all its trainings."""
+"""Images scaled to a network's input size, once for all its trainings."""
 
 import tempfile
 import threading
@@ -11,13 +11,13 @@ import numpy as np
 from drgrade.images.store import CropStore, Pictures, Pixels
 
 IN_MEMORY = 2 * 10**9
-"""Bytes up to which scaled images are held in memory; more go to an unnamed file."""
+"""Maximum size in bytes of scaled images held in memory; larger ones are kept in an unnamed file."""
 SCALED = Path(".cache/drgrade/scaled")
-"""Where that file takes its space: on the disk of the results, as /tmp may itself be memory."""
+"""Folder of that file: on the disk of the results, as /tmp may be in memory."""
 
 
 def at_size(images: Pictures, size: int) -> Pictures:
-    """``images`` where they have this size, else a scaled copy; all who ask a store for a size share one."""
+    """Return ``images`` if they have this size, else a scaled copy, which is shared per store and size."""
     if images.shape[1] == size:
         return images
     if not isinstance(images, CropStore):
@@ -28,11 +28,11 @@ def at_size(images: Pictures, size: int) -> Pictures:
 
 
 class Scaled:
-    """Images at another size, each scaled once, when it is first asked for.
+    """Images at another size, each scaled once, on first access.
 
     Args:
         images: any :class:`Pictures`.
-        size: side wanted.
+        size: side of the scaled images in pixels.
     """
 
     def __init__(self, images: Pictures, size: int) -> None:
@@ -47,7 +47,7 @@ class Scaled:
         return self.shape[0]
 
     def __getitem__(self, rows: Any) -> Pixels:
-        """An image or images, rows as in NumPy."""
+        """Return one or several images, indexed as in NumPy."""
         chosen = self._numbers[rows]
         with self._lock:
             lacking = np.unique(chosen[~self._ready[chosen]])
@@ -59,7 +59,7 @@ class Scaled:
 
 
 def scale(pictures: Pixels, size: int) -> Pixels:
-    """Images (n, S, S, 3) at another size: shrunk by area averaging, enlarged by cubic interpolation."""
+    """Scale images (n, S, S, 3): shrink by area averaging, enlarge by cubic interpolation."""
     how = cv2.INTER_AREA if size < pictures.shape[1] else cv2.INTER_CUBIC
     scaled = np.empty((len(pictures), size, size, 3), np.uint8)
     for place, picture in enumerate(pictures):
@@ -68,7 +68,7 @@ def scale(pictures: Pixels, size: int) -> Pixels:
 
 
 def _blank(shape: tuple[int, ...]) -> Pixels:
-    """Memory that is taken up as it is written to, or a file that is gone when the process ends."""
+    """Allocate memory, or a file that is deleted when the process ends; pages are used when written."""
     if np.prod(shape, dtype=np.int64) <= IN_MEMORY:
         return np.empty(shape, np.uint8)
     SCALED.mkdir(parents=True, exist_ok=True)

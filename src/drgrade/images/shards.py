@@ -1,4 +1,4 @@
-"""Write a store of images, atomically, the same bytes however it was made.
+"""Write a store of images, atomically and reproducibly: identical bytes for any number of processes.
 
 :mod:`drgrade.images.store` reads it.
 """
@@ -25,22 +25,22 @@ Format = Literal["raw", "png", "jpeg"]
 SHARD_BYTES = 256 * 2**20
 """About the size of a shard: 88,702 crops of 512 px are 260 raw shards, or 27 of JPEG."""
 SHARE = {"raw": 1.0, "png": 0.5, "jpeg": 0.1}
-"""Bytes of a stored image relative to its pixels, roughly: shards are cut before their size is known."""
+"""Approximate bytes of a stored image relative to its pixels, used to plan the shards."""
 
 
 def shard_rows(count: int, size: int, format: Format, shard_bytes: int = SHARD_BYTES) -> list[int]:
-    """How many images of ``size`` pixels each shard takes; all but the last take the same."""
+    """Number of images of ``size`` pixels in each shard; the same for all but the last."""
     most = max(1, int(shard_bytes / (size * size * 3 * SHARE[format])))
     return [min(most, count - start) for start in range(0, count, most)]
 
 
 def shard_path(folder: Path, number: int, format: Format) -> Path:
-    """The file of a shard's images; encoded ones have their offsets beside them, in an array."""
+    """Path of a shard's images; offsets of encoded images are in an array file beside it."""
     return folder / f"shard-{number:05d}{'.npy' if format == 'raw' else '.bin'}"
 
 
 def encode(picture: Pixels, format: Format, quality: int) -> bytes:
-    """An image (S, S, 3) uint8 RGB as it stands in a store. JPEG keeps colour at full resolution."""
+    """Encode an image, uint8 RGB (S, S, 3), for a store. JPEG is written without chroma subsampling."""
     if format == "raw":
         return picture.tobytes()
     options = [cv2.IMWRITE_PNG_COMPRESSION, 1]
@@ -52,17 +52,17 @@ def encode(picture: Pixels, format: Format, quality: int) -> bytes:
 
 
 class StoreWriter:
-    """A store in the making: :func:`writing` hands one out.
+    """A store that is being written, created by :func:`writing`.
 
-    A raw image may be written in any order and by any process that knows the path of its shard
-    (:func:`write_raw`); encoded ones are added in their order.
+    Raw images may be written in any order and by any process that knows the path of the shard
+    (:func:`write_raw`); encoded ones are added in order.
 
     Args:
-        folder: where the shards grow.
+        folder: folder of the shards.
         rows: images in each shard, from :func:`shard_rows`.
         size: side of an image in pixels.
         format: raw, png or jpeg.
-        quality: of JPEG, kept in the manifest.
+        quality: JPEG quality, stored in the manifest.
     """
 
     def __init__(self, folder: Path, rows: Sequence[int], size: int, format: Format, quality: int) -> None:
@@ -76,17 +76,17 @@ class StoreWriter:
                 self.shard(number).touch()
 
     def shard(self, number: int) -> Path:
-        """The file of a shard's images."""
+        """Path of a shard's images."""
         return shard_path(self.folder, number, self.format)
 
     def add(self, number: int, pictures: Sequence[bytes]) -> None:
-        """Append encoded images to a shard; empty bytes stand for one that is not there."""
+        """Append encoded images to a shard; empty bytes mean a missing image."""
         with self.shard(number).open("ab") as file:
             file.writelines(pictures)
         self._lengths[number] += map(len, pictures)
 
     def finish(self) -> dict[str, Any]:
-        """Write what is left to write; returns the manifest."""
+        """Finish all files and return the manifest."""
         files = [[self.shard(number)] for number in range(len(self.rows))]
         if self.format != "raw":
             for (pictures, *_), lengths in zip(files, self._lengths, strict=True):
@@ -116,11 +116,11 @@ class StoreWriter:
 def writing(
     manifest: Path, rows: Sequence[int], size: int, format: Format, quality: int
 ) -> Iterator[StoreWriter]:
-    """Make a store: its shards grow in a hidden folder, which takes its place when the block ends well.
+    """Context manager that writes a store: shards are written to a hidden folder, renamed on success.
 
     Args:
         manifest: ``store.json``, written last; the shards go to the folder ``store`` beside it.
-        rows: as for :class:`StoreWriter`, like the rest.
+        rows: see :class:`StoreWriter`, also for the other arguments.
 
     Raises:
         UserError: the disk is full.
@@ -132,7 +132,7 @@ def writing(
         writer = StoreWriter(partial, rows, size, format, quality)
         yield writer
         about = writer.finish()
-        manifest.unlink(missing_ok=True)  # it must not describe other shards, not even for a moment
+        manifest.unlink(missing_ok=True)  # it must never describe other shards
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
         write_json(about, manifest)
@@ -145,9 +145,9 @@ def writing(
 
 
 def write_raw(shard: Path, first: int, pictures: Sequence[bytes]) -> None:
-    """Write images from row ``first`` of a raw shard on; empty bytes leave a row black.
+    """Write images to a raw shard, starting at row ``first``; empty bytes leave a row black.
 
-    By plain writes: on a full disk they fail with a reason, writing to mapped memory kills the process.
+    Uses plain writes, which raise an error on a full disk; writes to mapped memory would kill the process.
     """
     with shard.open("r+b") as file:
         np.lib.format.read_magic(file)
@@ -166,14 +166,14 @@ def write_store(
     quality: int = 95,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write images that are at hand as a store.
+    """Write images in memory as a store.
 
     Args:
-        pictures: uint8 RGB (n, S, S, 3), one at least.
+        pictures: uint8 RGB (n, S, S, 3), at least one.
         manifest: ``store.json``; the shards go into the folder ``store`` beside it.
         format: raw, png or jpeg.
-        quality: of JPEG, 1-100.
-        shard_bytes: about the size of a shard.
+        quality: JPEG quality, 1-100.
+        shard_bytes: approximate size of a shard in bytes.
     """
     size = len(pictures[0])
     rows = shard_rows(len(pictures), size, format, shard_bytes)
@@ -189,7 +189,7 @@ def write_store(
 
 
 def _blank(path: Path, shape: tuple[int, ...]) -> None:
-    """An array file of zeros whose space on the disk is taken now rather than found missing in the end."""
+    """Create an array file of zeros and allocate its disk space, so that a full disk is noticed now."""
     with path.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
         file.flush()

@@ -1,4 +1,4 @@
-"""The stage ``crop``: each photograph of an index into the store; unreadable ones are rows with a reason."""
+"""The stage ``crop``: crop all photographs of an index; unreadable ones get a row with a reason."""
 
 import logging
 from functools import partial
@@ -20,32 +20,32 @@ from drgrade.images.workers import in_order
 log = logging.getLogger(__name__)
 
 READABLE = ["ok", "unlabelled", "filtered"]
-"""Index rows that are cropped; what a filter left out is still shown in the report."""
+"""Status of index rows that are cropped; filtered photographs are shown in the report."""
 CHUNK = 8
-"""Photographs handed to a worker at a time."""
+"""Photographs per task of a worker."""
 
 
 class Chunk(NamedTuple):
-    """Photographs that one worker crops: neighbours in one shard."""
+    """Photographs of one task: neighbouring rows of one shard."""
 
     shard: int
     first: int
-    """Row in the shard of the first of them."""
+    """Row of the first photograph in the shard."""
     paths: list[str]
 
 
 class Plan(NamedTuple):
-    """Which photographs are cropped, into which shard, and in which portions of work."""
+    """Photographs to crop, their shards, and the tasks of the workers."""
 
     readable: npt.NDArray[np.bool_]
     """Rows of the index to crop; the k-th of them is row k of the store."""
     shards: list[int]
-    """Rows of each shard."""
+    """Number of rows of each shard."""
     chunks: list[Chunk]
 
 
 class Cropped(NamedTuple):
-    """What a worker reports of a photograph: columns of ``crops.parquet``."""
+    """Result for one photograph: columns of ``crops.parquet``."""
 
     x0: int | None = None
     y0: int | None = None
@@ -58,13 +58,13 @@ class Cropped(NamedTuple):
 
 
 def plan(rows: pd.DataFrame, root: Path, options: params.Crop, shard_bytes: int = SHARD_BYTES) -> Plan:
-    """Crop planning: the place in the store of each photograph of an index, and who crops it.
+    """Plan the position in the store of each photograph of an index, and the tasks of the workers.
 
     Args:
         rows: ``index.parquet``: status and path are used.
-        root: raw folder the paths start from.
-        options: size and format decide how many crops a shard holds.
-        shard_bytes: about the size of a shard.
+        root: raw folder; paths are relative to it.
+        options: size and format determine the number of crops per shard.
+        shard_bytes: approximate size of a shard in bytes.
     """
     readable = rows["status"].isin(READABLE).to_numpy(dtype=bool)
     paths = (f"{root}/" + rows["path"][readable]).tolist()
@@ -89,20 +89,20 @@ def crop_dataset(
     """Crop every photograph of an index.
 
     Args:
-        dataset: names the raw folder the index's paths start from.
+        dataset: name of the dataset; paths in the index are relative to its raw folder.
         index: ``index.parquet``.
-        params: rule, size, shape and format of the crops.
-        store: written: ``store.json``, and the folder ``store`` beside it: a row for each photograph the
-            index could read, in its order; that of one which fails here is black and belongs to no row.
-        table: written: ``crops.parquet``, a row for each row of the index.
-        workers: processes; the output does not depend on their number.
-        shard_bytes: about the size of a file of the store.
+        params: rule, size, aspect and format of the crops.
+        store: output file ``store.json``, with the folder ``store`` beside it: one image for each readable
+            photograph of the index, in order; black and without a row in the table if cropping fails.
+        table: output file ``crops.parquet``, one row for each row of the index.
+        workers: number of processes; the output does not depend on it.
+        shard_bytes: approximate size of a shard in bytes.
 
     Raises:
         UserError: more than ``max_failed_fraction`` of the photographs cannot be read (labels without a
             photograph do not count), there are none, or the disk is full.
     """
-    from drgrade.data.registry import raw_root  # data builds on images, so images only asks it here
+    from drgrade.data.registry import raw_root  # avoids a circular import: data imports images
 
     rows = schema.read_table(index, schema.INDEX)
     root = raw_root(dataset)
@@ -127,7 +127,7 @@ def crop_dataset(
 
 
 def _crop_chunk(folder: Path, options: params.Crop, chunk: Chunk) -> tuple[list[Cropped], list[bytes]]:
-    """Crop some photographs; raw pixels go straight into their shard, encoded images are handed back."""
+    """Crop some photographs; raw pixels are written to their shard, encoded images are returned."""
     cropped, pictures = [], []
     for path in chunk.paths:
         try:
@@ -145,7 +145,7 @@ def _crop_chunk(folder: Path, options: params.Crop, chunk: Chunk) -> tuple[list[
 
 
 def _table(rows: pd.DataFrame, readable: npt.NDArray[np.bool_], cropped: list[Cropped]) -> pd.DataFrame:
-    """``crops.parquet``: what was cropped in its place among the rows of the index."""
+    """Build ``crops.parquet``: the results in the order of the index, one row for each of its rows."""
     table = pd.DataFrame(cropped, columns=Cropped._fields, index=rows.index[readable])
     table["row"] = pd.array(range(len(table)), "Int64")
     table.loc[table["status"] == "failed", "row"] = pd.NA

@@ -1,7 +1,7 @@
-"""Crops on disk: a few large files instead of one a photograph, any crop read without the others.
+"""Crops on disk with random access, in a few large files instead of one per photograph.
 
 A store is a manifest, ``store.json``, and beside it a folder of the manifest's name, ``store/``, with shards:
-raw pixels as memory-mapped arrays, or PNG or JPEG images one behind the other with their offsets.
+raw pixels as memory-mapped arrays, or concatenated PNG or JPEG images with their offsets.
 """
 
 import bisect
@@ -28,7 +28,7 @@ Pixels = npt.NDArray[np.uint8]
 
 
 class Pictures(Protocol):
-    """Anything that is read like an array of images, uint8 RGB (n, S, S, 3): a store, a copy, an array."""
+    """Anything indexed like an array of images, uint8 RGB (n, S, S, 3): a store, a scaled copy, an array."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -42,8 +42,8 @@ class Pictures(Protocol):
 class CropStore:
     """Square images on disk, read-only: ``store[row]``, ``store[rows]`` and ``store[3:7]`` read only those.
 
-    May be shared by threads, and by processes whether forked or spawned: files are opened when first read,
-    and nothing is held that a fork would break.
+    Can be shared by threads and by forked or spawned processes: files are opened on first access, and no
+    resources are kept that a fork would break.
 
     Args:
         manifest: ``store.json``; its shards are in the folder ``store`` beside it.
@@ -55,7 +55,7 @@ class CropStore:
         scaled: copies at other sizes, filled by :func:`drgrade.images.scaled.at_size`.
 
     Raises:
-        UserError: the manifest or a shard is missing, or a shard is not as long as it was.
+        UserError: the manifest or a shard is missing, or the length of a shard is wrong.
 
     Example:
         >>> store = CropStore(Path("results/demo/crop/store.json"))
@@ -96,10 +96,10 @@ class CropStore:
         return CropStore, (self.manifest,)
 
     def __getitem__(self, rows: Any) -> Pixels:
-        """An image (size, size, 3), or with a slice or array of rows (k, size, size, 3).
+        """Return an image (size, size, 3), or for a slice or array of rows (k, size, size, 3).
 
-        Rows are meant as in NumPy. One raw image is not copied: only the part that is looked at is read.
-        Of several, PNG and JPEG are decoded on all cores.
+        Rows are indexed as in NumPy. A single raw image is not copied: pages are read when accessed. Several
+        PNG or JPEG images are decoded on all CPU cores.
         """
         chosen = self._numbers[rows]
         if chosen.ndim == 0:
@@ -115,15 +115,15 @@ class CropStore:
         return pictures
 
     def prefetch(self, rows: npt.NDArray[Any], tops: npt.NDArray[Any], lines: int) -> None:
-        """Have the disk fetch ``lines`` of each image from the line ``tops`` on, while others are read."""
+        """Prefetch from disk ``lines`` lines of each image, starting at line ``tops``, in the background."""
         for row, top in zip(rows, tops, strict=True):
             self._prefetch(int(row), int(top), min(lines, self.size - int(top)))
 
     def picture(self, row: int) -> Pixels:
-        """An image (size, size, 3); raw it is not copied, and only what is looked at is read.
+        """Return an image (size, size, 3); a raw one is not copied, and its pages are read when accessed.
 
         Raises:
-            UserError: it cannot be decoded.
+            UserError: the image cannot be decoded.
         """
         shard, place = self._find(row)
         start, end = shard.offsets[place : place + 2]
@@ -138,10 +138,10 @@ class CropStore:
         return picture.astype(np.uint8, copy=False)
 
     def verify(self) -> None:
-        """Read every shard again and compare it with its checksum.
+        """Read every shard and compare it with its checksum.
 
         Raises:
-            UserError: a shard has changed since it was written; it is named.
+            UserError: a shard has changed since it was written; names the shard.
         """
         files = [(self.folder / name, digest) for shard in self._files for name, (_, digest) in shard.items()]
         with ThreadPoolExecutor(_cores()) as pool:
@@ -164,7 +164,7 @@ class CropStore:
                 raise UserError(f"{self.folder / name}: {length} bytes, not {expected}; {self._remedy}")
 
     def _shard(self, number: int) -> Shard:
-        """A shard, opened when first asked for; two threads may both do so."""
+        """Return a shard, opened on first access; two threads may both open it."""
         if number not in self._open:
             rows = self._starts[number + 1] - self._starts[number]
             paths = [self.folder / name for name in self._files[number]]
@@ -175,12 +175,12 @@ class CropStore:
         return self._open[number]
 
     def _find(self, row: int) -> tuple[Shard, int]:
-        """The shard that holds a row, and its place there."""
+        """Return the shard of a row, and the row's position in it."""
         number = bisect.bisect_right(self._starts, row) - 1
         return self._shard(number), row - self._starts[number]
 
     def _prefetch(self, row: int, line: int, lines: int) -> None:
-        """Have the disk fetch an image, of a raw one only some lines, while others are still read."""
+        """Prefetch an image from disk, of a raw one only some lines, in the background."""
         shard, place = self._find(row)
         start, end = (int(edge) for edge in shard.offsets[place : place + 2])
         if self.format == "raw":
@@ -192,7 +192,7 @@ class CropStore:
 
 
 class Crops:
-    """The crops of a dataset, by image.
+    """The crops of a dataset by image id.
 
     Args:
         store: ``store.json``.
@@ -201,10 +201,10 @@ class Crops:
     Attributes:
         pictures: the store, uint8 RGB (n, size, size, 3).
         size: side of a crop in pixels.
-        rows: image_id to row of ``pictures``, in the table's order; photographs without a crop are not in it.
+        rows: row of ``pictures`` by image_id, in the table's order; without photographs that have no crop.
 
     Raises:
-        UserError: a file is missing or damaged, or the two do not belong together.
+        UserError: a file is missing or damaged, or the two files do not belong together.
 
     """
 
@@ -225,7 +225,7 @@ class Crops:
         return len(self.rows)
 
     def __contains__(self, image_id: object) -> bool:
-        """Whether the photograph could be cropped."""
+        """Whether the photograph has a crop."""
         return image_id in self.rows
 
     def __getitem__(self, image_id: str) -> Pixels:
@@ -238,7 +238,7 @@ class Crops:
         return self.pictures[self.rows[image_id]]
 
     def geometry(self, image_id: str) -> CropGeometry:
-        """Where the crop lies in its photograph.
+        """Return the geometry of a crop in its photograph.
 
         Raises:
             KeyError: it has no crop.
@@ -248,7 +248,7 @@ class Crops:
 
 
 def _each(work: Callable[[int], None], items: Iterable[int], threads: bool) -> None:
-    """Do all, in threads where that pays. They end with the call: a pool that is kept would break a fork."""
+    """Run ``work`` on all items, optionally in threads, which end with the call: a kept pool breaks forks."""
     if not threads or _cores() == 1:
         for item in items:
             work(item)

@@ -11,29 +11,29 @@ from drgrade.images.rules import fit_disc
 from drgrade.images.workers import in_order
 
 SIDE = 320
-"""Shorter side asked of the decoder, in pixels: an eighth of most cameras' resolution, nearly free."""
+"""Minimum shorter side for decoding in pixels: an eighth of most cameras' resolution, which is fast."""
 
 
 CHUNK = 32
-"""Photographs a worker takes at a time."""
+"""Photographs per task of a worker."""
 WORTH = 200
-"""Looks that take longer than a process takes to start."""
+"""Number of photographs from which starting worker processes pays."""
 
 
 class Survey(NamedTuple):
     """Results of surveying one photograph; columns of ``index.parquet``.
 
     Attributes:
-        width: in pixels, as displayed; None when not even the header can be read.
+        width: in pixels, as displayed; None if the header cannot be read.
         height: likewise.
-        fov: measures of :mod:`drgrade.images.quality`, 0-1; None when the photograph cannot be decoded.
+        fov: measure of :mod:`drgrade.images.quality`, 0-1; None if the photograph cannot be decoded.
         sharpness: likewise.
         exposure: likewise.
         contrast: likewise.
         quality: the lowest of the four.
         phash: perceptual hash, 64 hexadecimal digits; None for an image without content.
         retina: whether it looks like a photograph of a retina; None when it cannot be decoded.
-        reason: why it cannot be read; empty when it can.
+        reason: why it cannot be read; empty if it can.
     """
 
     width: int | None = None
@@ -49,7 +49,7 @@ class Survey(NamedTuple):
 
 
 def survey(path: Path) -> Survey:
-    """Survey one photograph; never raises for a bad one."""
+    """Survey one photograph; does not raise for unreadable ones."""
     try:
         width, height = read_size(path)
     except ReadError as error:
@@ -65,7 +65,7 @@ def survey(path: Path) -> Survey:
 
 
 def survey_all(paths: Sequence[Path | None], workers: int) -> list[Survey]:
-    """Survey many photographs in up to ``workers`` processes; an empty survey where there is no path."""
+    """Survey many photographs in up to ``workers`` processes; an empty survey for a path of None."""
     chunks = [paths[first : first + CHUNK] for first in range(0, len(paths), CHUNK)]
     return [
         look for looks in in_order(_survey_chunk, chunks, min(workers, len(paths) // WORTH)) for look in looks

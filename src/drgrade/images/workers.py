@@ -1,4 +1,4 @@
-"""Work on many photographs side by side."""
+"""Process many photographs in parallel."""
 
 import multiprocessing
 from collections import deque
@@ -16,12 +16,12 @@ Result = TypeVar("Result")
 
 
 def in_order(work: Callable[[Item], Result], items: Sequence[Item], workers: int) -> Iterator[Result]:
-    """Results of ``work`` in the order of ``items``, few of them waiting: memory does not grow with the data.
+    """Yield results of ``work`` in the order of ``items``; few are queued, so memory use is bounded.
 
     Args:
-        work: can be pickled; its result does not depend on what else runs.
-        items: what to work on; chunks of some tens of photographs pay for their way between processes.
-        workers: processes; one works here, without starting any.
+        work: a picklable function of one item.
+        items: arguments of ``work``; chunks of several photographs reduce the overhead between processes.
+        workers: number of processes; with 1, work runs in this process.
 
     Raises:
         UserError: a worker was killed.
@@ -30,7 +30,7 @@ def in_order(work: Callable[[Item], Result], items: Sequence[Item], workers: int
     if workers <= 1:
         yield from map(work, items)
         return
-    context = multiprocessing.get_context("spawn")  # a fork would copy the parent's threads half alive
+    context = multiprocessing.get_context("spawn")  # forking a process with threads is unsafe
     waiting: deque[Future[Result]] = deque()
     try:
         with ProcessPoolExecutor(workers, context, cv2.setNumThreads, (1,)) as pool:

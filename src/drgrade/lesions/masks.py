@@ -1,7 +1,7 @@
-"""Lesion masks to boxes, as published (parity) and corrected.
+"""Convert lesion masks to boxes, as published (parity) or corrected.
 
-Parity follows the code of Huang et al., MICCAI 2021: a box for each outer contour, grown by a pixel,
-whatever its size.
+Parity follows the code of Huang et al., MICCAI 2021: a box for each outer contour of any size, enlarged by
+one pixel.
 """
 
 from pathlib import Path
@@ -14,23 +14,23 @@ from PIL import Image
 from drgrade.errors import UserError
 
 CLASS_NUMBERS = 16
-"""Grey values up to this are no brightness: a mask of 0 and 1, or the numbers of classes."""
+"""Grey values up to this are not brightness but class numbers, such as 0 and 1."""
 MOST_LESION = 0.5
-"""Share of a photograph that no lesions fill; in 78 masks of IDRiD it is at most 0.15."""
+"""Masks with a larger share of lesion pixels are refused; in 78 masks of IDRiD it is at most 0.15."""
 
 
 def read_mask(path: Path) -> np.ndarray:
-    """Read a lesion mask of any encoding.
+    """Read a lesion mask in any of the common encodings.
 
-    Grey of 8 or 16 bits, 0 and 1, palettes (IDRiD's 1-bit TIFF), colour renderings, and lesions on a
-    transparent background. A pixel belongs to a lesion where its luminance is above 1 of 255, as published
-    (IDRiD draws lesions in red, luminance 76). A mask that is not blank has a lesion, or is refused.
+    Supported: 8- and 16-bit grey, values 0 and 1, palettes (IDRiD's 1-bit TIFF), colour images, and lesions
+    on a transparent background. A pixel belongs to a lesion if its luminance is above 1 of 255, as published
+    (lesions are red in IDRiD, luminance 76). A non-blank mask contains a lesion or is refused.
 
     Returns:
         (H, W) bool.
 
     Raises:
-        UserError: the file is not a readable image, numbers several classes, or seems to be inverted.
+        UserError: the file is not a readable image, contains several classes, or seems to be inverted.
     """
     try:
         with Image.open(path) as image:
@@ -52,7 +52,7 @@ def _has_alpha(image: Image.Image) -> bool:
 
 
 def _opaque(image: Image.Image) -> np.ndarray:
-    """Of lesions on a transparent background, what is opaque and, unless all of that is black, not black."""
+    """Lesions on a transparent background: opaque pixels; only those that are not black, if there are any."""
     pixels = image.convert("RGBA")
     opaque = np.asarray(pixels.getchannel("A")) > 127
     drawn = opaque & (np.asarray(pixels.convert("RGB").convert("L")) > 1)
@@ -60,7 +60,7 @@ def _opaque(image: Image.Image) -> np.ndarray:
 
 
 def _grey(image: Image.Image, path: Path) -> np.ndarray:
-    """Grey values: those of the file, or the luminance of its colours."""
+    """Grey values of the file, or luminance of its colours."""
     if image.mode in ("L", "I", "F") or image.mode.startswith("I;"):
         return np.asarray(image)
     luminance = np.asarray(image.convert("RGB").convert("L"))
@@ -71,13 +71,13 @@ def _grey(image: Image.Image, path: Path) -> np.ndarray:
         colours = palette[used[used < len(palette)]]
         if 2 < len(used) <= CLASS_NUMBERS and (colours.max(axis=1) != colours.min(axis=1)).sum() > 1:
             raise UserError(_several_classes(path, used.tolist()))
-        if luminance.max() <= 1 and len(used) > 1:  # a palette that shows nothing
+        if luminance.max() <= 1 and len(used) > 1:  # a palette without visible colours
             return numbers
     return luminance
 
 
 def _bright(values: np.ndarray, path: Path) -> np.ndarray:
-    """Where grey values stand for a lesion."""
+    """Pixels whose grey value means a lesion."""
     highest = values.max(initial=0)
     if highest > CLASS_NUMBERS:
         return values > (1 if highest <= 255 else 257)
@@ -98,7 +98,7 @@ def mask_boxes(
     min_area: int = 1,
     merge_distance: int = 0,
 ) -> np.ndarray:
-    """Boxes of the lesions in a mask; arguments and boxes as of :func:`mask_lesions`."""
+    """Boxes of the lesions in a mask; see :func:`mask_lesions`."""
     return mask_lesions(mask, mode, min_area, merge_distance)[0]
 
 
@@ -108,7 +108,7 @@ def mask_lesions(
     min_area: int = 1,
     merge_distance: int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The lesions in a mask: their boxes, and which pixels are theirs.
+    """Find the lesions in a mask: their boxes and their pixels.
 
     Args:
         mask: (H, W) bool.
@@ -117,11 +117,11 @@ def mask_lesions(
             gives exact half-open boxes.
         min_area: lesions of fewer mask pixels are dropped (corrected mode).
         merge_distance: fragments with fewer background pixels than this between them, along both axes, are
-            one lesion (corrected mode); 0 and 1 leave plain 8-connected components.
+            one lesion (corrected mode); 0 and 1 give plain 8-connected components.
 
     Returns:
-        Boxes (n, 4) int x1, y1, x2, y2 in mask pixels, sorted by y1, then x1; and a map (H, W) int32 of the
-        row of its box, plus 1, at each lesion's pixels, 0 elsewhere.
+        Boxes (n, 4) int x1, y1, x2, y2 in mask pixels, sorted by y1, then x1; and a label map (H, W) int32:
+        1 + row of the lesion's box at its pixels, 0 elsewhere.
     """
     find = _contours if mode == "parity" else _components
     boxes, labels, own = find(mask, min_area, merge_distance)
@@ -147,8 +147,8 @@ def _components(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     joined: np.ndarray = mask.astype(np.uint8)
     if merge_distance > 1:
-        # Two pixels d apart along an axis touch after growing by a square of side m exactly when d <= m,
-        # which is fewer than m background pixels between them.
+        # Two pixels at distance d along an axis touch after dilation with a square of side m if and only if
+        # d <= m, that is with fewer than m background pixels between them.
         joined = cv2.dilate(joined, np.ones((merge_distance, merge_distance), np.uint8))
     count, labels = cv2.connectedComponents(joined, connectivity=8)
     ys, xs = np.nonzero(mask)
@@ -163,15 +163,15 @@ def _components(
 
 
 def run_lengths(mask: np.ndarray, origin: tuple[int, int], shape: tuple[int, int]) -> list[int]:
-    """COCO's uncompressed run lengths of a mask (h, w) bool that lies at ``origin`` (x, y) in an image.
+    """COCO's uncompressed run-length encoding of a mask (h, w) bool at ``origin`` (x, y) in an image.
 
     Args:
-        mask: (h, w); the image is empty outside.
-        origin: its left and top pixel.
-        shape: of the image (H, W).
+        mask: (h, w); the image is empty outside it.
+        origin: left and top pixel of the mask.
+        shape: shape (H, W) of the image.
 
     Returns:
-        Lengths of runs down the columns, background and lesion in turn, background first.
+        Run lengths in column-major order, background and lesion alternating, starting with background.
     """
     xs, ys = np.nonzero(mask.T)
     place = (xs + origin[0]) * shape[0] + ys + origin[1]

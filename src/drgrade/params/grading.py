@@ -43,8 +43,8 @@ class Grade(Shared):
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """Decoupled weight decay."""
     weights_ema: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Decay of an exponential moving average of the weights, such as 0.999; the average is validated and kept.
-    Null: no average."""
+    """Decay of an exponential moving average of the weights, such as 0.999; the average is validated and
+    kept. Null: no average."""
     compile: bool = False
     """Use torch.compile: slow start, results differ in the last digits. Needs a C++ compiler."""
     augment: Augment = Augment()

@@ -70,8 +70,8 @@ class LesionMetrics(Block):
     """Evaluate the detector on photographs with masks that were not used for its training."""
 
     match: Literal["iou", "centre"] = "iou"
-    """When a detection is a hit. iou: IoU with the lesion's box of 0.5 or more; centre: its centre lies in the
-    lesion's box, as in FROC studies of microaneurysms."""
+    """When a detection is a hit. iou: IoU with the lesion's box of 0.5 or more; centre: its centre lies in
+    the lesion's box, as in FROC studies of microaneurysms."""
     examples: Annotated[int, Field(ge=1)] = 6
     """Number of hits, misses and false positives of each kind that are shown as figures."""
 

@@ -28,8 +28,8 @@ class Contrastive(Block):
     batch_size: Annotated[int, Field(ge=2)] = 32
     """Pairs of views per step, over all devices (768 in the paper)."""
     chunk: Annotated[int, Field(ge=2)] | None = None
-    """Views per forward pass, for batches that exceed memory: loss and negatives are those of the whole batch,
-    BatchNorm statistics those of a chunk; costs one more forward pass. Null: the whole batch at once."""
+    """Views per forward pass, for batches that exceed memory: loss and negatives are those of the whole
+    batch, BatchNorm statistics those of a chunk; costs one more forward pass. Null: whole batch at once."""
     optimiser: Literal["sgd", "lars", "adamw"] = "sgd"
     """sgd: Nesterov momentum 0.9, as published; lars: the same with layer-wise adaptive rates; adamw."""
     lr: Annotated[float, Field(gt=0)] = 0.02
@@ -109,7 +109,7 @@ class LocalToGlobal(Block):
     batch_size: Annotated[int, Field(ge=2)] = 20
     """Photographs per forward pass, over all devices."""
     accumulate: Annotated[int, Field(ge=1)] = 1
-    """Batches per optimiser step (gradient accumulation), equivalent to one batch of that many times the size."""
+    """Batches per optimiser step (gradient accumulation), equivalent to one batch that many times larger."""
     lr: Annotated[float, Field(gt=0)] = 5e-4
     """Peak learning rate of AdamW for a batch of 256; the rate used is lr * batch_size * accumulate / 256."""
     warmup_epochs: Annotated[float, Field(ge=0)] = 10
