@@ -30,7 +30,7 @@ from drgrade.images.contrast import KEPT
 from drgrade.images.crop import crop_photograph
 from drgrade.images.geometry import CropGeometry
 from drgrade.images.read import ReadError, read_photograph
-from drgrade.images.rules import Picture
+from drgrade.images.rules import RGBImage
 from drgrade.lesions.masks import read_mask
 from drgrade.params import Crop
 from drgrade.report.outlines import DISCS, RULE_COLOURS, outline_sheet, outlined, rule_sheet
@@ -59,9 +59,9 @@ class Surveyed:
     retina: dict[str, float] = field(default_factory=dict)
     empty: dict[str, float] = field(default_factory=dict)
     lesions: dict[str, float] = field(default_factory=dict)
-    large: Picture | None = None
-    small: Picture | None = None
-    crops: dict[str, Picture] = field(default_factory=dict)
+    large: RGBImage | None = None
+    small: RGBImage | None = None
+    crops: dict[str, RGBImage] = field(default_factory=dict)
 
 
 def kept(points: np.ndarray, rule: str, geometry: CropGeometry) -> np.ndarray:
@@ -72,7 +72,7 @@ def kept(points: np.ndarray, rule: str, geometry: CropGeometry) -> np.ndarray:
     return np.all((place >= 0) & (place <= 1), axis=1)
 
 
-def retina(picture: Picture) -> np.ndarray:
+def retina(picture: RGBImage) -> np.ndarray:
     """Centres (n, 2) of the sampled pixels that are brighter than a quarter of the middle's median.
 
     It knows nothing of discs, so that it can contradict every rule.
@@ -118,7 +118,7 @@ def survey(task: Task, size: int, draw: bool) -> Surveyed:
     return replace(result, large=drawn[0], small=drawn[1], crops=crops)
 
 
-def on_square(picture: Picture, size: int) -> Picture:
+def on_square(picture: RGBImage, size: int) -> RGBImage:
     """The whole photograph on a white square."""
     height, width = picture.shape[:2]
     scale = size / max(height, width)

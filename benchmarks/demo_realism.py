@@ -219,7 +219,7 @@ def print_pictures(sides: dict[str, Measured]) -> None:
         [f"{name} ({len(side.pictures)})", *(spread(side.pictures[c], d) for c, d in LOOKS.items())]
         for name, side in sides.items()
     ]
-    table("Pictures, median (10 to 90 %)", ["", *LOOKS], rows)
+    table("Images, median (10 to 90 %)", ["", *LOOKS], rows)
 
 
 def print_settings(params: Demo) -> None:

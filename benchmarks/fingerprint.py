@@ -23,24 +23,24 @@ from PIL import Image
 from drgrade.data.labels import PHOTOGRAPHS
 from drgrade.images.fingerprint import BITS, distance, perceptual_hash
 from drgrade.images.read import read_reduced
-from drgrade.images.rules import Picture, fit_disc
+from drgrade.images.rules import RGBImage, fit_disc
 
 SIDE, HALF, LIMIT, HELD = 384, 1400, 10, 0.98
 """What the index reads; what copies are made of; the default of index.duplicate_bits; copies to find."""
 
 
-def curve(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Picture], Picture]:
+def curve(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[RGBImage], RGBImage]:
     """A tone curve over grey values 0-1."""
     table = np.clip(np.round(255 * change(np.arange(256) / 255)), 0, 255).astype(np.uint8)
     return lambda picture: table[picture]
 
 
-def sized(factor: float) -> Callable[[Picture], Picture]:
+def sized(factor: float) -> Callable[[RGBImage], RGBImage]:
     """A resized image."""
     return lambda picture: cv2.resize(picture, None, fx=factor, fy=factor, interpolation=cv2.INTER_AREA)
 
 
-def framed(top: float, bottom: float, left: float, right: float) -> Callable[[Picture], Picture]:
+def framed(top: float, bottom: float, left: float, right: float) -> Callable[[RGBImage], RGBImage]:
     """Black margins, as shares of the height."""
     shares = (top, bottom, left, right)
     return lambda picture: cv2.copyMakeBorder(
@@ -48,10 +48,10 @@ def framed(top: float, bottom: float, left: float, right: float) -> Callable[[Pi
     )
 
 
-def cropped(margin: float) -> Callable[[Picture], Picture]:
+def cropped(margin: float) -> Callable[[RGBImage], RGBImage]:
     """Cut to the field of view and a margin, as a share of the radius; black where there is no image."""
 
-    def cut(picture: Picture) -> Picture:
+    def cut(picture: RGBImage) -> RGBImage:
         circle = fit_disc(picture)
         if circle is None:
             return picture
@@ -63,12 +63,12 @@ def cropped(margin: float) -> Callable[[Picture], Picture]:
     return cut
 
 
-def same(picture: Picture) -> Picture:
+def same(picture: RGBImage) -> RGBImage:
     """The image."""
     return picture
 
 
-COPIES: dict[str, tuple[Callable[[Picture], Picture], int | None]] = {
+COPIES: dict[str, tuple[Callable[[RGBImage], RGBImage], int | None]] = {
     "PNG": (same, None),
     "JPEG 95": (same, 95),
     "JPEG 75": (same, 75),

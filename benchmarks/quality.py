@@ -23,17 +23,17 @@ from sklearn.metrics import roc_auc_score
 
 from drgrade.images.quality import measure
 from drgrade.images.read import read_reduced
-from drgrade.images.rules import Picture, fit_disc
+from drgrade.images.rules import RGBImage, fit_disc
 
 TARGET = 0.9
 
 
-def hazed(picture: Picture, haze: float) -> Picture:
+def hazed(picture: RGBImage, haze: float) -> RGBImage:
     veil = 150.0 * (picture.max(axis=2, keepdims=True) > 15)
     return ((1 - haze) * picture + haze * veil).astype(np.uint8)
 
 
-FAULTS: dict[str, Callable[[Picture], Picture]] = {
+FAULTS: dict[str, Callable[[RGBImage], RGBImage]] = {
     "blur, sigma 2 px": lambda picture: cv2.GaussianBlur(picture, (0, 0), 2).astype(np.uint8),
     "blur, sigma 3 px": lambda picture: cv2.GaussianBlur(picture, (0, 0), 3).astype(np.uint8),
     "blur, sigma 4 px": lambda picture: cv2.GaussianBlur(picture, (0, 0), 4).astype(np.uint8),
@@ -44,11 +44,11 @@ FAULTS: dict[str, Callable[[Picture], Picture]] = {
 }
 
 
-def ours(picture: Picture) -> float:
+def ours(picture: RGBImage) -> float:
     return measure(picture, fit_disc(picture)).score
 
 
-def laplacian(picture: Picture) -> float:
+def laplacian(picture: RGBImage) -> float:
     grey = cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY)
     return float(cv2.Laplacian(grey, cv2.CV_64F).var())
 

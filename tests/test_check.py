@@ -69,7 +69,7 @@ def test_what_works_is_let_through(tmp_path: Path) -> None:
     ),
     (
         {"experiments__random": {"encoder": "test_vit", "start": "random", "input_size": 100}},
-        ["experiments.random.input_size: test_vit takes no pictures of 100 pixels"],
+        ["experiments.random.input_size: test_vit takes no images of 100 pixels"],
     ),
     (
         {"experiments__random": {"encoder": "test_vit", "start": "experiment:lesion_contrastive"}},
@@ -85,7 +85,7 @@ def test_what_works_is_let_through(tmp_path: Path) -> None:
     ),
     (
         {"pretrain__lesion_contrastive__encoder": "test_vit", "patches__size": 50},
-        ["pretrain.lesion_contrastive: test_vit takes no pictures of 50 pixels", "trastive is a test_vit"],
+        ["pretrain.lesion_contrastive: test_vit takes no images of 50 pixels", "trastive is a test_vit"],
     ),
     (
         {"pretrain__local_to_global": {"encoder": "resnet18"}},

@@ -87,7 +87,7 @@ def test_folders_are_searched_as_the_pipeline_does(model, tmp_path, caplog):
     assert names == ["a.jpg", "d.bmp", "e.dcm", "gone.jpg", "linked/c.tif", "sub/b.WEBP"]
     assert list(table["status"]) == ["ok", "ok", "ok", "failed", "ok", "ok"]
     assert table["reason"][3] == "no such file or directory"
-    assert "1 files are not read, such as" in caplog.text
+    assert "files that are not read: 1, such as" in caplog.text
 
 
 def test_what_shows_no_retina_is_not_graded_unless_forced(model, tmp_path):

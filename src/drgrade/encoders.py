@@ -69,7 +69,7 @@ def forward_blank(encoder: "torch.nn.Module", name: str, side: int) -> "torch.Te
             return features
     except (AssertionError, RuntimeError) as error:
         raise UserError(
-            f"{name} takes no pictures of {side} pixels ({str(error).splitlines()[0]}); for a vision "
+            f"{name} takes no images of {side} pixels ({str(error).splitlines()[0]}); for a vision "
             "transformer, a multiple of its patch"
         ) from None
 

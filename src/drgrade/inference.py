@@ -16,7 +16,7 @@ from drgrade.background import read_ahead
 from drgrade.device import autocast, device, use_fast_kernels
 from drgrade.distributed import rank, sum_over_processes, world
 from drgrade.images.augment import normalise
-from drgrade.images.store import Pictures
+from drgrade.images.store import Images
 from drgrade.memory import keep_memory
 
 log = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ def _attempt(forward: Callable[[Any], R], part: Any) -> tuple[Any, bool]:
 
 def outputs(
     network: nn.Module,
-    images: Pictures,
+    images: Images,
     rows: np.ndarray,
     mean: Sequence[float],
     std: Sequence[float],

@@ -17,7 +17,7 @@ from drgrade.grading.base import Grader, Photographs
 from drgrade.grading.models import MODEL, load_model
 from drgrade.images.crop import crop_photograph
 from drgrade.images.read import ReadError
-from drgrade.images.rules import Picture
+from drgrade.images.rules import RGBImage
 from drgrade.images.survey import Survey, survey
 from drgrade.images.workers import in_order
 from drgrade.params import Crop
@@ -36,7 +36,7 @@ COLUMNS = ("quality", "fov", "sharpness", "exposure", "contrast")
 class Prepared(NamedTuple):
     """One photograph prepared for grading, or the reason why it cannot be graded."""
 
-    crop: Picture | None = None
+    crop: RGBImage | None = None
     rule: str = ""
     status: str = "failed"
     reason: str = ""
@@ -69,7 +69,7 @@ def photographs_in(paths: list[Path]) -> list[Path]:
         found += photographs
         if others:
             told = path, len(others), escaped(str(others[0])), ", ".join(PHOTOGRAPHS)
-            log.warning("%s: %d files are not read, such as %s; photographs end in %s", *told)
+            log.warning("%s: files that are not read: %d, such as %s; photographs end in %s", *told)
     if not found:
         raise UserError(f"{paths[0]}: holds no photographs ({', '.join(PHOTOGRAPHS)})")
     return found

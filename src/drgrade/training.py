@@ -34,7 +34,7 @@ from drgrade.device import half_precision, use_fast_kernels
 from drgrade.distributed import broadcast_buffers, launch, mean_over_processes, rank, synchronised, world
 from drgrade.errors import UserError
 from drgrade.files import atomic_write
-from drgrade.images.store import Pictures
+from drgrade.images.store import Images
 from drgrade.memory import keep_memory
 from drgrade.seeding import numpy_rng, seed_everything
 
@@ -392,7 +392,7 @@ def precision() -> Any:
     return {None: "32-true", torch.bfloat16: "bf16-mixed", torch.float16: "16-mixed"}[half_precision()]
 
 
-def pictures(images: Pictures, rows: np.ndarray) -> torch.Tensor:
+def pictures(images: Images, rows: np.ndarray) -> torch.Tensor:
     """Rows of a store (N, H, W, 3) as a uint8 tensor (B, 3, H, W) on the host."""
     return torch.from_numpy(np.ascontiguousarray(images[rows])).permute(0, 3, 1, 2)
 

@@ -129,7 +129,7 @@ def test_a_transformer_is_read_by_its_class_tokens(size, patches, monkeypatch):
 
 
 def test_sizes_that_no_patch_divides_are_refused():
-    with pytest.raises(UserError, match=r"^test_vit takes no pictures of 40 pixels"):
+    with pytest.raises(UserError, match=r"^test_vit takes no images of 40 pixels"):
         Frozen(VIT, "random", 40)
 
 

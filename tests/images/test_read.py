@@ -409,8 +409,8 @@ class TestDicom:
         (tmp_path / "empty.dcm").touch()
         header = dicom(tmp_path / "header.dcm", self.noise, "RGB", data=b"").read_bytes()
         (tmp_path / "cut.dcm").write_bytes(header[:160])
-        assert "not a DICOM picture" in self.reason(tmp_path / "text.dcm")
-        assert "not a DICOM picture" in self.reason(tmp_path / "cut.dcm")
+        assert "not a DICOM image" in self.reason(tmp_path / "text.dcm")
+        assert "not a DICOM image" in self.reason(tmp_path / "cut.dcm")
         assert self.reason(tmp_path / "empty.dcm") == "empty file"
         for name in ("text.dcm", "cut.dcm", "empty.dcm"):
             with pytest.raises(ReadError, match=r"not a DICOM|empty file"):

@@ -85,7 +85,7 @@ def test_a_photograph_that_is_trained_on_and_tested_elsewhere_stops_the_run(fini
     finished.edit({"datasets.folder": {}, "roles.external": ["folder"]})
     refused = finished.snakemake(ok=False)
     assert "drgrade: error: 1 overlaps between training and test" in refused
-    assert "same picture but for 0 bits" in refused
+    assert "same image but for 0 bits" in refused
     assert finished.planned("--until", "grade") >= {"overlaps", "grade"}
     leaks = finished.folder / "results/overlaps/leaks.csv"
     assert pd.read_csv(leaks)["image_id"].tolist() == index["image_id"].head(1).tolist()

@@ -191,7 +191,7 @@ def test_heads_are_the_same_for_the_same_seed():
 def test_vision_transformers_take_views_of_other_sizes():
     network = projector(block() | {"encoder": "test_vit"})
     assert network(torch.zeros(2, 3, 64, 64))[0].shape == (2, 64)
-    with pytest.raises(UserError, match=r"^encoder 'test_maxvit': takes pictures of one size only"):
+    with pytest.raises(UserError, match=r"^encoder 'test_maxvit': takes images of one size only"):
         projector(block() | {"encoder": "test_maxvit"})
 
 

@@ -282,7 +282,7 @@ def test_broken_split_files(tmp_path: Path, text: str, says: str) -> None:
 def test_a_split_file_with_near_copies_across_parts_is_refused(tmp_path: Path) -> None:
     table = hashed(make_table([(0,), (1,), (2,)]))
     table.loc[2, "phash"] = flipped(table["phash"][0], 4)
-    with pytest.raises(UserError, match=r"0_0 \(train\) and 2_0 \(test\): same picture but for 4 bits"):
+    with pytest.raises(UserError, match=r"0_0 \(train\) and 2_0 \(test\): same image but for 4 bits"):
         listed(tmp_path, "image_id,split\n0_0,train\n1_0,val\n2_0,test\n", table)
 
 

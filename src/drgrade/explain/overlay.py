@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from drgrade.explain.score import Mask
-from drgrade.images.rules import Picture
+from drgrade.images.rules import RGBImage
 
 SIDE = 1024
 """Longest side of a drawing in pixels."""
@@ -17,8 +17,8 @@ OUTLINE = (255, 255, 255)
 
 
 def overlay(
-    image: Picture, heat: npt.NDArray[np.floating], contours: Mask | None = None, side: int = SIDE
-) -> Picture:
+    image: RGBImage, heat: npt.NDArray[np.floating], contours: Mask | None = None, side: int = SIDE
+) -> RGBImage:
     """Blend a heat map into its photograph.
 
     Args:
@@ -48,7 +48,7 @@ def overlay(
     return drawing
 
 
-def contact_sheet(panels: Sequence[Picture], columns: int, cell: int = 480, gap: int = 8) -> Picture:
+def contact_sheet(panels: Sequence[RGBImage], columns: int, cell: int = 480, gap: int = 8) -> RGBImage:
     """Arrange images of any size in a grid on white, each scaled to fit a square cell.
 
     Args:

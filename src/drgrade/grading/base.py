@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from drgrade.images.preprocess import Preprocess
-    from drgrade.images.store import Pictures
+    from drgrade.images.store import Images
     from drgrade.lesions.mask_store import Masks
 
 __all__ = [
@@ -51,7 +51,7 @@ class Photographs:
         masks: annotated lesion masks of these photographs, in crop pixels; None except in ``Job.masked``.
     """
 
-    images: "Pictures"
+    images: "Images"
     table: pd.DataFrame
     boxes: "pd.DataFrame | None" = None
     members: "Mapping[str, Grader]" = field(default_factory=dict)

@@ -15,7 +15,7 @@ from drgrade.encoders import create_encoder, forward_blank, normalisation
 from drgrade.errors import UserError
 from drgrade.evaluate.metrics import qwk, to_grades
 from drgrade.images.scaled import at_size
-from drgrade.images.store import Pictures
+from drgrade.images.store import Images
 from drgrade.inference import outputs
 
 BLOCKS = 4
@@ -74,7 +74,7 @@ class Frozen(nn.Module):
         return torch.cat([*tokens, found[-1][0].mean(dim=1)] if wide else tokens, dim=1)
 
 
-def features(frozen: Frozen, images: Pictures, rows: np.ndarray) -> np.ndarray:
+def features(frozen: Frozen, images: Images, rows: np.ndarray) -> np.ndarray:
     """Features of photographs, without augmentation.
 
     Args:
@@ -98,7 +98,7 @@ def features(frozen: Frozen, images: Pictures, rows: np.ndarray) -> np.ndarray:
     return found
 
 
-def encode(frozen: Frozen, images: Pictures, rows: np.ndarray) -> np.ndarray:
+def encode(frozen: Frozen, images: Images, rows: np.ndarray) -> np.ndarray:
     """Return the same as :func:`features`, but allow NaN and infinite values."""
     sized = at_size(images, frozen.size)
     return outputs(frozen, sized, rows, frozen.mean, frozen.std, (frozen.width,))

@@ -61,7 +61,7 @@ def augment(batch: Tensor, params: Mapping[str, Any], seeds: npt.ArrayLike, out_
     """
     if batch.shape[2] != batch.shape[3] or len(np.asarray(seeds)) != len(batch):
         raise ValueError(
-            f"expected {len(np.asarray(seeds))} square pictures, one a seed, got {tuple(batch.shape)}"
+            f"expected {len(np.asarray(seeds))} square images, one a seed, got {tuple(batch.shape)}"
         )
     return apply(batch, plan(params, draw(params, seeds)), out_size)
 

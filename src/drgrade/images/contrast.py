@@ -7,14 +7,14 @@ eye, where the average includes the black border.
 import cv2
 import numpy as np
 
-from drgrade.images.rules import Picture
+from drgrade.images.rules import RGBImage
 
 GREY = 128
 KEPT = 0.45
 """Radius of the disc that is kept, as a share of the crop's side."""
 
 
-def without_local_mean(crop: Picture) -> Picture:
+def without_local_mean(crop: RGBImage) -> RGBImage:
     """Subtract a Gaussian local mean; grey 128 outside a disc of 0.9 radii.
 
     Kaggle DR 2015 first place (Graham, "Kaggle diabetic retinopathy detection competition report", 2015):
@@ -31,7 +31,7 @@ def without_local_mean(crop: Picture) -> Picture:
     return _keep_disc(_stretch(crop, mean), int(0.9 * radius), GREY)
 
 
-def without_local_median(crop: Picture) -> Picture:
+def without_local_median(crop: RGBImage) -> RGBImage:
     """Subtract the local median of each channel; black outside a disc of radius 0.45 sides.
 
     CLPI (Yang et al., arXiv 2008.00610, released code): kernel 2 floor(S / 20) + 1, 4 I - 4 median + 128,
@@ -45,11 +45,11 @@ def without_local_median(crop: Picture) -> Picture:
     return _keep_disc(_stretch(crop, median), side * 90 // 200, 0)
 
 
-def _stretch(crop: Picture, surroundings: np.ndarray) -> Picture:
+def _stretch(crop: RGBImage, surroundings: np.ndarray) -> RGBImage:
     return cv2.addWeighted(crop, 4, surroundings, -4, GREY).astype(np.uint8, copy=False)
 
 
-def _keep_disc(crop: Picture, radius: int, outside: int) -> Picture:
+def _keep_disc(crop: RGBImage, radius: int, outside: int) -> RGBImage:
     side = crop.shape[0]
     kept = cv2.circle(np.zeros((side, side), np.uint8), (side // 2, side // 2), radius, 1, cv2.FILLED)
     return np.where(kept[..., None] > 0, crop, np.uint8(outside))

@@ -12,13 +12,13 @@ from drgrade import params
 from drgrade.images.contrast import GREY, without_local_mean, without_local_median
 from drgrade.images.geometry import CropGeometry
 from drgrade.images.read import read_photograph, read_reduced
-from drgrade.images.rules import Box, Picture, find_box
+from drgrade.images.rules import Box, RGBImage, find_box
 
 SMALLEST_EYE = 0.8
 """Expected minimum size of the eye as a share of the shorter side; smaller ones are decoded again."""
 
 
-def cut(picture: Picture, geometry: CropGeometry, border: int = cv2.BORDER_CONSTANT) -> Picture:
+def cut(picture: RGBImage, geometry: CropGeometry, border: int = cv2.BORDER_CONSTANT) -> RGBImage:
     """Resample the box of an image to the crop (size, size, 3); black outside the image.
 
     Args:
@@ -41,7 +41,7 @@ def cut(picture: Picture, geometry: CropGeometry, border: int = cv2.BORDER_CONST
     return cv2.resize(boxed, (side, side), interpolation=method).astype(np.uint8, copy=False)
 
 
-def crop_photograph(path: Path, options: params.Crop) -> tuple[Picture, CropGeometry, str]:
+def crop_photograph(path: Path, options: params.Crop) -> tuple[RGBImage, CropGeometry, str]:
     """Read one photograph, find the eye and crop it.
 
     Args:
@@ -73,7 +73,7 @@ def crop_photograph(path: Path, options: params.Crop) -> tuple[Picture, CropGeom
     return crop, CropGeometry(x0, y0, x1, y1, size), rule
 
 
-def centre_square_crop(picture: Picture, size: int, factor: int = 1) -> tuple[Picture, CropGeometry]:
+def centre_square_crop(picture: RGBImage, size: int, factor: int = 1) -> tuple[RGBImage, CropGeometry]:
     """Scale the shorter side to ``size``, bicubic, and cut the centre square, as in CLPI's released code.
 
     Args:
@@ -95,7 +95,7 @@ def centre_square_crop(picture: Picture, size: int, factor: int = 1) -> tuple[Pi
     return middle[top : top + size, left : left + size], CropGeometry(x0, y0, x1, y1, size)
 
 
-def _graham_crop(picture: Picture, geometry: CropGeometry) -> Picture:
+def _graham_crop(picture: RGBImage, geometry: CropGeometry) -> RGBImage:
     """Cut and subtract the local mean; grey outside the photograph, without a dark edge."""
     crop = without_local_mean(cut(picture, geometry, cv2.BORDER_REFLECT_101))
     height, width = picture.shape[:2]

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from drgrade.images.rules import Circle, Picture
+from drgrade.images.rules import Circle, RGBImage
 
 SIDE = 128
 """Side of the square to which the field of view is scaled, in pixels; twice the resolution of the hash."""
@@ -30,7 +30,7 @@ _RADIUS = np.hypot(_columns - (SIDE - 1) / 2, _rows - (SIDE - 1) / 2) / (0.475 *
 WINDOW: Floats = np.sqrt(0.5 + 0.5 * np.cos(np.pi * _RADIUS.clip(0, 1))).astype(np.float32)
 
 
-def perceptual_hash(picture: Picture, circle: Circle | None) -> str | None:
+def perceptual_hash(picture: RGBImage, circle: Circle | None) -> str | None:
     """256-bit perceptual hash of the field of view, as 64 hexadecimal digits; copies differ in few bits.
 
     ImageHash's ``phash`` (the 16 x 16 lowest cosine frequencies compared with their median) of the green
@@ -60,7 +60,7 @@ def distance(a: str, b: str) -> int:
     return (int(a, 16) ^ int(b, 16)).bit_count()
 
 
-def _field(picture: Picture, circle: Circle | None) -> Picture:
+def _field(picture: RGBImage, circle: Circle | None) -> RGBImage:
     """The circle's bounding square, or the whole image, as uint8 RGB (SIDE, SIDE, 3); black outside."""
     if circle is None:
         return cv2.resize(picture, (SIDE, SIDE), interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
@@ -74,7 +74,7 @@ def _field(picture: Picture, circle: Circle | None) -> Picture:
     return cv2.warpAffine(picture, matrix, (SIDE, SIDE)).astype(np.uint8, copy=False)
 
 
-def _relief(field: Picture) -> Floats:
+def _relief(field: RGBImage) -> Floats:
     """Green channel minus its local mean, windowed: float32 (SIDE, SIDE), 0 in the background."""
     green = field[..., 1].astype(np.float32)
     retina = (field.max(axis=2) >= DARK).astype(np.float32)

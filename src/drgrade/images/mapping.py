@@ -37,7 +37,7 @@ class Shard:
                 first = file.tell()
             self.offsets = first + picture * np.arange(rows + 1) if raw else np.load(paths[1])
             if self.offsets.shape != (rows + 1,):
-                raise ValueError(f"{len(self.offsets) - 1} offsets of {rows} pictures")
+                raise ValueError(f"{len(self.offsets) - 1} offsets of {rows} images")
             if not self.offsets[-1]:  # all photographs failed: an empty file cannot be mapped
                 self.bytes = np.empty(0, np.uint8)
                 return

@@ -8,7 +8,7 @@ from drgrade.params import Crop
 if TYPE_CHECKING:
     import torch
 
-    from drgrade.images.store import Pictures
+    from drgrade.images.store import Images
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Preprocess:
         mean, std = normalisation(encoder)
         return cls(crop, size, tuple(mean), tuple(std))
 
-    def scaled(self, images: "Pictures") -> "Pictures":
+    def scaled(self, images: "Images") -> "Images":
         """Scale crops (N, S, S, 3) to the input size."""
         from drgrade.images.scaled import at_size
 

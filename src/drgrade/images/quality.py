@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from drgrade.images.rules import Circle, Picture
+from drgrade.images.rules import Circle, RGBImage
 
 Floats = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
@@ -60,7 +60,7 @@ class Quality(NamedTuple):
         return min(value for value in self if value is not None)
 
 
-def measure(picture: Picture, circle: Circle | None) -> Quality:
+def measure(picture: RGBImage, circle: Circle | None) -> Quality:
     """Measure a photograph inside its field of view.
 
     Args:
@@ -99,7 +99,7 @@ def measure(picture: Picture, circle: Circle | None) -> Quality:
     )
 
 
-def looks_like_retina(picture: Picture, circle: Circle | None) -> bool:
+def looks_like_retina(picture: RGBImage, circle: Circle | None) -> bool:
     """Whether an image shows a retina: it has a field of view, or its bright pixels have a retina's colours.
 
     Args:
@@ -115,7 +115,7 @@ def looks_like_retina(picture: Picture, circle: Circle | None) -> bool:
     return bool(red > RED_OVER_GREEN * green and green > GREEN_OVER_BLUE * blue)
 
 
-def _field(picture: Picture) -> Mask:
+def _field(picture: RGBImage) -> Mask:
     """Mask of pixels that are neither dark nor white."""
     return (picture.max(axis=2) > UNLIT) & (picture.min(axis=2) < WHITE)
 
@@ -124,7 +124,7 @@ def _unit(value: float) -> float:
     return float(np.clip(value, 0.0, 1.0))
 
 
-def _field_of_view(picture: Picture, circle: Circle) -> tuple[Picture, Mask, float]:
+def _field_of_view(picture: RGBImage, circle: Circle) -> tuple[RGBImage, Mask, float]:
     """Eye scaled to ``DIAMETER``, mask of pixels to measure, and share of the disc inside the image."""
     scale = DIAMETER / (2 * circle.radius)
     height, width = picture.shape[:2]

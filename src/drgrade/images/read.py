@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from drgrade.images import jpeg
-from drgrade.images.rules import Picture
+from drgrade.images.rules import RGBImage
 
 if TYPE_CHECKING:
     import pydicom
@@ -47,7 +47,7 @@ class ReadError(Exception):
     """A photograph cannot be read; the message is a short reason for a table."""
 
 
-def read_photograph(path: Path) -> Picture:
+def read_photograph(path: Path) -> RGBImage:
     """Decode a photograph: grey, palette, alpha (over black), CMYK, 16 bit; rotated by EXIF orientation.
 
     Values of 16-bit PNG and TIFF files are scaled to 8 bits from the smallest of 8, 10, 12, 14 and 16 bits
@@ -66,7 +66,7 @@ def read_photograph(path: Path) -> Picture:
     return read_reduced(path, None)[0]
 
 
-def read_reduced(path: Path, side: float | None) -> tuple[Picture, int]:
+def read_reduced(path: Path, side: float | None) -> tuple[RGBImage, int]:
     """Decode at the lowest resolution whose shorter side is at least ``side`` pixels.
 
     Args:
@@ -163,7 +163,7 @@ def _factor(size: tuple[int, int], side: float | None) -> int:
     return next((factor for factor in (8, 4, 2) if side is not None and min(size) / factor >= side), 1)
 
 
-def _upright(picture: Picture, orientation: int) -> Picture:
+def _upright(picture: RGBImage, orientation: int) -> RGBImage:
     if orientation not in TRANSPOSES:
         return picture
     return np.asarray(Image.fromarray(picture).transpose(TRANSPOSES[orientation]))
@@ -174,7 +174,7 @@ def _is_deep_colour(image: ImageFile.ImageFile) -> bool:
     return image.mode in ("RGB", "RGBA") and any("16" in str(tile.args) for tile in image.tile)
 
 
-def _deep_colour(data: bytes) -> Picture:
+def _deep_colour(data: bytes) -> RGBImage:
     """Decode a PNG or TIFF with 16-bit colours to uint8 RGB, scaled by :func:`_stored_bits`."""
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_ANYDEPTH | cv2.IMREAD_COLOR)
     if pixels is None:
@@ -197,7 +197,7 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _upright_rgb(image: Image.Image) -> Picture:
+def _upright_rgb(image: Image.Image) -> RGBImage:
     if _orientation(image) != 1:
         image = ImageOps.exif_transpose(image)
     if image.mode == "F":
@@ -222,7 +222,7 @@ def _open_dicom(file: Path | io.BytesIO, header: bool) -> "pydicom.Dataset":
     except OSError as error:
         raise ReadError((error.strerror or str(error)).lower()) from None
     except Exception:  # damaged files raise many types
-        raise ReadError("not a DICOM picture, or cut off in its header") from None
+        raise ReadError("not a DICOM image, or cut off in its header") from None
     if frames != 1:
         raise ReadError(f"DICOM of {frames} frames; export the photograph alone")
     if min(size) < 1:
@@ -237,7 +237,7 @@ def _dicom_size(path: Path) -> tuple[int, int]:
     return int(found.Columns), int(found.Rows)
 
 
-def _read_dicom(data: bytes) -> Picture:
+def _read_dicom(data: bytes) -> RGBImage:
     """Decode a DICOM photograph to uint8 RGB (H, W, 3)."""
     from pydicom.pixels import apply_color_lut, pixel_array
 
@@ -277,7 +277,7 @@ def _read_dicom(data: bytes) -> Picture:
     return picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, axis=2)
 
 
-def _checked(stream: bytes, syntax: str) -> Picture | None:
+def _checked(stream: bytes, syntax: str) -> RGBImage | None:
     """Decode an 8-bit JPEG stream, refusing damaged ones; None if libjpeg does not support it."""
     if syntax == BASELINE_JPEG:
         return jpeg.decode(stream)
@@ -286,7 +286,7 @@ def _checked(stream: bytes, syntax: str) -> Picture | None:
     return None
 
 
-def _eight_bits(pixels: np.ndarray, bits: int) -> Picture:
+def _eight_bits(pixels: np.ndarray, bits: int) -> RGBImage:
     """Scale values of ``bits`` stored bits to 0-255."""
     if bits > 8:
         return (pixels >> (bits - 8)).clip(0, 255).astype(np.uint8)

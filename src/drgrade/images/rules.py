@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 Box = tuple[int, int, int, int]
-Picture = npt.NDArray[np.uint8]
+RGBImage = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]
 
 WORKING_SIDE = 384
@@ -34,7 +34,7 @@ BAND = 256
 """Rows blurred at a time, to save the memory of a whole blurred copy."""
 
 
-def find_box(picture: Picture, rule: str) -> tuple[Box, str]:
+def find_box(picture: RGBImage, rule: str) -> tuple[Box, str]:
     """Find the box of the field of view.
 
     Args:
@@ -58,7 +58,7 @@ def find_box(picture: Picture, rule: str) -> tuple[Box, str]:
     return centre_square(width, height), f"{rule}:fallback_square"
 
 
-def foreground_box(picture: Picture) -> Box | None:
+def foreground_box(picture: RGBImage) -> Box | None:
     """Tight box of pixels brighter than both side strips, or None: the rule of o_O, bit for bit.
 
     Kaggle DR 2015 second place, also used in lesion-based contrastive learning. None if the image is not
@@ -91,7 +91,7 @@ def foreground_box(picture: Picture) -> Box | None:
     return x0, y0, x1, y1
 
 
-def _blur(picture: Picture) -> Picture:
+def _blur(picture: RGBImage) -> RGBImage:
     """Pillow's ``ImageFilter.BLUR``, five times faster: mean of a 5x5 window's rim, the frame unchanged."""
     rim = np.full((5, 5), 1 / 16)
     rim[1:4, 1:4] = 0
@@ -107,7 +107,7 @@ def centre_square(width: int, height: int) -> Box:
     return max(margin, 0), 0, min(width - margin, width), height
 
 
-def middle_row_box(picture: Picture) -> Box | None:
+def middle_row_box(picture: RGBImage) -> Box | None:
     """Square about the image centre, as wide as the eye in the middle row, or None: the rule of graham.
 
     Kaggle DR 2015 first place (Graham, "Kaggle diabetic retinopathy detection competition report", 2015): the
@@ -131,7 +131,7 @@ def middle_row_box(picture: Picture) -> Box | None:
     return x0, y0, x0 + across, y0 + across
 
 
-def disc_box(picture: Picture) -> Box | None:
+def disc_box(picture: RGBImage) -> Box | None:
     """Smallest integer square around the fitted circle, centred on it to half a pixel, or None.
 
     Args:
@@ -145,7 +145,7 @@ def disc_box(picture: Picture) -> Box | None:
     return x0, y0, x0 + side, y0 + side
 
 
-FINDERS: dict[str, Callable[[Picture], Box | None]] = {
+FINDERS: dict[str, Callable[[RGBImage], Box | None]] = {
     "disc": disc_box,
     "o_O": foreground_box,
     "graham": middle_row_box,
@@ -161,7 +161,7 @@ class Circle(NamedTuple):
     radius: float
 
 
-def fit_disc(picture: Picture) -> Circle | None:
+def fit_disc(picture: RGBImage) -> Circle | None:
     """Fit a circle to the field of view; None if there is no credible one.
 
     Works on a small copy. The region brighter than the corners is outlined at several thresholds; a circle is

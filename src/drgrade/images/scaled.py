@@ -8,7 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from drgrade.images.store import CropStore, Pictures, Pixels
+from drgrade.images.store import CropStore, Images, Pixels
 
 IN_MEMORY = 2 * 10**9
 """Maximum size in bytes of scaled images held in memory; larger ones are kept in an unnamed file."""
@@ -16,7 +16,7 @@ SCALED = Path(".cache/drgrade/scaled")
 """Folder of that file: on the disk of the results, as /tmp may be in memory."""
 
 
-def at_size(images: Pictures, size: int) -> Pictures:
+def at_size(images: Images, size: int) -> Images:
     """Return ``images`` if they have this size, else a scaled copy, which is shared per store and size."""
     if images.shape[1] == size:
         return images
@@ -31,11 +31,11 @@ class Scaled:
     """Images at another size, each scaled once, on first access.
 
     Args:
-        images: any :class:`Pictures`.
+        images: any :class:`Images`.
         size: side of the scaled images in pixels.
     """
 
-    def __init__(self, images: Pictures, size: int) -> None:
+    def __init__(self, images: Images, size: int) -> None:
         self.shape = (len(images), size, size, 3)
         self._images = images
         self._pixels = _blank(self.shape)

@@ -27,7 +27,7 @@ from drgrade.images.mapping import Shard
 Pixels = npt.NDArray[np.uint8]
 
 
-class Pictures(Protocol):
+class Images(Protocol):
     """Anything indexed like an array of images, uint8 RGB (n, S, S, 3): a store, a scaled copy, an array."""
 
     @property
@@ -85,7 +85,7 @@ class CropStore:
         self.shape = (sum(counts), self.size, self.size, 3)
         self._starts = [0, *itertools.accumulate(counts)]
         self._open: dict[int, Shard] = {}
-        self.scaled: dict[int, Pictures] = {}
+        self.scaled: dict[int, Images] = {}
         self._numbers = np.arange(len(self))
         self._check_lengths()
 

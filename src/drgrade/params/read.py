@@ -125,10 +125,8 @@ class _Loader(yaml.SafeLoader):
         for place, (key, _) in enumerate(node.value):
             if key.value in keys[:place]:
                 first = node.value[keys.index(key.value)][0].start_mark.line + 1
-                raise yaml.constructor.ConstructorError(
-                    problem=f"key {key.value!r} stands twice, in lines {first} and "
-                    f"{key.start_mark.line + 1}; keep one"
-                )
+                again = key.start_mark.line + 1
+                raise UserError(f"key {key.value!r} stands twice, in lines {first} and {again}; keep one")
         return super().construct_mapping(node, deep)
 
 
@@ -150,6 +148,8 @@ def read_yaml(path: Path) -> Any:
         raise UserError(f"{path}: cannot be read ({error.strerror}); correct its permissions") from None
     except yaml.YAMLError as error:
         raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
+    except UserError as error:  # a repeated key
+        raise UserError(f"{path}: {error}") from None
 
 
 def json_schema() -> str:

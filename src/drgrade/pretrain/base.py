@@ -13,7 +13,7 @@ import torch
 
 from drgrade.encoders import create_encoder, forward_blank
 from drgrade.grading.base import Photographs
-from drgrade.images.store import Pictures
+from drgrade.images.store import Images
 from drgrade.plugins import Registry
 
 METHODS = Registry("drgrade.pretrain")
@@ -47,7 +47,7 @@ class Material:
         graded: graded photographs for monitoring the encoder; None for no monitoring.
     """
 
-    images: Pictures
+    images: Images
     rows: np.ndarray
     boxes: list[np.ndarray]
     patch: int

@@ -301,7 +301,7 @@ def projector(params: dict[str, Any]) -> Projector:
         return Projector(create_encoder(name, params["start"], **options), params["head"])
     except TypeError:
         raise UserError(
-            f"encoder {name!r}: takes pictures of one size only; use a convolutional network, or a plain "
+            f"encoder {name!r}: takes images of one size only; use a convolutional network, or a plain "
             f"vision transformer such as vit_small_patch16_224"
         ) from None
 

@@ -19,7 +19,7 @@ from drgrade.files import atomic_write, sha256, write_json
 from drgrade.grading.base import Photographs
 from drgrade.grading.photographs import splits
 from drgrade.images.dataset import CroppedDataset
-from drgrade.images.store import Pictures
+from drgrade.images.store import Images
 from drgrade.lesions.patches import COLUMNS, read_patches
 from drgrade.pretrain.base import METHODS, Graded, Material, Method
 from drgrade.pretrain.watch import unwatched
@@ -142,7 +142,7 @@ def training_rows(data: CroppedDataset) -> pd.DataFrame:
     return table[table["row"].notna()].reset_index(drop=True)
 
 
-def watched_by(table: pd.DataFrame, images: Pictures, fold: int | None, label: str) -> Graded | None:
+def watched_by(table: pd.DataFrame, images: Images, fold: int | None, label: str) -> Graded | None:
     """Graded photographs for monitoring an encoder; None, with a log line, if there are too few.
 
     They are the training and validation photographs of a grader that starts from the encoder: for the encoder
@@ -228,7 +228,7 @@ def kinds_of(table: pd.DataFrame, patches: Path | None, kinds: Path | None) -> l
     return found
 
 
-def _material(learner: Method, images: Pictures, part: pd.DataFrame, patch: int, source: Path) -> Material:
+def _material(learner: Method, images: Images, part: pd.DataFrame, patch: int, source: Path) -> Material:
     """The training data of one encoder.
 
     Raises:

@@ -30,7 +30,7 @@ from drgrade.images.augment import (
     keeps_geometry,
     plan,
 )
-from drgrade.images.store import CropStore, Pictures, Pixels
+from drgrade.images.store import CropStore, Images, Pixels
 from drgrade.rng import uniforms
 
 Corners = npt.NDArray[np.int64]
@@ -49,7 +49,7 @@ class Pairs(NamedTuple):
 
 
 def pair_views(
-    images: Pictures,
+    images: Images,
     rows: np.ndarray,
     boxes: np.ndarray,
     patch: int,
@@ -158,7 +158,7 @@ class Cuts:
         patch: side of the windows.
     """
 
-    def __init__(self, images: Pictures, rows: np.ndarray, corners: Corners, patch: int) -> None:
+    def __init__(self, images: Images, rows: np.ndarray, corners: Corners, patch: int) -> None:
         self.rows, self.corners, self.patch = rows, corners, patch
         self._read = images.picture if isinstance(images, CropStore) else images.__getitem__
         if isinstance(images, CropStore):

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from drgrade.images.contrast import KEPT
 from drgrade.images.crop import cut
 from drgrade.images.geometry import CropGeometry
-from drgrade.images.rules import Picture
+from drgrade.images.rules import RGBImage
 from drgrade.report.plots import INK, LESION_COLOURS, figure
 from drgrade.schema import LESION_NAMES
 
@@ -30,7 +30,7 @@ FINER = 3
 Masks = Mapping[str, npt.NDArray[np.bool_]]
 
 
-def outlined(picture: Picture, crops: Mapping[str, CropGeometry], masks: Masks, width: int) -> Picture:
+def outlined(picture: RGBImage, crops: Mapping[str, CropGeometry], masks: Masks, width: int) -> RGBImage:
     """Draw the outline of each rule's crop and the contours of the lesions on a photograph.
 
     Args:
@@ -67,7 +67,7 @@ def outlined(picture: Picture, crops: Mapping[str, CropGeometry], masks: Masks, 
     return cv2.resize(drawn, small, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False)
 
 
-def outline_sheet(tiles: Sequence[tuple[str, Picture]], columns: int, path: Path) -> None:
+def outline_sheet(tiles: Sequence[tuple[str, RGBImage]], columns: int, path: Path) -> None:
     """Write a grid of outlined photographs with titles and a legend of rules and lesions.
 
     Args:
@@ -89,7 +89,7 @@ def outline_sheet(tiles: Sequence[tuple[str, Picture]], columns: int, path: Path
         )
 
 
-def rule_sheet(rows: Sequence[Mapping[str, Picture]], path: Path) -> None:
+def rule_sheet(rows: Sequence[Mapping[str, RGBImage]], path: Path) -> None:
     """Write a grid of crops with a row for each photograph and a column for each rule.
 
     Args:
@@ -103,7 +103,7 @@ def rule_sheet(rows: Sequence[Mapping[str, Picture]], path: Path) -> None:
         _tile(drawn, tiles, len(rows), len(columns))
 
 
-def _tile(drawn: Figure, tiles: Sequence[tuple[str, Picture]], lines: int, columns: int) -> None:
+def _tile(drawn: Figure, tiles: Sequence[tuple[str, RGBImage]], lines: int, columns: int) -> None:
     places = list(drawn.subplots(lines, columns, squeeze=False).flat)
     for axes in places:
         axes.set_axis_off()
@@ -125,7 +125,7 @@ def _view(
     return view, slice(0, max(1, round((y1 - y0) * view.scale)))
 
 
-def _grey_beside(drawn: Picture, view: CropGeometry, width: int, height: int) -> None:
+def _grey_beside(drawn: RGBImage, view: CropGeometry, width: int, height: int) -> None:
     x0, y0, x1, y1 = view.boxes_to_crop([[0, 0, width, height]])[0].round().astype(int)
     for beside in (np.s_[:y0], np.s_[y1:], np.s_[:, :x0], np.s_[:, x1:]):
         drawn[beside] = BESIDE

@@ -107,7 +107,7 @@ def straddling(table: pd.DataFrame, bits: int | None) -> list[str]:
 
 
 def _reason(level: str, distance: int) -> str:
-    return f"same picture but for {distance} bits" if level == "perceptual" else f"same {level}"
+    return f"same image but for {distance} bits" if level == "perceptual" else f"same {level}"
 
 
 def _rows(indexes: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
