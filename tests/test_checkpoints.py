@@ -87,6 +87,22 @@ def test_a_grader_keeps_the_pooling_of_its_encoder(tmp_path: Path) -> None:
         assert torch.equal(loaded.network.eval()(images), grader.network.eval()(images))
 
 
+def test_registers_of_dinov2_are_timms(tmp_path: Path) -> None:
+    """In DINOv2's own files the class token has a position, and registers are called otherwise."""
+    name = "vit_small_patch14_reg4_dinov2"
+    source = tensors(name, depth=1)
+    place = torch.rand(1, 1, 384)
+    theirs = {key: value for key, value in source.items() if key != "reg_token"} | {
+        "register_tokens": source["reg_token"], "mask_token": ZERO,
+        "cls_token": source["cls_token"] - place, "pos_embed": torch.cat([place, source["pos_embed"]], dim=1),
+    }  # fmt: skip
+    torch.save(theirs, tmp_path / "weights.pth")
+    loaded = create_encoder(name, str(tmp_path / "weights.pth"), depth=1).state_dict()
+    assert loaded.keys() == source.keys()
+    for key, value in source.items():
+        torch.testing.assert_close(loaded[key], value)
+
+
 @pytest.mark.parametrize("side", [96, 320])
 def test_positions_of_another_size_are_interpolated(tmp_path: Path, side: int) -> None:
     torch.manual_seed(0)

@@ -114,7 +114,7 @@ def fitted(
     """
     elsewhere = f"these weights belong to another backbone than {name}"
     wanted = set(model.state_dict()) | {"fc_norm.weight", "fc_norm.bias"}
-    found = _without_prefixes(tensors, wanted, path)
+    found = _dinov2_in_timm_names(_without_prefixes(tensors, wanted, path))
     pool_like(model, found)
     own = model.state_dict()
     if not own.keys() & found.keys():
@@ -153,6 +153,20 @@ def pool_like(network: "nn.Module", names: Collection[str]) -> None:
         by_mean = f"{prefix}fc_norm.weight" in names and f"{prefix}norm.weight" not in names
         if by_mean and isinstance(getattr(module, "fc_norm", None), nn.Identity):
             module.fc_norm, module.norm, module.global_pool = module.norm, nn.Identity(), "avg"
+
+
+def _dinov2_in_timm_names(found: "Tensors") -> "Tensors":
+    """Rename the tensors of DINOv2's own checkpoints as timm does.
+
+    timm adds no position to the class token, so that of DINOv2 with registers is added here once for all.
+    """
+    names = {"register_tokens": "reg_token"}
+    renamed = {names.get(key, key.replace(".mlp.w12.", ".mlp.fc1.").replace(".mlp.w3.", ".mlp.fc2.")): value
+               for key, value in found.items()}  # fmt: skip
+    if "register_tokens" in found:
+        renamed["cls_token"] = found["cls_token"] + found["pos_embed"][:, :1]
+        renamed["pos_embed"] = found["pos_embed"][:, 1:]
+    return renamed
 
 
 def _positions(model: Any, theirs: "torch.Tensor", own: "torch.Tensor") -> "torch.Tensor":

@@ -171,6 +171,17 @@ class TestReadErrors:
         with pytest.raises(ReadError, match=r"damaged JPEG \(.+\)"):
             read_reduced(path, side)
 
+    def test_a_hole_in_a_jpeg_of_four_colours(self, tmp_path):
+        noisy = eye() ^ np.random.default_rng(0).integers(0, 32, (600, 900, 3)).astype(np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(noisy).convert("CMYK").save(file, "JPEG")
+        data = file.getvalue()
+        path = tmp_path / "cmyk.jpg"
+        path.write_bytes(data)
+        assert read_photograph(path).shape == (600, 900, 3)
+        path.write_bytes(data[: len(data) // 2] + bytes(2000) + data[len(data) // 2 + 2000 :])
+        assert self.reason(path).startswith("damaged JPEG (")
+
     def test_a_jpeg_cut_before_an_end_marker(self, tmp_path):
         data = self.jpeg()
         path = tmp_path / "cut.jpg"

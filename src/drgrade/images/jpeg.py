@@ -42,9 +42,27 @@ def decode(stream: bytes, factor: int = 1) -> npt.NDArray[np.uint8]:
             if not HARMLESS.search(str(warning)):
                 raise
         return simplejpeg.decode_jpeg(stream, "RGB", strict=False, **sides)
-    except ValueError as error:
-        reason = str(error).removeprefix("Corrupt JPEG data: ")
-        raise DamagedError(f"damaged JPEG ({reason})") from None
+    except ValueError as warning:
+        raise _damaged(warning) from None
+
+
+def check(stream: bytes) -> None:
+    """Check a JPEG of other colours, such as CMYK, by decoding it.
+
+    Raises:
+        DamagedError: pixels are missing or wrong.
+    """
+    if has_no_end(stream):
+        raise DamagedError("truncated JPEG")
+    try:
+        simplejpeg.decode_jpeg(stream, "CMYK")
+    except ValueError as warning:
+        if not HARMLESS.search(str(warning)):
+            raise _damaged(warning) from None
+
+
+def _damaged(warning: ValueError) -> DamagedError:
+    return DamagedError(f"damaged JPEG ({str(warning).removeprefix('Corrupt JPEG data: ')})")
 
 
 def has_no_end(stream: bytes) -> bool:

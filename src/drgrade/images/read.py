@@ -95,8 +95,8 @@ def read_reduced(path: Path, side: float | None) -> tuple[RGBImage, int]:
                 turned = _orientation(image)
                 factor = _factor(image.size, side) if turned == 1 else 1  # others may start inside a pixel
                 return _upright(jpeg.decode(data, factor), turned), factor
-            if image.format in ("JPEG", "MPO") and jpeg.has_no_end(data):
-                raise ReadError("truncated JPEG")
+            if image.format in ("JPEG", "MPO"):
+                jpeg.check(data)
             deep = _is_deep_colour(image)
             image.load()
             return (_deep_colour(data) if deep else _upright_rgb(image)), 1
