@@ -63,6 +63,16 @@ def test_it_says_what_is_there_and_writes_a_file_that_loads(root: Path, tmp_path
         new_folder(root, out, TEMPLATE, 1)
 
 
+def test_commands_can_be_pasted_whatever_the_folder_is_called(root: Path, tmp_path: Path) -> None:
+    odd = root.rename(tmp_path / "my eyes; 2\n")
+    out = tmp_path / "my params.yaml"
+    _, *commands = new_folder(odd, out, TEMPLATE, 1).split("  DRGRADE_FOLDER_ROOT=")
+    assert len(commands) == 2
+    for command in commands:
+        words = shlex.split(command)
+        assert (words[0], words[-1]) == (str(odd), str(out))
+
+
 def test_photographs_without_labels_are_for_pretraining(
     root: Path, tmp_path: Path, monkeypatch, capsys
 ) -> None:

@@ -1,6 +1,7 @@
 """``drgrade new folder PATH``: describe the user's photographs and write a params file for them."""
 
 import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -44,7 +45,7 @@ def new_folder(root: Path, out: Path, template: Path, workers: int) -> str:
     paths = [root / path if isinstance(path, str) else None for path in table["path"]]
     found = table.join(pd.DataFrame(survey_all(paths, workers), columns=list(Survey._fields)))
     params = _params(template, graded=bool(_graded(found).any()))
-    header = f"# Photographs of {root}; `uv run drgrade params {out}` prints all values.\n"
+    header = f"# Photographs of {escaped(str(root))}; `uv run drgrade params {out}` prints all values.\n"
     write_file(out, (header + yaml.safe_dump(params, sort_keys=False, width=110)).encode())
     load(out)
     return "\n".join(
@@ -112,6 +113,7 @@ def _listed(title: str, rows: pd.DataFrame, reason: str = "") -> Iterator[str]:
 
 
 def _commands(root: Path, out: Path) -> Iterator[str]:
-    place = f"DRGRADE_FOLDER_ROOT={root.absolute()} "
-    yield f"  {place}uv run drgrade check {out}"
-    yield f"  {place}uv run snakemake --cores {os.cpu_count()} --resources gpu=1 --configfile {out}"
+    place, file = (shlex.quote(str(path)) for path in (root.absolute(), out))
+    command = f"snakemake --cores {os.cpu_count()} --resources gpu=1 --configfile {file}"
+    yield f"  DRGRADE_FOLDER_ROOT={place} uv run drgrade check {file}"
+    yield f"  DRGRADE_FOLDER_ROOT={place} uv run {command}"
