@@ -63,6 +63,12 @@ def test_it_says_what_is_there_and_writes_a_file_that_loads(root: Path, tmp_path
         new_folder(root, out, TEMPLATE, 1)
 
 
+def test_a_name_that_tables_cannot_hold_is_listed_with_the_remedy(root: Path, tmp_path: Path) -> None:
+    (root / "images/P0-OD.jpg").rename(root / "images/P0\n-OD.jpg")
+    said = new_folder(root, tmp_path / "mine.yaml", TEMPLATE, 1)
+    assert r"P0\n-OD (its name is not UTF-8, or has a line break" in said
+
+
 def test_commands_can_be_pasted_whatever_the_folder_is_called(root: Path, tmp_path: Path) -> None:
     odd = root.rename(tmp_path / "my eyes; 2\n")
     out = tmp_path / "my params.yaml"

@@ -9,6 +9,7 @@ import pandas as pd
 import yaml
 
 from drgrade.data.folder import LABELS, Folder
+from drgrade.data.index import ODD_NAME
 from drgrade.data.labels import photographs
 from drgrade.data.listing import escaped
 from drgrade.data.patients import UNKNOWN, unknown
@@ -44,6 +45,8 @@ def new_folder(root: Path, out: Path, template: Path, workers: int) -> str:
     table = Folder().read(root)
     paths = [root / path if isinstance(path, str) else None for path in table["path"]]
     found = table.join(pd.DataFrame(survey_all(paths, workers), columns=list(Survey._fields)))
+    odd = found["path"].str.contains("\\", regex=False, na=False) & (found["reason"] != "")
+    found["reason"] = found["reason"].mask(odd, ODD_NAME)
     params = _params(template, graded=bool(_graded(found).any()))
     header = f"# Photographs of {escaped(str(root))}; `uv run drgrade params {out}` prints all values.\n"
     write_file(out, (header + yaml.safe_dump(params, sort_keys=False, width=110)).encode())

@@ -21,6 +21,7 @@ from drgrade.splits.lists import read_lines
 log = logging.getLogger(__name__)
 
 ODD_NAME = "its name is not UTF-8, or has a line break or another control character; rename the file"
+"""Reason of a file that cannot be read because its name had to be escaped."""
 
 
 def _limited(table: pd.DataFrame, limit: int, seed: int) -> pd.DataFrame:
