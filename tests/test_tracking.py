@@ -195,3 +195,15 @@ def test_a_resumed_training_goes_on_in_its_run(folder):
         pass
     _, runs = all_runs()
     assert len([run for run in runs if run.data.params.get("seed") == "1"]) == 2
+
+
+def test_a_place_for_artifacts_that_the_user_chose_stays(folder, tmp_path):
+    from mlflow import MlflowClient
+
+    chosen = (tmp_path / "chosen").as_uri()
+    MlflowClient(tracking.tracking_uri()).create_experiment(tracking.EXPERIMENT, chosen)
+    with tracking.track("grade", "job", {}):
+        pass
+    client, runs = all_runs()
+    assert client.get_experiment_by_name(tracking.EXPERIMENT).artifact_location == chosen
+    assert all(run.info.artifact_uri.startswith(chosen) for run in runs)

@@ -262,8 +262,10 @@ def _experiment(client: Any) -> str:
     if experiment.lifecycle_stage == "deleted":
         client.restore_experiment(experiment.experiment_id)
         log.warning("MLflow: the experiment %s had been deleted, and is restored", EXPERIMENT)
-    if "MLFLOW_TRACKING_URI" not in os.environ and place != experiment.artifact_location:
-        _move_artifacts(Path("mlflow.db"), experiment.artifact_location, str(place))
+    old = str(experiment.artifact_location)
+    ours = old.startswith("file:") and old.endswith("/mlruns")  # not a place that the user chose
+    if "MLFLOW_TRACKING_URI" not in os.environ and ours and old != place:
+        _move_artifacts(Path("mlflow.db"), old, str(place))
     return str(experiment.experiment_id)
 
 

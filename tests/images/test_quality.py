@@ -138,3 +138,16 @@ def test_real_photographs_are_gradable_and_their_blurred_copies_less(idrid):
         lost.append(good.sharpness - bad.sharpness)
     assert min(lost) > 0.1
     assert np.median(lost) > 0.5
+
+
+def test_real_photographs_have_the_outline_and_colours_that_are_asked_for(idrid):
+    paths = sorted(idrid.glob("B. Disease Grading/1*/a*/*.jpg"))[::25]
+    assert len(paths) > 5
+    for path in paths:
+        picture, _ = read_reduced(path, 320)
+        circle = fit_disc(picture)
+        assert circle is not None, path.name
+        side = int(0.6 * circle.radius)
+        x, y = int(circle.x), int(circle.y)
+        inside = picture[max(y - side, 0) : y + side, max(x - side, 0) : x + side]
+        assert looks_like_retina(inside, None), path.name

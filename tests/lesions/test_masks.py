@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from drgrade.errors import UserError
-from drgrade.lesions.masks import mask_boxes, mask_lesions, read_mask, run_lengths
+from drgrade.lesions.masks import MOST_LESION, mask_boxes, mask_lesions, read_mask, run_lengths
 
 
 def mask_of(*boxes: tuple[int, int, int, int], shape: tuple[int, int] = (40, 50)) -> np.ndarray:
@@ -219,3 +219,9 @@ def test_real_masks() -> None:
     published, corrected = mask_boxes(mask, "parity"), mask_boxes(mask, "corrected", 4, 2)
     assert 0 < len(corrected) <= len(published)
     assert 0 < mask.mean() < 0.01
+
+
+def test_real_masks_are_far_from_inverted(idrid: Path) -> None:
+    masks = sorted(idrid.glob("A. Segmentation/2*/a*/3*/*.tif"))  # hard exudates cover the most
+    assert masks
+    assert max(read_mask(path).mean() for path in masks[:6]) < MOST_LESION / 2

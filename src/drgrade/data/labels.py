@@ -95,10 +95,8 @@ def read_labels(
         for column, cell, names in wrong:
             choice = ", ".join(sorted(names))
             problems.append(f"line {number}: {column} {cell!r} is not one of {choice}; correct it")
-        if not problems:
-            found[key(name)] = Label(name, int(text) if text else None, rest)
-        else:
-            found.setdefault(key(name), Label(name, None, rest))
+        if name:
+            found.setdefault(key(name), Label(name, int(text) if text.isdecimal() else None, rest))
     problems.stop(path)
     return list(found.values())
 

@@ -24,8 +24,8 @@ TOLERANCE = 1.5
 MIN_SUPPORT = 0.6
 """A circle is accepted if at least this share of its visible outline is an edge with dark outside."""
 MIN_OUTLINE = 0.45
-"""It must also contain at least this share of the bright region's outline, which excludes ellipses: in 138
-photographs of IDRiD it is at least 0.85, in ellipses of 1.15 to 1.6 times the height at most 0.42."""
+"""It must also contain at least this share of the bright region's outline, which excludes ellipses and, by a
+test, no real photograph of IDRiD."""
 CLEAR_SUPPORT = 0.95
 """Further thresholds are not tried once a circle has this support."""
 ABSURD = 0.2
