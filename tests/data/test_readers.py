@@ -154,6 +154,17 @@ def test_real_idrid_photographs_are_read() -> None:
     assert set(graded["grade"].dropna()) == {0, 1, 2, 3, 4}
 
 
+def test_eyepacs_labels_may_name_endings(tmp_path: Path) -> None:
+    touch(tmp_path, "train/10_left.jpeg", "train/10_right.JPEG")
+    put(tmp_path, "trainLabels.csv", "image,level\n10_left.jpeg,0\n10_right.png,3\n")
+    put(tmp_path, "Label_EyeQ_train.csv", "image,quality\n10_LEFT.jpeg,1\n")
+    rows = by_id(EyePACS().read(tmp_path))
+    assert {name: (row["grade"], row["patient_id"]) for name, row in rows.items()} == {
+        "10_left": (0, "10"), "10_right": (3, "10"),
+    }  # fmt: skip
+    assert rows["10_left"]["quality_label"] == "usable"
+
+
 def test_own_folder_takes_quality_labels(tmp_path: Path) -> None:
     touch(tmp_path, "images/a.png", "images/b.png")
     put(tmp_path, "labels.csv", "image,grade,quality\na,2,Usable\nb,,reject\n")
