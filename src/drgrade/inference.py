@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from drgrade.background import read_ahead
-from drgrade.device import autocast, device, use_fast_kernels
+from drgrade.device import autocast, device, exact, use_fast_kernels
 from drgrade.distributed import rank, sum_over_processes, world
-from drgrade.images.augment import normalise
+from drgrade.images.augment import Plan, apply, in_unit_range, normalise, repeated, transforms
 from drgrade.images.store import Images
 from drgrade.memory import keep_memory
 
@@ -81,8 +81,9 @@ def outputs(
     mean: Sequence[float],
     std: Sequence[float],
     shape: tuple[int, ...] = (),
+    changes: Plan | None = None,
 ) -> np.ndarray:
-    """Outputs of a network for images, without augmentation.
+    """Outputs of a network for images; with test-time augmentation, their means over all transforms.
 
     In distributed training each process runs its share of the batches and all get the whole result, so all
     must call this.
@@ -95,10 +96,52 @@ def outputs(
         mean: channel means (0-1) that the network expects.
         std: channel standard deviations that it expects.
         shape: shape of the output for one image.
+        changes: transforms, the same for every image, see :func:`drgrade.images.quasi.quasi_random`; None:
+            images stay as they are.
 
     Returns:
         float32 (n, *shape).
     """
+
+    def forward(batch: torch.Tensor) -> torch.Tensor:
+        return _moments(_each_output(network, batch, mean, std, changes))[0].float()
+
+    return _run(network, images, rows, forward, shape)
+
+
+def moments(
+    network: nn.Module,
+    images: Images,
+    rows: np.ndarray,
+    mean: Sequence[float],
+    std: Sequence[float],
+    shape: tuple[int, ...],
+    changes: Plan | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of a network's outputs over the transforms of test-time augmentation.
+
+    Arguments are those of :func:`outputs`, also for distributed training.
+
+    Returns:
+        Means and standard deviations, each float32 (n, *shape). Deviations divide by the number of transforms
+        less one and are 0 for one transform; they are never NaN for finite outputs.
+    """
+
+    def forward(batch: torch.Tensor) -> torch.Tensor:
+        return torch.stack(_moments(_each_output(network, batch, mean, std, changes)), dim=1).float()
+
+    found = _run(network, images, rows, forward, (2, *shape))
+    return found[:, 0], found[:, 1]
+
+
+def _run(
+    network: nn.Module,
+    images: Images,
+    rows: np.ndarray,
+    forward: Callable[[torch.Tensor], torch.Tensor],
+    shape: tuple[int, ...],
+) -> np.ndarray:
+    """Results of ``forward``, which takes images (B, 3, S, S), uint8 on the device: float32 (n, *shape)."""
     target = device()
     network.to(target)
     if target.type == "cuda":
@@ -113,12 +156,41 @@ def outputs(
         batch = torch.from_numpy(np.ascontiguousarray(images[rows[part]]))
         return batch.pin_memory() if target.type == "cuda" else batch
 
-    def forward(batch: torch.Tensor) -> torch.Tensor:
-        pictures = batch.to(target, non_blocking=True).permute(0, 3, 1, 2)
-        pictures = normalise(pictures.float() / 255, mean, std)
-        return network(pictures.contiguous(memory_format=torch.channels_last)).float()
+    def moved(batch: torch.Tensor) -> torch.Tensor:
+        return forward(batch.to(target, non_blocking=True).permute(0, 3, 1, 2))
 
     found = torch.zeros((len(rows), *shape), device=target)
-    if parts := list(run_batches(forward, read_ahead(read, places))):
+    if parts := list(run_batches(moved, read_ahead(read, places))):
         found[torch.from_numpy(np.concatenate(places)).to(target)] = torch.cat(parts)
     return sum_over_processes(found).cpu().numpy()
+
+
+def _each_output(
+    network: nn.Module, batch: torch.Tensor, mean: Sequence[float], std: Sequence[float], changes: Plan | None
+) -> Iterator[torch.Tensor]:
+    """Yield the outputs for uint8 images (B, 3, S, S) on their device, transform by transform, float32."""
+    plan = Plan(*(part if part is None else part.to(batch.device) for part in changes or Plan(None, None)))
+    with exact(batch.device):
+        whole = in_unit_range(batch)
+    for place in range(transforms(plan)):
+        with exact(batch.device):
+            inputs = apply(whole, repeated(plan, place, len(batch)), batch.shape[-1])
+            inputs = normalise(inputs, mean, std).contiguous(memory_format=torch.channels_last)
+        yield network(inputs).float()
+
+
+def _moments(values: Iterable[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Elementwise mean and standard deviation of one or more tensors, float64.
+
+    Welford, Technometrics 1962: the difference of large sums, as in o_O, would lose all digits.
+    """
+    means = squares = torch.zeros(())
+    for count, value in enumerate(values, 1):
+        value = value.double()
+        if count == 1:
+            means, squares = value, torch.zeros_like(value)
+            continue
+        step = value - means
+        means = means + step / count
+        squares = squares + step * (value - means)
+    return means, (squares / max(1, count - 1)).sqrt()

@@ -1,24 +1,39 @@
 import colorsys
 
 import numpy as np
+import pydantic
 import pytest
 import torch
 
 from drgrade.images import augment as module
-from drgrade.images.augment import affine_matrices, augment, draw, normalise, resize, warp
+from drgrade.images.augment import (
+    affine_matrices,
+    apply,
+    augment,
+    changes,
+    draw,
+    normalise,
+    plan,
+    repeated,
+    resize,
+    transforms,
+    warp,
+)
 from drgrade.params import Augment
+from drgrade.rng import uniforms
 
 OFF = {
     "flip": 0, "rotation": 0, "scale": [1, 1], "ratio": [1, 1], "translate": 0,
-    "brightness": 0, "contrast": 0, "saturation": 0, "hue": 0, "grayscale": 0,
+    "brightness": 0, "contrast": 0, "saturation": 0, "hue": 0, "grayscale": 0, "zoom": [1, 1], "pca": 0,
 }  # fmt: skip
 ALL = {
     "flip": 0.5, "rotation": 180, "scale": [0.8, 1.2], "ratio": [0.8, 1.25], "translate": 0.2,
-    "brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "grayscale": 0.2,
+    "brightness": 0.4, "contrast": 0.4, "saturation": 0.4, "hue": 0.1, "grayscale": 0.2, "zoom": [0.8, 1.2],
+    "pca": 0.5,
 }  # fmt: skip
 STILL = {
     "flip_x": [False], "flip_y": [False], "angle": [0], "width": [1], "height": [1], "place_x": [0],
-    "place_y": [0], "shift_x": [0], "shift_y": [0],
+    "place_y": [0], "shift_x": [0], "shift_y": [0], "zoom_x": [1], "zoom_y": [1],
 }  # fmt: skip
 
 
@@ -53,6 +68,7 @@ def test_flips():
     batch = pictures(1)
     torch.testing.assert_close(moved(batch, flip_x=[True]), batch.flip(3), atol=1e-5, rtol=0)
     torch.testing.assert_close(moved(batch, flip_y=[True]), batch.flip(2), atol=1e-5, rtol=0)
+    assert torch.equal(moved(moved(batch, flip_x=[True]), flip_x=[True]), batch)
 
 
 @pytest.mark.parametrize("quarters", [1, 2, 3])
@@ -88,6 +104,39 @@ def test_area_over_one_zooms_out_into_black():
     assert out.mean() == pytest.approx(0.25, abs=1e-3)
 
 
+@pytest.mark.parametrize(("zoom_x", "zoom_y"), [(2, 1), (1, 2), (2, 0.5), (0.5, 0.5)])
+def test_zoom_stretches_a_block_about_the_centre(zoom_x, zoom_y):
+    """A block from -1/4 to 1/2 across and -1/2 to 1/4 down; edges are blurred by two pixels."""
+    batch = torch.zeros(1, 3, 64, 64)
+    batch[..., 16:40, 24:48] = 1
+    out = moved(batch, zoom_x=[zoom_x], zoom_y=[zoom_y])[0, 0]
+    rows, columns = out.max(1).values > 0.5, out.max(0).values > 0.5
+    for lit, (first, last), zoom in ((columns, (24, 48), zoom_x), (rows, (16, 40), zoom_y)):
+        ends = [32 + zoom * (end - 32) for end in (first, last)]
+        expected = (torch.arange(64) + 0.5 > ends[0]) & (torch.arange(64) + 0.5 < ends[1])
+        assert (lit ^ expected).sum() <= 1
+    assert out.sum() == pytest.approx(zoom_x * zoom_y * 24 * 24, rel=0.02)
+
+
+def test_zoom_keeps_the_point_that_a_shift_brought_to_the_centre():
+    draws = {key: np.array(value) for key, value in (STILL | {"shift_x": [0.2], "angle": [0.3]}).items()}
+    centre = affine_matrices(draws)[0, :, 2]
+    zoomed = affine_matrices(draws | {"zoom_x": np.array([1.5]), "zoom_y": np.array([0.7])})[0, :, 2]
+    np.testing.assert_array_equal(zoomed, centre)
+
+
+def test_without_zoom_and_noise_all_is_as_before_they_existed():
+    """Old settings, with as many random numbers as there were, give the same changes bit for bit."""
+    old = {key: value for key, value in ALL.items() if key not in ("zoom", "pca")}
+    uniform = uniforms(range(20), 14)
+    before, now = changes(old, uniform), draw(ALL | {"zoom": [1.0, 1.0], "pca": 0.0}, range(20))
+    for key in now:
+        np.testing.assert_array_equal(before[key], now[key])
+    assert plan(old, before).offsets is None
+    assert module.keeps_geometry(OFF)
+    assert not module.keeps_geometry(OFF | {"zoom": [0.9, 1.1]})
+
+
 def test_composed_warp_against_steps_on_points():
     # each step by itself, forwards, on coordinates; the composed matrix must lead back to the start
     draws = draw(ALL, range(50))
@@ -103,6 +152,8 @@ def test_composed_warp_against_steps_on_points():
         angle = draws["angle"][index]
         x, y = x * np.cos(angle) - y * np.sin(angle), x * np.sin(angle) + y * np.cos(angle)
         x, y = x + 2 * draws["shift_x"][index], y + 2 * draws["shift_y"][index]
+        # about the output's centre, so the zoom leaves the shift as a share of the unzoomed side
+        x, y = x * draws["zoom_x"][index], y * draws["zoom_y"][index]
         np.testing.assert_allclose(moves[index] @ [x, y, 1], start, atol=1e-12)
 
 
@@ -119,10 +170,11 @@ def test_a_sample_does_not_see_its_batch(side):
 
 
 def test_switching_one_change_off_leaves_the_other_draws():
-    full, without = draw(ALL, range(20)), draw(ALL | {"rotation": 0, "hue": 0}, range(20))
+    off = {"rotation": 0, "hue": 0, "pca": 0}
+    full, without = draw(ALL, range(20)), draw(ALL | off, range(20))
     assert not without["angle"].any()
     assert not without["hue"].any()
-    for key in set(full) - {"angle", "hue"}:
+    for key in set(full) - {"angle", "hue", "pca_0", "pca_1", "pca_2"}:
         np.testing.assert_array_equal(full[key], without[key])
 
 
@@ -140,12 +192,18 @@ def test_statistics_of_the_draws():
     values = {key: draws[key] for key in uniform}
     values["area"] = draws["width"] * draws["height"]
     values["log ratio"] = np.log(draws["width"] / draws["height"])
+    values |= {f"log {key}": np.log(draws[key]) for key in ("zoom_x", "zoom_y")}
     limits = uniform | {"area": (0.8, 1.2), "log ratio": (np.log(0.8), np.log(1.25))}
+    limits |= dict.fromkeys(("log zoom_x", "log zoom_y"), (np.log(0.8), np.log(1.2)))
     for key, (low, high) in limits.items():
         at = (values[key] - low) / (high - low)
         assert at.min() >= -1e-9, key
         assert at.max() <= 1 + 1e-9, key
         assert np.quantile(at, [0.1, 0.5, 0.9]) == pytest.approx([0.1, 0.5, 0.9], abs=0.015), key
+    factors = {key: draws[key] for key in ("pca_0", "pca_1", "pca_2")}
+    for key, found in factors.items():
+        assert np.quantile(found / 0.5, [0.1587, 0.5, 0.8413]) == pytest.approx([-1, 0, 1], abs=0.04), key
+    values |= factors
     correlation = np.corrcoef(np.stack(list(values.values())))
     assert np.abs(correlation - np.eye(len(values))).max() < 0.03
 
@@ -199,8 +257,63 @@ def test_hue_turns_colours_and_spares_grey():
     assert grey_of(turned) == pytest.approx(grey_of([0.6, 0.2, 0.2]), abs=1e-5)
 
 
+def test_published_colour_noise_is_half_a_standard_deviation_of_each_channel():
+    """These are 35, 26 and 21 grey levels of red, green and blue."""
+    draws = draw(OFF | {"pca": 0.5}, range(40_000))
+    levels = 255 * module.colour_offsets(draws)
+    assert levels.std(axis=0) == pytest.approx([35, 26, 21], abs=0.6)
+    std = np.array([70.53946096, 51.71475228, 43.03428563])
+    assert (levels / std).std(axis=0) == pytest.approx(0.5, abs=0.005)
+    assert levels.mean(axis=0) == pytest.approx(0, abs=0.6)
+
+
+def test_colour_noise_is_added_to_every_pixel_after_the_warp():
+    batch, seeds = pictures(4), [3, 4, 5, 6]
+    params = OFF | {"translate": 0.4, "pca": 0.5}
+    plain = augment(batch, params | {"pca": 0}, seeds, 32)
+    noise = augment(batch, params, seeds, 32) - plain
+    offsets = torch.from_numpy(module.colour_offsets(draw(params, seeds))).float()
+    torch.testing.assert_close(noise, offsets[:, :, None, None].expand_as(noise), atol=1e-6, rtol=0)
+    assert (plain == 0).any()  # also to the black border
+    assert (plain + noise).min() < 0
+
+
+def test_colour_noise_follows_the_axes_that_are_given():
+    draws = draw(OFF | {"pca": 0.2}, range(5))
+    found = plan(OFF | {"pca": 0.2}, draws, np.diag([1.0, 2.0, 3.0])).offsets
+    expected = np.stack([draws["pca_0"], 2 * draws["pca_1"], 3 * draws["pca_2"]], axis=1)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_colour_noise_is_finite_at_the_smallest_random_number():
+    uniform = np.zeros((module.ALL_DRAWS, 1))
+    assert np.isfinite(module.colour_offsets(changes(OFF | {"pca": 1.0}, uniform))).all()
+
+
+@pytest.mark.parametrize("zoom", [[0.0, 1.0], [1.2, 0.8]])
+def test_a_zoom_that_is_no_range_is_refused(zoom):
+    with pytest.raises(pydantic.ValidationError, match="the smaller one first"):
+        Augment(zoom=zoom)
+
+
+def test_a_repeated_plan_changes_all_images_alike():
+    whole = plan(ALL, draw(ALL, [7, 8, 9]))
+    assert transforms(whole) == 3
+    batch = pictures(2)
+    for place in range(3):
+        together = apply(batch, repeated(whole, place, 2), 32)
+        alone = [augment(batch[i : i + 1], ALL, [7 + place], 32) for i in range(2)]
+        assert torch.equal(together, torch.cat(alone))
+
+
+def test_a_plan_without_changes_is_one_transform():
+    nothing = plan(OFF, draw(OFF, [7, 8, 9]))
+    assert transforms(nothing) == 1
+    assert torch.equal(apply(pictures(), repeated(nothing, 0, 4), 32), pictures())
+
+
 def test_values_stay_in_range():
-    strong = ALL | {"brightness": 0.9, "contrast": 0.9, "saturation": 0.9, "hue": 0.5}
+    strong = ALL | {"brightness": 0.9, "contrast": 0.9, "saturation": 0.9, "hue": 0.5, "pca": 0}
     out = augment(pictures(16), strong, range(16), 32)
     assert out.min() >= 0
     assert out.max() <= 1

@@ -77,7 +77,10 @@ def test_without_changes_views_are_exact_windows_that_hold_their_boxes(order):
 
 
 @pytest.mark.parametrize("flips", [{}, {"flip": 0.5}])
-@pytest.mark.parametrize("change", [ALL, {**OFF, "hue": 0.1, "contrast": 0.4}, {**OFF, "rotation": 180.0}])
+@pytest.mark.parametrize("change", [
+    ALL, ALL | {"zoom": [0.8, 1.2], "pca": 0.5}, {**OFF, "hue": 0.1, "contrast": 0.4},
+    {**OFF, "rotation": 180.0},
+])  # fmt: skip
 def test_views_are_those_of_the_batched_augmentation(change, flips):
     """Equal draws and equal meaning: bytes instead of floats in between cost less than a grey level."""
     images, (rows, boxes, seeds) = smooth(), task(40)
@@ -88,6 +91,13 @@ def test_views_are_those_of_the_batched_augmentation(change, flips):
     assert (expected - windows).abs().mean() > 0.01
     assert difference.mean() < 0.5
     assert difference.max() < 4
+
+
+@pytest.mark.parametrize("change", [{"zoom": [0.9, 1.1]}, {"pca": 0.25}])
+def test_zoom_and_colour_noise_are_not_in_the_published_order(change):
+    rows, boxes, seeds = task(2)
+    with pytest.raises(UserError, match="published order"):
+        both(smooth(), rows, boxes, PATCH, ALL | change, seeds, order="published")
 
 
 def test_flips_are_exact():

@@ -1,4 +1,4 @@
-"""Random augmentation of a batch of images, on its device: one affine warp and one colour matrix per image.
+"""Random augmentation of a batch of images, on its device: one affine warp and one colour map per image.
 
 All steps are composed first, so that every pixel is interpolated once and clamped once. The random numbers of
 a sample come from its own seed only, so its augmentation does not depend on the rest of the batch.
@@ -13,8 +13,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from scipy.special import ndtri
 from torch import Tensor
 
+from drgrade.images.statistics import PUBLISHED
 from drgrade.rng import uniforms
 
 Floats = npt.NDArray[np.float64]
@@ -25,6 +27,10 @@ TO_YIQ = np.array([LUMA, [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 FROM_YIQ = np.linalg.inv(TO_YIQ)
 DRAWS = 14
 """Random numbers per sample, always all drawn, so that switching one change off does not alter the others."""
+ZOOM, NOISE = slice(16, 18), slice(18, 21)
+"""Rows of the random numbers of zoom and PCA colour noise; 14 and 15 place the windows of lesion views."""
+ALL_DRAWS = NOISE.stop
+"""``DRAWS``, with those of zoom and PCA colour noise."""
 
 
 class Plan(NamedTuple):
@@ -33,16 +39,19 @@ class Plan(NamedTuple):
     Attributes:
         colours: (B, 3, 4), from :func:`colour_matrices`; None: no colour changes.
         moves: (B, 2, 3), from :func:`affine_matrices`; None: no geometric changes.
+        offsets: (B, 3), from :func:`colour_offsets`; None: no PCA colour noise.
     """
 
     colours: Tensor | None
     moves: Tensor | None
+    offsets: Tensor | None = None
 
 
 def augment(batch: Tensor, params: Mapping[str, Any], seeds: npt.ArrayLike, out_size: int) -> Tensor:
     """Randomly flip, crop and resize, rotate, shift and change the colours of each image.
 
     The order is that of lesion-based contrastive learning: colour, then geometry, black outside the image.
+    PCA colour noise comes last, as in o_O: it is added to every pixel, also to black ones around the eye.
     Areas over 1 shrink the image with a black border, a deliberate deviation: the published random crop
     rejects them and so never zooms out.
 
@@ -53,7 +62,7 @@ def augment(batch: Tensor, params: Mapping[str, Any], seeds: npt.ArrayLike, out_
         out_size: side of the result in pixels.
 
     Returns:
-        (B, 3, out_size, out_size) float32 in 0-1.
+        (B, 3, out_size, out_size) float32 in 0-1; PCA colour noise may lead out of this range.
 
     Raises:
         ValueError: images are not square, or the numbers of seeds and images differ.
@@ -66,11 +75,14 @@ def augment(batch: Tensor, params: Mapping[str, Any], seeds: npt.ArrayLike, out_
     return apply(batch, plan(params, draw(params, seeds)), out_size)
 
 
-def plan(params: Mapping[str, Any], draws: Mapping[str, Floats]) -> Plan:
-    """Convert the parameters from :func:`draw` to tensors on the CPU."""
+def plan(
+    params: Mapping[str, Any], draws: Mapping[str, Floats], axes: npt.ArrayLike = PUBLISHED.axes
+) -> Plan:
+    """Convert the result of :func:`draw` to tensors on the CPU; ``axes``: see :func:`colour_offsets`."""
     colours = None if keeps_colour(params) else _single(colour_matrices(draws))
     moves = None if keeps_geometry(params) else _single(affine_matrices(draws))
-    return Plan(colours, moves)
+    offsets = _single(colour_offsets(draws, axes)) if params.get("pca") else None
+    return Plan(colours, moves, offsets)
 
 
 def _single(values: Floats) -> Tensor:
@@ -84,16 +96,20 @@ def apply(batch: Tensor, plan: Plan, out_size: int) -> Tensor:
         batch = resize(batch, math.ceil(1.25 * out_size))
     if plan.colours is not None:
         batch = recolour(batch, plan.colours)
-    return resize(batch, out_size) if plan.moves is None else warp(batch, plan.moves, out_size)
+    batch = resize(batch, out_size) if plan.moves is None else warp(batch, plan.moves, out_size)
+    return batch if plan.offsets is None else batch + plan.offsets[:, :, None, None]
 
 
 def draw(params: Mapping[str, Any], seeds: npt.ArrayLike) -> dict[str, Floats]:
     """Draw the augmentation parameters: arrays of length B by name (angles in radians)."""
-    return changes(params, uniforms(seeds, DRAWS))
+    return changes(params, uniforms(seeds, ALL_DRAWS))
 
 
 def changes(params: Mapping[str, Any], uniform: Floats) -> dict[str, Floats]:
-    """Convert the first ``DRAWS`` rows of :func:`drgrade.seeding.uniforms` to the result of :func:`draw`."""
+    """Convert uniform random numbers (``ALL_DRAWS``, B) to the result of :func:`draw`.
+
+    ``zoom`` and ``pca`` are off where ``params`` lacks them; if both are off, ``DRAWS`` rows suffice.
+    """
     both_ways = 2 * uniform - 1
     low, high = params["scale"]
     area = low + (high - low) * uniform[3]
@@ -114,14 +130,31 @@ def changes(params: Mapping[str, Any], uniform: Floats) -> dict[str, Floats]:
         "saturation": 1 + params["saturation"] * both_ways[11],
         "hue": 2 * np.pi * params["hue"] * both_ways[12],
         "grayscale": uniform[13] < params["grayscale"],
+        **_zooms(params.get("zoom", [1, 1]), uniform[ZOOM]),
+        **_noise(params.get("pca", 0), uniform[NOISE]),
     }
+
+
+def _zooms(limits: Sequence[float], uniform: Floats) -> dict[str, Floats]:
+    low, high = np.log(limits)
+    off = low == high == 0
+    across, down = np.ones((2, uniform.shape[1])) if off else np.exp(low + (high - low) * uniform)
+    return {"zoom_x": across, "zoom_y": down}
+
+
+def _noise(spread: float, uniform: Floats) -> dict[str, Floats]:
+    """Factors of the three principal components, normally distributed around 0."""
+    shape = (3, uniform.shape[1])
+    # the inverse of the normal distribution is infinite at 0, which is among the uniform numbers
+    factors = spread * ndtri(np.maximum(uniform, 2.0**-54)) if spread else np.zeros(shape)
+    return {f"pca_{number}": values for number, values in enumerate(factors)}
 
 
 def affine_matrices(draws: Mapping[str, Floats]) -> Floats:
     """Matrices (B, 2, 3) from output to input coordinates, both from -1 to 1 across the image.
 
-    The image is flipped, a box of it is resized to the output, which is rotated clockwise by ``angle`` and
-    shifted by a share of the side; the matrices are the inverse of this.
+    The image is flipped, a box of it is resized to the output, which is rotated clockwise by ``angle``,
+    shifted by a share of the side and zoomed about its centre; the matrices are the inverse of this.
     """
     cosine, sine = np.cos(draws["angle"]), np.sin(draws["angle"])
     turn_back = np.array([[cosine, sine], [-sine, cosine]]).transpose(2, 0, 1)  # (B, 2, 2)
@@ -131,6 +164,7 @@ def affine_matrices(draws: Mapping[str, Floats]) -> Floats:
     mirror = 1 - 2.0 * np.stack([draws["flip_x"], draws["flip_y"]], axis=1)
     linear = stretch[:, :, None] * turn_back
     constant = place - (linear @ shift[:, :, None])[:, :, 0]
+    linear = linear / np.stack([draws["zoom_x"], draws["zoom_y"]], axis=1)[:, None, :]
     return mirror[:, :, None] * np.concatenate([linear, constant[:, :, None]], axis=2)
 
 
@@ -174,6 +208,25 @@ def colour_matrices(draws: Mapping[str, Floats]) -> Floats:
     gain = draws["brightness"] * draws["contrast"]
     constant = (1 - draws["contrast"]) * draws["brightness"]  # grey, so unchanged by the later steps
     return np.dstack([gain[:, None, None] * colours, np.repeat(constant[:, None], 3, axis=1)])
+
+
+def colour_offsets(draws: Mapping[str, Floats], axes: npt.ArrayLike = PUBLISHED.axes) -> Floats:
+    """PCA colour noise: the colour that is added to each image.
+
+    o_O adds it in standardised units after normalisation. Here it is in units of the image, before
+    normalisation; both are equal for images that are normalised by the published standard deviations.
+
+    Args:
+        draws: from :func:`draw`.
+        axes: principal axes of pixel colours (3, 3), see :class:`drgrade.images.statistics.Statistics`.
+
+    Returns:
+        (B, 3), in units of the images' range 0-1.
+
+    """
+    # one product at a time: the last bits of a matrix product would depend on the batch size
+    parts = [draws[f"pca_{number}"][:, None] * axis for number, axis in enumerate(np.asarray(axes, float))]
+    return parts[0] + parts[1] + parts[2]
 
 
 def recolour(batch: Tensor, colours: Tensor) -> Tensor:
@@ -223,4 +276,15 @@ def keeps_colour(params: Mapping[str, Any]) -> bool:
 def keeps_geometry(params: Mapping[str, Any]) -> bool:
     """Whether these parameters never move pixels; resampling is then skipped."""
     moves = params["flip"] or params["rotation"] or params["translate"]
-    return not moves and list(params["scale"]) == [1, 1] and list(params["ratio"]) == [1, 1]
+    ranges = (params["scale"], params["ratio"], params.get("zoom", [1, 1]))
+    return not moves and all(list(limits) == [1, 1] for limits in ranges)
+
+
+def transforms(plan: Plan) -> int:
+    """Number of changes in a plan; 1 if it changes nothing."""
+    return next((len(part) for part in plan if part is not None), 1)
+
+
+def repeated(plan: Plan, place: int, count: int) -> Plan:
+    """A plan that changes each of ``count`` images in the way of the one image at ``place`` of ``plan``."""
+    return Plan(*(part if part is None else part[place].expand(count, *part.shape[1:]) for part in plan))

@@ -1,8 +1,8 @@
 """Base class and types of all blocks of ``params.yaml``."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 Seed = Annotated[int, Field(ge=0)]
@@ -36,7 +36,8 @@ class Augment(Block):
     """Random augmentation of training images; each change can be switched off with 0."""
 
     flip: Fraction = 0.5
-    """Probability of a horizontal flip and, drawn independently, of a vertical flip."""
+    """Probability of a horizontal flip and, drawn independently, of a vertical flip. With a rotation of 180,
+    one of the two would give the same images."""
     rotation: Annotated[float, Field(ge=0, le=180)] = 180.0
     """Largest rotation in degrees, uniform within plus and minus this."""
     scale: Pair = [0.87, 1.15]
@@ -55,3 +56,34 @@ class Augment(Block):
     """Largest hue shift as a share of the colour circle, uniform within plus and minus this."""
     grayscale: Fraction = 0.0
     """Probability of conversion to greyscale."""
+    zoom: Pair = [1.0, 1.0]
+    """Range of the zoom of each axis about the image centre, log-uniform, drawn independently for both axes;
+    above 1 enlarges (o_O: 1/1.15 to 1.15)."""
+    pca: Annotated[float, Field(ge=0)] = 0.0
+    """Strength of PCA colour noise (Krizhevsky et al., 2012), which adds one colour to the whole image: the
+    principal axes of pixel colours, each times a normally distributed factor with this standard deviation
+    (o_O: 0.25 or 0.5)."""
+
+    @field_validator("zoom")
+    @classmethod
+    def _is_a_range(cls, zoom: list[float]) -> list[float]:
+        if not 0 < zoom[0] <= zoom[1]:
+            raise ValueError("must be two numbers above 0, the smaller one first")
+        return zoom
+
+
+class TestTime(Block):
+    """Test-time augmentation: outputs are averaged over several transforms, the same ones for every image."""
+
+    __test__: ClassVar[bool] = False  # pytest would take it for a test by its name
+
+    transforms: Annotated[int, Field(ge=1)] = 1
+    """Transforms of each image (o_O: 50), by which the time of prediction is multiplied; 1: only the image as
+    it is."""
+    sequence: Literal["sobol", "halton"] = "sobol"
+    """Quasi-random numbers behind the transforms. sobol: a scrambled Sobol sequence over all changes of the
+    block ``augment``; the first transform leaves the image as it is. halton: as in o_O, with rotation, shift,
+    zoom, one flip and PCA colour noise only."""
+    skip: Annotated[int, Field(ge=0)] = 0
+    """Points of the sequence to leave out, so that several models can use different ones (o_O: 0, 50 and
+    100)."""

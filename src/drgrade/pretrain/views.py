@@ -18,6 +18,7 @@ import torch
 from drgrade.device import device
 from drgrade.errors import UserError
 from drgrade.images.augment import (
+    ALL_DRAWS,
     DRAWS,
     LUMA,
     Floats,
@@ -26,6 +27,7 @@ from drgrade.images.augment import (
     apply,
     changes,
     colour_matrices,
+    colour_offsets,
     keeps_colour,
     keeps_geometry,
     plan,
@@ -81,7 +83,8 @@ def pair_views(
         Views or windows; channels last in memory.
 
     Raises:
-        UserError: the crops are smaller than a patch, or cannot be read.
+        UserError: the crops are smaller than a patch, or cannot be read; zoom or PCA colour noise with the
+            published order, which has neither.
         ValueError: an unknown ``window`` or ``order``, or arrays of different lengths.
     """
     rows, boxes, seeds = np.asarray(rows), np.asarray(boxes, float), np.asarray(seeds)
@@ -90,13 +93,15 @@ def pair_views(
         raise UserError(f"patches.size: {patch} px are more than the crops have ({size}); see crop.size")
     if window not in WINDOWS or order not in ("fused", "published"):
         raise ValueError(f"window {window!r}, order {order!r}")
+    if order == "published" and (list(augment.get("zoom", [1, 1])) != [1, 1] or augment.get("pca")):
+        raise UserError("augment.zoom and augment.pca: not in the published order; use fused")
     if boxes.shape != (len(rows), 4) or seeds.shape != (len(rows), 2):
         raise ValueError(f"{len(rows)} rows, boxes {boxes.shape}, seeds {seeds.shape}")
     if not len(rows):
         return Pairs(torch.empty((0, 3, patch, patch)), None)
     flat = seeds.T.ravel()  # all first views, then all second views, as in the result
-    uniform = uniforms(flat, DRAWS + 2)
-    corners = WINDOWS[window](np.tile(boxes, (2, 1)), patch, size, uniform[DRAWS:].T)
+    uniform = uniforms(flat, ALL_DRAWS)
+    corners = WINDOWS[window](np.tile(boxes, (2, 1)), patch, size, uniform[DRAWS : DRAWS + 2].T)
     cuts = Cuts(images, rows, corners, patch)
     if order == "published":
         return Pairs(_channels_first(_one_by_one(cuts, augment, flat.tolist())), None)
@@ -211,6 +216,7 @@ def _fused(cuts: Cuts, augment: Mapping[str, Any], draws: Mapping[str, Floats]) 
     recolour, move = not keeps_colour(augment), not keeps_geometry(augment)
     colours = colour_matrices(draws)
     moves = _in_pixels(affine_matrices(draws), patch)
+    offsets = colour_offsets(draws).astype(np.float32) if augment.get("pca") else None
     how = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
 
     def work(place: int, window: Pixels) -> None:
@@ -223,6 +229,8 @@ def _fused(cuts: Cuts, augment: Mapping[str, Any], draws: Mapping[str, Floats]) 
             four = cv2.warpAffine(four, moves[place], (patch, patch), flags=how)
             pixels = cv2.cvtColor(four, cv2.COLOR_RGBA2RGB)
         np.divide(pixels, np.float32(255), out=out[place])
+        if offsets is not None:
+            out[place] += offsets[place]
 
     cuts.each(work)
     return out
