@@ -8,6 +8,7 @@ from sklearn.metrics import cohen_kappa_score, f1_score, roc_auc_score
 
 from drgrade.errors import UserError
 from drgrade.evaluate.leaderboard import COLUMNS, EXTERNAL_COLUMNS, evaluate, final_results
+from drgrade.evaluate.metrics import MIDPOINTS
 from drgrade.evaluate.predictions import gather
 from drgrade.params import Evaluate
 from drgrade.schema import PREDICTIONS, write_table
@@ -275,3 +276,126 @@ def test_an_external_photograph_is_graded_by_the_mean_of_the_folds(tmp_path):
     assert external["fold"].isna().all()
     assert (external[["p1", "p4"]] == 0.5).all(axis=None)
     assert (external[["score", "predicted"]] == [2.5, 3]).all(axis=None)
+
+
+def scored(name, factors, split="test"):
+    """Exact predictions whose score is the truth times a factor, one for each seed."""
+    tables = [predictions(name, 0, seeds=(seed,), split=split) for seed in range(len(factors))]
+    scores = [table["score"] * factor for table, factor in zip(tables, factors, strict=True)]
+    return pd.concat(
+        [
+            table.assign(score=score, predicted=np.floor(score + 0.5))
+            for table, score in zip(tables, scores, strict=True)
+        ]
+    )
+
+
+def results(folder, *tables):
+    """Leaderboard by experiment, and metrics."""
+    evaluate(written(folder, *tables), PARAMS, folder / "out")
+    table = pd.read_csv(folder / "out/leaderboard.csv").set_index("experiment")
+    return table, json.loads((folder / "out/metrics.json").read_text())
+
+
+def test_thresholds_are_fitted_on_validation_of_the_same_seed(tmp_path):
+    """Each seed's scores lie on a scale of its own: only its own thresholds make all grades right."""
+    factors = (0.5, 0.8)
+    table, metrics = results(
+        tmp_path, pd.concat([scored("one", factors), scored("one", factors, split="val")])
+    )
+    row = table.loc["one"]
+    assert [row["qwk_fitted"], row["qwk_fitted_low"], row["qwk_fitted_high"]] == [1, 1, 1]
+    assert row["qwk"] < 0.9
+    # a QWK of 1 on every resample: the gain is what the midpoints lack
+    expected = [1 - row["qwk"], 1 - row["qwk_high"], 1 - row["qwk_low"]]
+    assert row[["fitted_gain", "fitted_gain_low", "fitted_gain_high"]].tolist() == pytest.approx(expected)
+    found = metrics["one"]["thresholds"]
+    assert [(entry["seed"], entry["fold"]) for entry in found] == [(0, None), (1, None)]
+    for entry, factor in zip(found, factors, strict=True):
+        assert entry["thresholds"] == pytest.approx([factor * cut for cut in MIDPOINTS])
+    assert metrics["one"]["fitted_gain"] == row["fitted_gain"]
+
+
+def test_thresholds_come_from_validation_even_if_others_suit_the_test_better(tmp_path):
+    """Validation calls for thresholds at half the midpoints; on the test the midpoints would be perfect."""
+    table, _ = results(tmp_path, pd.concat([scored("one", [1.0]), scored("one", [0.5], split="val")]))
+    test = predictions("one", 0)
+    doubled = np.searchsorted([0.25, 0.75, 1.25, 1.75], test["score"], side="right")
+    expected = cohen_kappa_score(test["grade"], doubled, weights="quadratic")
+    assert table.loc["one", "qwk"] == 1
+    assert table.loc["one", "qwk_fitted"] == pytest.approx(expected, abs=1e-6)
+    assert table.loc["one", "fitted_gain"] == pytest.approx(expected - 1, abs=1e-6)
+    assert table.loc["one", "fitted_gain_high"] < 0
+
+
+def test_the_leaderboard_stays_in_the_order_of_the_midpoints(tmp_path):
+    better_fitted = pd.concat([scored("a", [0.5]), scored("a", [0.5], split="val")])
+    table, _ = results(tmp_path, better_fitted, predictions("b", 0.6))
+    assert list(table.index) == ["b", "a"]
+    assert table.loc["a", "qwk_fitted"] == 1 > table.loc["b", "qwk"]
+
+
+def test_without_validation_of_every_training_nothing_is_fitted(tmp_path):
+    none = scored("none", (0.5, 0.8))
+    some = pd.concat([scored("some", (0.5, 0.8)), scored("some", [0.5], split="val")])
+    ungraded = pd.concat(
+        [scored("ungraded", [0.5]), scored("ungraded", [0.5], split="val").assign(grade=pd.NA)]
+    )
+    table, metrics = results(tmp_path, none, some, ungraded)
+    for name in ("none", "some", "ungraded"):
+        for column in COLUMNS[15:21]:
+            assert math.isnan(table.loc[name, column])
+            assert metrics[name][column] is None
+        assert metrics[name]["thresholds"] == []
+
+
+def in_folds(folder, factors):
+    """Tables of two folds, validated on each other, as ``select: best`` makes them.
+
+    The score is the truth times the factor of the model (by seed and fold), also on an external dataset.
+    """
+    paths = []
+    for (seed, fold), factor in factors.items():
+        test = scored("one", [factor]).iloc[fold::2]
+        val = scored("one", [factor], split="val").iloc[1 - fold :: 2]
+        there = scored("one", [factor], split="external").assign(dataset="site")
+        for grade in range(5):  # the score is shared between the two neighbouring grades
+            there[f"p{grade}"] = (1 - (there["score"] - grade).abs()).clip(lower=0)
+        paths.append(folder / f"seed{seed}_fold{fold}/predictions.parquet")
+        table = pd.concat([test, val, there]).assign(seed=seed, fold=fold)
+        write_table(table, paths[-1], PREDICTIONS)
+    return paths
+
+
+def test_each_fold_has_thresholds_of_its_own_and_external_photographs_their_mean(tmp_path):
+    factors = {(0, 0): 0.3, (0, 1): 0.8, (1, 0): 0.9, (1, 1): 0.9}
+    evaluate(in_folds(tmp_path, factors), PARAMS, tmp_path / "out")
+    (row,) = pd.read_csv(tmp_path / "out/leaderboard.csv").to_dict("records")
+    assert row["qwk"] < 0.95
+    assert row["qwk_fitted"] == 1
+    found = json.loads((tmp_path / "out/metrics.json").read_text())["one"]["thresholds"]
+    assert [(entry["seed"], entry["fold"]) for entry in found] == list(factors)
+    for entry in found[:2]:
+        factor = factors[entry["seed"], entry["fold"]]
+        assert entry["thresholds"] == pytest.approx([factor * cut for cut in MIDPOINTS])
+    # seed 0: the mean score is 0.55 of the truth, the mean thresholds 0.55 of the midpoints
+    (there,) = pd.read_csv(tmp_path / "out/external.csv").to_dict("records")
+    assert there["qwk"] < 0.95
+    assert (there["qwk_fitted"], there["qwk_fitted_low"]) == (1, 1)
+    assert there["fitted_gain"] == pytest.approx(1 - there["qwk"], abs=2e-6)
+
+
+def test_no_test_grade_moves_a_threshold(tmp_path):
+    table = pd.concat([predictions("one", 0.8), predictions("one", 0.8, split="val", rng_seed=5)])
+    mirrored = table.assign(grade=table["grade"].mask(table["split"] == "test", 4 - table["grade"]))
+    (_, one), (_, other) = results(tmp_path / "one", table), results(tmp_path / "other", mirrored)
+    assert one["one"]["qwk_fitted"] > 0 > other["one"]["qwk_fitted"]
+    assert one["one"]["thresholds"] == other["one"]["thresholds"] != []
+
+
+def test_impossible_validation_rows_are_named(tmp_path):
+    val = predictions("one", 1, split="val")
+    val.loc[val["image_id"] == "7_left", "score"] = np.nan
+    paths = written(tmp_path, pd.concat([predictions("one", 1), val]))
+    with pytest.raises(UserError, match="one: 7_left: score is not a number"):
+        evaluate(paths, PARAMS, tmp_path / "out")

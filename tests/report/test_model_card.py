@@ -21,6 +21,7 @@ def test_card_says_what_a_reader_must_know(card):
     assert "7 test photographs of 4 patients" in text
     assert "0.612 to 0.812" in text
     assert "| Quadratic weighted kappa | 0.712 |" in text
+    assert "| Quadratic weighted kappa, thresholds fitted on validation photographs | 0.735 |" in text
     assert "| 3 severe | 6 | 0.750 |" in text
     assert "| 0 none | 0 | – |" in text
     assert "sensitivity, score of 1.5 or more | – |" in text

@@ -72,6 +72,7 @@ def test_what_is_written(out):
 def test_external_tests_are_on_the_page_and_only_then(run, out, page, tmp_path):
     assert "other_site" in page.text
     assert "0.088" in page.text
+    assert page.text.count("0.735") == 2, "QWK with fitted thresholds, here and in the leaderboard"
     other = tmp_path / "leaderboard"
     shutil.copytree(run["leaderboard"].parent, other)
     external = other / "external.csv"
@@ -120,6 +121,7 @@ def test_page_says_what_was_found(page):
     text = " ".join(page.text)
     for part in (
         "0.712",
+        "-0.011 to 0.033",
         "AP",
         "0.123",
         "On 6 validation photographs with masks",

@@ -1,11 +1,13 @@
 """The stage ``evaluate``: compare all experiments, using their prediction tables only.
 
-The leaderboard shows the split ``test``; with cross-validation these are the out-of-fold predictions. The
-results of the same models on external datasets are written to a separate table.
+The leaderboard shows the split ``test``; with cross-validation these are the out-of-fold predictions.
+Scores are converted to grades at the midpoints and, for comparison, at thresholds fitted on validation
+photographs. The results of the same models on external datasets are written to a separate table.
 """
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,23 +29,30 @@ BASELINE = "majority"
 DIGITS = 6
 PER_SEED = ("qwk", "accuracy", "macro_f1", "mae", "referable_auc")
 """Metrics in ``metrics.json`` for each training seed; for other metrics it has only the mean over seeds."""
+FITTED = (
+    "qwk_fitted", "qwk_fitted_low", "qwk_fitted_high", "fitted_gain", "fitted_gain_low", "fitted_gain_high",
+)  # fmt: skip
+"""QWK with thresholds fitted on validation photographs, and its gain over ``qwk``; both with intervals.
+
+Empty if a training has no validation photographs.
+"""
 COLUMNS = (
     "experiment", "qwk", "qwk_low", "qwk_high", "qwk_sd", "seeds", "n", "patients", "accuracy",
     "balanced_accuracy", "macro_f1", "mae", "referable_auc", "referable_sensitivity", "referable_specificity",
-    "vs_majority", "vs_majority_low", "vs_majority_high", "vs_best", "vs_best_low", "vs_best_high",
+    *FITTED, "vs_majority", "vs_majority_low", "vs_majority_high", "vs_best", "vs_best_low", "vs_best_high",
 )  # fmt: skip
 """Columns of ``leaderboard.csv``."""
-EXTERNAL_COLUMNS = ("dataset", *COLUMNS[:13], "drop")
+EXTERNAL_COLUMNS = ("dataset", *COLUMNS[:13], *FITTED, "drop")
 """Columns of ``external.csv``; ``drop`` is the QWK on the own test photographs minus that on these."""
 
 
 def evaluate(predictions: Sequence[Path], params: Evaluate, out: Path) -> None:
     """Evaluate all experiments on their common test photographs.
 
-    Writes ``metrics.json`` (by experiment: means over seeds, interval, per grade, per seed),
-    ``leaderboard.csv`` (best QWK first), ``external.csv`` (the same for each external dataset, in the
-    leaderboard's order; only a header if there are none), ``confusion.csv`` (first seed: experiment, actual,
-    predicted), ``figures/leaderboard.png`` and ``figures/confusion.png``.
+    Writes ``metrics.json`` (by experiment: means over seeds, intervals, per grade, per seed, fitted
+    thresholds), ``leaderboard.csv`` (highest ``qwk`` first), ``external.csv`` (the same for each external
+    dataset, in the leaderboard's order; only a header if there are none), ``confusion.csv`` (first seed:
+    experiment, actual, predicted), ``figures/leaderboard.png`` and ``figures/confusion.png``.
 
     Args:
         predictions: one ``predictions.parquet`` for each training of each experiment.
@@ -57,7 +66,7 @@ def evaluate(predictions: Sequence[Path], params: Evaluate, out: Path) -> None:
     experiments = [tested(name, table) for name, table in tables.items()]
     same_photographs(experiments)
     draws = {experiment.name: resampled(experiment, params) for experiment in experiments}
-    metrics = {experiment.name: measure(experiment, draws[experiment.name]) for experiment in experiments}
+    metrics = {one.name: measure(one, draws[one.name], params) for one in experiments}
     table = leaderboard(metrics, draws)
     write_json(rounded(metrics), out / "metrics.json")
     write_csv(table, out / "leaderboard.csv")
@@ -102,8 +111,16 @@ def resampled(experiment: Measured, params: Evaluate) -> np.ndarray:
     )
 
 
-def measure(experiment: Measured, draws: np.ndarray) -> dict[str, Any]:
-    """Return the entry of one experiment in ``metrics.json``; ``draws`` (R,) are from :func:`resampled`."""
+def measure(experiment: Measured, draws: np.ndarray, params: Evaluate) -> dict[str, Any]:
+    """Return the entry of one experiment in ``metrics.json``.
+
+    All metrics but those in FITTED use the grades at the midpoints.
+
+    Args:
+        experiment: test predictions.
+        draws: (R,) values from :func:`resampled`.
+        params: number of bootstrap resamples and their seed, as for ``draws``.
+    """
     seeds = [
         summary(experiment.grades, predicted, score)
         for predicted, score in zip(experiment.predicted, experiment.score, strict=True)
@@ -116,6 +133,7 @@ def measure(experiment: Measured, draws: np.ndarray) -> dict[str, Any]:
         "qwk_low": low,
         "qwk_high": high,
         "qwk_sd": float(np.std([values["qwk"] for values in seeds], ddof=1)) if len(seeds) > 1 else np.nan,
+        **measure_fitted(experiment, draws, params),
         "n": len(experiment.photographs),
         "patients": int(experiment.photographs["patient_id"].nunique()),
         # lists, because `dvc metrics show` skips them and so shows one column per metric and experiment
@@ -126,7 +144,25 @@ def measure(experiment: Measured, draws: np.ndarray) -> dict[str, Any]:
             {"seed": seed, **{name: values[name] for name in PER_SEED}}
             for seed, values in zip(experiment.seeds, seeds, strict=True)
         ],
+        "thresholds": [
+            {"seed": seed, "fold": fold, "thresholds": list(thresholds)}
+            for (seed, fold), thresholds in experiment.thresholds.items()
+        ],
     }
+
+
+def measure_fitted(experiment: Measured, draws: np.ndarray, params: Evaluate) -> dict[str, float]:
+    """Return the metrics in FITTED; NaN if there are no fitted thresholds.
+
+    The interval of the gain is paired: both kinds of thresholds are evaluated on the same resamples.
+    """
+    if experiment.fitted is None:
+        return dict.fromkeys(FITTED, np.nan)
+    by_seed = [qwk(experiment.grades, predicted) for predicted in experiment.fitted]
+    value, gain = np.mean(by_seed), np.mean(by_seed) - np.mean(seed_values(experiment))
+    fitted = resampled(replace(experiment, predicted=experiment.fitted), params)
+    values = value, *interval(fitted), gain, *interval(fitted - draws)
+    return dict(zip(FITTED, map(float, values), strict=True))
 
 
 def leaderboard(metrics: Mapping[str, dict[str, Any]], draws: Mapping[str, np.ndarray]) -> pd.DataFrame:
@@ -167,7 +203,7 @@ def external(measured: Sequence[Measured], table: pd.DataFrame, params: Evaluate
         there = sorted((one for one in measured if one.dataset == dataset), key=lambda one: place[one.name])
         same_photographs(there)
         for one in there:
-            values = measure(one, resampled(one, params))
+            values = measure(one, resampled(one, params), params)
             about = {"dataset": dataset, "experiment": one.name, "seeds": len(one.seeds)}
             rows.append({**values, **about, "drop": float(own[one.name]) - values["qwk"]})
     return pd.DataFrame(rows).reindex(columns=list(EXTERNAL_COLUMNS)).round(DIGITS)

@@ -1,16 +1,21 @@
 """Read prediction tables and check them before metrics are computed."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from drgrade.errors import UserError
 from drgrade.evaluate.metrics import to_grades
+from drgrade.evaluate.thresholds import Thresholds, fit_thresholds, grades_by
 from drgrade.schema import GRADES, PREDICTIONS, conform, read_table
+
+Training = tuple[int, int | None]
+"""Seed and fold of one training; the fold is None without cross-validation."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,9 @@ class Measured:
         photographs: image_id, patient_id, grade; one row per photograph (N).
         predicted: predicted grades, int64 (S, N).
         score: expected grades, float64 (S, N).
+        thresholds: thresholds fitted on the validation photographs of each training; empty if a training has
+            none.
+        fitted: grades predicted by these thresholds, int64 (S, N); None if there are none.
     """
 
     name: str
@@ -32,6 +40,8 @@ class Measured:
     photographs: pd.DataFrame
     predicted: np.ndarray
     score: np.ndarray
+    thresholds: Mapping[Training, Thresholds] = field(default_factory=dict)
+    fitted: np.ndarray | None = None
 
     @property
     def grades(self) -> np.ndarray:
@@ -54,14 +64,14 @@ def gather(paths: Sequence[Path]) -> dict[str, pd.DataFrame]:
         UserError: a table is damaged or empty, or two tables have the same experiment, seed and fold.
     """
     found: dict[str, list[pd.DataFrame]] = {}
-    seen: dict[tuple[str, int, int | None], Path] = {}
+    seen: dict[tuple[str, Training], Path] = {}
     for path in paths:
         table = read_table(path, PREDICTIONS)
         trainings = table[["experiment", "seed", "fold"]].drop_duplicates()
         if len(trainings) != 1:
             raise UserError(f"{path}: holds {len(trainings)} trainings; one a table is expected")
         name, seed, fold = trainings.iloc[0]
-        key = str(name), int(seed), None if pd.isna(fold) else int(fold)
+        key = str(name), _training(seed, fold)
         if key in seen:
             raise UserError(f"{path}: the same experiment, seed and fold as {seen[key]}")
         seen[key] = path
@@ -88,23 +98,78 @@ def _mean_of_folds(table: pd.DataFrame) -> pd.DataFrame:
 def tested(name: str, table: pd.DataFrame) -> Measured:
     """Return the test predictions of one experiment after checking them.
 
+    ``fitted`` uses the thresholds of the same training: with cross-validation, those of the photograph's own
+    fold.
+
     Raises:
         UserError: there are no test rows, or they are invalid; see :func:`checked`.
     """
-    table = table[table["split"] == "test"]
-    if table.empty:
+    test = table[table["split"] == "test"].sort_values(["seed", "image_id"], ignore_index=True)
+    if test.empty:
         raise UserError(f"{name}: no predictions of the split test; is index.test_fraction 0?")
-    return checked(table, name)
+    measured = checked(test, name)
+    thresholds = fitted_thresholds(name, table)
+    if not thresholds:
+        return measured
+    fitted = np.empty(len(test), dtype=np.int64)
+    for training, rows in _trainings(test):
+        fitted[rows.index] = grades_by(rows["score"], thresholds[training])
+    return replace(measured, thresholds=thresholds, fitted=fitted.reshape(measured.score.shape))
 
 
 def tested_externally(name: str, table: pd.DataFrame) -> list[Measured]:
     """Return the predictions of one experiment on each external dataset, by dataset name; may be empty.
 
+    ``fitted`` uses the thresholds fitted on the validation photographs of the experiment's own dataset. With
+    cross-validation, the score is the mean over folds, and so are the thresholds.
+
     Raises:
         UserError: the rows are invalid; see :func:`checked`.
     """
-    table = table[table["split"] == "external"]
-    return [checked(rows, name) for _, rows in table.groupby("dataset", sort=True)]
+    outside = table[table["split"] == "external"]
+    found = [checked(rows, name) for _, rows in outside.groupby("dataset", sort=True)]
+    thresholds = fitted_thresholds(name, table)
+    return [_by_mean(one, thresholds) for one in found] if thresholds else found
+
+
+def _by_mean(measured: Measured, thresholds: Mapping[Training, Thresholds]) -> Measured:
+    """Add the grades by the thresholds of each seed, averaged over its folds."""
+    fitted = np.empty(measured.score.shape, dtype=np.int64)
+    for row, seed in enumerate(measured.seeds):
+        folds = [cuts for (trained, _), cuts in thresholds.items() if trained == seed]
+        fitted[row] = grades_by(measured.score[row], np.mean(folds, axis=0))
+    return replace(measured, thresholds=thresholds, fitted=fitted)
+
+
+def fitted_thresholds(name: str, table: pd.DataFrame) -> dict[Training, Thresholds]:
+    """Fit thresholds on the graded validation photographs of each training of one experiment.
+
+    No test photograph is used.
+
+    Returns:
+        Thresholds by training; empty if a training that was tested has no such photographs.
+
+    Raises:
+        UserError: a validation row is invalid.
+    """
+    val = table[(table["split"] == "val") & table["grade"].notna()]
+    check_rows(val, name)
+    thresholds = {
+        training: fit_thresholds(rows["score"], rows["grade"].astype(int))
+        for training, rows in _trainings(val)
+    }
+    trained = {training for training, _ in _trainings(table[table["split"] == "test"])}
+    return thresholds if trained <= set(thresholds) else {}
+
+
+def _trainings(table: pd.DataFrame) -> Iterator[tuple[Training, pd.DataFrame]]:
+    """Yield each training with its rows, ascending."""
+    for key, rows in table.groupby(["seed", "fold"], dropna=False):
+        yield _training(*key), rows
+
+
+def _training(seed: Any, fold: Any) -> Training:
+    return int(seed), None if pd.isna(fold) else int(fold)
 
 
 def checked(table: pd.DataFrame, name: str) -> Measured:
@@ -115,15 +180,7 @@ def checked(table: pd.DataFrame, name: str) -> Measured:
             photograph occurs twice, or the seeds were tested on different photographs.
     """
     table = table.sort_values(["seed", "image_id"])
-    for column in ("grade", "predicted"):
-        bad = table[~table[column].isin(GRADES).fillna(False)]
-        if len(bad):
-            raise UserError(f"{name}: {bad['image_id'].iloc[0]}: {column} is {bad[column].iloc[0]}, not 0-4")
-    if table["patient_id"].isna().any():
-        raise UserError(f"{name}: {table.loc[table['patient_id'].isna(), 'image_id'].iloc[0]}: no patient_id")
-    bad = table[~np.isfinite(table["score"].to_numpy(float, na_value=np.nan))]
-    if len(bad):
-        raise UserError(f"{name}: {bad['image_id'].iloc[0]}: score is not a number; train it again")
+    check_rows(table, name)
     twice = table[table.duplicated(["seed", "image_id"])]
     if len(twice):
         raise UserError(f"{name}: {twice['image_id'].iloc[0]}: tested twice with one seed")
@@ -139,6 +196,23 @@ def checked(table: pd.DataFrame, name: str) -> Measured:
         predicted=np.stack([part["predicted"].to_numpy(np.int64) for part in parts]),
         score=np.stack([part["score"].to_numpy(np.float64) for part in parts]),
     )
+
+
+def check_rows(table: pd.DataFrame, name: str) -> None:
+    """Check the values of each row of one experiment.
+
+    Raises:
+        UserError: a grade is missing or invalid, a score is not a finite number, or a patient_id is missing.
+    """
+    for column in ("grade", "predicted"):
+        bad = table[~table[column].isin(GRADES).fillna(False)]
+        if len(bad):
+            raise UserError(f"{name}: {bad['image_id'].iloc[0]}: {column} is {bad[column].iloc[0]}, not 0-4")
+    if table["patient_id"].isna().any():
+        raise UserError(f"{name}: {table.loc[table['patient_id'].isna(), 'image_id'].iloc[0]}: no patient_id")
+    bad = table[~np.isfinite(table["score"].to_numpy(float, na_value=np.nan))]
+    if len(bad):
+        raise UserError(f"{name}: {bad['image_id'].iloc[0]}: score is not a number; train it again")
 
 
 def same_rows(one: pd.DataFrame, other: pd.DataFrame, name: str, other_name: str) -> None:

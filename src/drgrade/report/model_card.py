@@ -20,6 +20,7 @@ WEIGHTS = {"tf_efficientnet_lite0": "ImageNet, package efficientnet-lite0-pytorc
 """Origin of the pretrained weights that come with the project, by encoder."""
 METRICS = {
     "qwk": "Quadratic weighted kappa",
+    "qwk_fitted": "Quadratic weighted kappa, thresholds fitted on validation photographs",
     "accuracy": "Accuracy",
     "balanced_accuracy": "Balanced accuracy",
     "macro_f1": "Macro F1",

@@ -23,6 +23,13 @@ from drgrade.schema import CROPS, INDEX, LESION_BOXES, read_table
 
 log = logging.getLogger(__name__)
 
+FITTED = (
+    "Grades are rounded scores, except in the column QWK, fitted: there, the thresholds between grades are "
+    "those with the highest QWK on the validation photographs of the same training. The gain is the "
+    "difference from QWK. Both are empty where a training had no validation photographs."
+)
+"""Explanation of the columns on fitted thresholds."""
+
 
 def make_report(
     index: Path,
@@ -134,7 +141,7 @@ def add_leaderboard(page: Page, leaderboard: Path) -> None:
         f"Best: {first['experiment']}, QWK {first['qwk']:.3f} (95 % interval {first['qwk_low']:.3f} to "
         f"{first['qwk_high']:.3f}) on {first['n']} test photographs of {first['patients']} patients. "
         "Intervals are a bootstrap over patients; differences are paired, and one whose interval holds 0 may "
-        f"be chance.{warning}",
+        f"be chance. {FITTED}{warning}",
     )
     page.table(shown(table), "Means over training seeds, best QWK first")
     page.image(
@@ -164,16 +171,18 @@ def add_external(page: Page, path: Path) -> None:
     page.section(
         "On other datasets",
         "The same models, as they are, on all graded photographs of datasets that had no part in training "
-        "or selection. The drop is the QWK lost against the own test photographs.",
+        "or selection. The drop is the QWK lost against the own test photographs. Fitted thresholds are "
+        "those of the leaderboard; nothing is fitted on these datasets.",
     )
-    ends = zip(table["qwk_low"], table["qwk_high"], strict=True)
     lines = {
         "dataset": table["dataset"],
         "photographs": table["n"],
         "experiment": table["experiment"],
         "QWK": table["qwk"],
-        "95 % interval": [f"{low:.3f} to {high:.3f}" for low, high in ends],
+        "95 % interval": intervals(table, "qwk"),
         "drop": table["drop"],
+        "QWK, fitted": table["qwk_fitted"],
+        "gain": table["fitted_gain"],
         "accuracy": table["accuracy"],
         "mean error": table["mae"],
         "referable AUC": table["referable_auc"],
@@ -183,26 +192,30 @@ def add_external(page: Page, path: Path) -> None:
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:
     """Return the leaderboard as shown on the page: selected columns, each interval in a single column."""
-
-    def interval(row: Any, name: str) -> str | None:
-        low, high = row[f"{name}_low"], row[f"{name}_high"]
-        return None if pd.isna(low) else f"{low:.3f} to {high:.3f}"
-
     return pd.DataFrame(
         {
             "experiment": table["experiment"],
             "QWK": table["qwk"],
-            "95 % interval": [interval(row, "qwk") for _, row in table.iterrows()],
+            "95 % interval": intervals(table, "qwk"),
             "sd over seeds": table["qwk_sd"],
             "seeds": table["seeds"],
             "accuracy": table["accuracy"],
             "mean error": table["mae"],
             "referable AUC": table["referable_auc"],
+            "QWK, fitted": table["qwk_fitted"],
+            "gain": table["fitted_gain"],
+            "interval of gain": intervals(table, "fitted_gain"),
             "vs majority": table["vs_majority"],
             "vs best": table["vs_best"],
-            "interval of vs best": [interval(row, "vs_best") for _, row in table.iterrows()],
+            "interval of vs best": intervals(table, "vs_best"),
         }
     )
+
+
+def intervals(table: pd.DataFrame, name: str) -> list[str | None]:
+    """Return the interval of a column in each row as text, None where it has none."""
+    ends = zip(table[f"{name}_low"], table[f"{name}_high"], strict=True)
+    return [None if pd.isna(low) else f"{low:.3f} to {high:.3f}" for low, high in ends]
 
 
 def add_inputs(page: Page, counts: pd.DataFrame, index: pd.DataFrame, params: dict[str, Any]) -> None:
