@@ -42,6 +42,16 @@ def test_heat_lies_on_what_raises_the_grade(x, y, outputs):
     assert len(rows) < 0.1 * 64 * 64
 
 
+@pytest.mark.parametrize(("x", "y"), [(20, 28), (36, 44)])
+def test_the_margin_that_an_encoder_cuts_off_is_cold(blocks, x, y):
+    heat = EXPLAINERS.get("cam")().heat(blocks(cut=8), blob(x, y))
+    assert heat.shape == (1, 64, 64)
+    rows, columns = np.nonzero(heat[0] > 0.5)
+    assert (columns.mean() + 0.5, rows.mean() + 0.5) == pytest.approx((x, y), abs=1)
+    heat[:, 8:56, 8:56] = 0
+    assert not heat.any()
+
+
 def test_what_lowers_the_grade_stays_cold():
     model = Bright()
     with torch.no_grad():

@@ -52,8 +52,8 @@ rule explain:
         crops=at(GRADE, "crop/crops.parquet"),
         store=at(GRADE, "crop/store.json"),
         shards=ancient(at(GRADE, "crop/store")),
-        manifest=explained("training.json"),
-        model=ancient(explained("model")),
+        manifests=explained("training.json"),
+        models=ancient(explained("model")),
     output:
         scores=at(GRADE, "explain/{explanation}/scores.json"),
         maps=directory(at(GRADE, "explain/{explanation}/maps")),
@@ -78,7 +78,7 @@ rule explain:
     shell:
         "drgrade explain --params {params.block:q} --dataset {params.dataset} --data results/{params.dataset}"
         " --lesions-dataset {params.lesions_dataset} --lesions-data results/{params.lesions_dataset}"
-        " --model {input.model} --out {params.folder} > {log} 2>&1"
+        " --model {input.models} --out {params.folder} > {log} 2>&1"
 
 
 # lesion stages run where a pretraining looks at boxes: whole photographs need no dataset with masks

@@ -5,10 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from drgrade.errors import UserError
-from drgrade.explain.base import EXPLAINERS, Heat
-
-BATCH = 8
-"""Images per batch, to limit memory."""
+from drgrade.explain.base import BATCH, EXPLAINERS, Heat, over_input
 
 
 @EXPLAINERS.register("cam")
@@ -31,7 +28,7 @@ class GradCam:
             for part in batch.split(BATCH):
                 pictures = part.detach().requires_grad_()  # so that frozen networks have gradients too
                 heats.append(cam(input_tensor=pictures, targets=[expected_grade] * len(part)))
-        return np.concatenate(heats).astype(np.float32)
+        return over_input(np.concatenate(heats).astype(np.float32), model, batch.shape[-1])
 
 
 def expected_grade(output: Tensor) -> Tensor:

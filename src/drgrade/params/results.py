@@ -1,6 +1,6 @@
 """Blocks of the stages for evaluation, heat maps and the report: ``workflow/rules/results.smk``."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -17,14 +17,26 @@ class Evaluate(Block):
 
 
 class Explanation(Block):
-    """Heat maps of one experiment's model, scored against lesion masks."""
+    """Heat maps of the models of one or more experiments, scored against lesion masks."""
 
     method: str = "cam"
-    """A module of ``drgrade.explain``."""
+    """A module of ``drgrade.explain``: ``cam`` for any convolutional network, each image on its own colour
+    scale; ``ram`` for a linear head on mean features, in grade units on one colour scale."""
     experiment: Name = "lesion_contrastive"
     """Experiment whose model (of its first seed and fold) is explained."""
+    also: list[Name] = []
+    """Further experiments, such as networks of other input sizes: all maps are averaged."""
+    scale: Literal["common", "each"] = "common"
+    """``common``: maps of ``ram`` keep their unit, and all images share one colour scale. ``each``: every map
+    of every image is stretched to 0-1 before averaging, as published for RAM; this hides how severe a
+    photograph is. No effect with ``cam``, which always does so."""
     images: Annotated[int, Field(ge=1)] = 6
     """Number of photographs with masks, and of graded test photographs."""
+
+    @property
+    def experiments(self) -> list[str]:
+        """All experiments whose models are explained, the first one first."""
+        return [self.experiment, *self.also]
 
 
 class Report(Block):

@@ -1,0 +1,137 @@
+"""The stage on photographs and networks whose maps are known: what it writes, and in which places."""
+
+import json
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+
+from drgrade.data.demo import GRADED_MASKS
+from drgrade.explain import stage
+from drgrade.explain.stage import explain, stretched
+from drgrade.grading.base import Explainable
+from drgrade.images.dataset import CroppedDataset
+from drgrade.images.preprocess import Preprocess
+from drgrade.images.shards import write_store
+from drgrade.params import Crop, Explanation
+from drgrade.schema import CROPS, INDEX, write_table
+
+WIDTH, HEIGHT = 96, 64
+BOX = (16, 0, 80, 64)
+BLOB = (56, 24)
+"""Middle (x, y) of the bright 16 x 16 pixels of the photograph, and of its lesion."""
+
+
+@pytest.fixture
+def demo(tmp_path, monkeypatch) -> CroppedDataset:
+    """Two grey photographs with a bright blob, of which the first has a lesion mask."""
+    monkeypatch.setenv("DRGRADE_DEMO_ROOT", str(tmp_path / "raw"))
+    photograph = np.full((HEIGHT, WIDTH, 3), 64, np.uint8)
+    photograph[16:32, 48:64] = 255
+    lesion = (photograph[..., 0] == 255) * np.uint8(255)
+    (tmp_path / "raw" / GRADED_MASKS).mkdir(parents=True)
+    cv2.imwrite(str(tmp_path / "raw" / GRADED_MASKS / "lesions_EX.tif"), lesion)
+    names = ["lesions", "graded"]
+    for name in names:
+        cv2.imwrite(str(tmp_path / "raw" / f"{name}.png"), photograph)
+    data = CroppedDataset("demo", tmp_path / "results/demo")
+    index = pd.DataFrame({"image_id": names, "subset": ["segmentation", "grading"], "status": "ok"})
+    index = index.assign(path=[f"{name}.png" for name in names], split="test", grade=[None, 2])
+    write_table(index.reindex(columns=list(INDEX)), data.index_file, INDEX)
+    x0, y0, x1, y1 = BOX
+    crops = pd.DataFrame({"image_id": names, "row": [0, 1], "status": "ok"})
+    crops = crops.assign(x0=x0, y0=y0, x1=x1, y1=y1)
+    write_table(crops.reindex(columns=list(CROPS)), data.crops_file, CROPS)
+    write_store(np.stack([photograph[y0:y1, x0:x1]] * 2), data.store_file)
+    return data
+
+
+@pytest.fixture
+def run(demo, tmp_path, monkeypatch):
+    """Runs the stage on networks, (network, input size); returns its folder."""
+
+    def explained(*networks, **params):
+        preprocess = {size: Preprocess(Crop(), size, (0, 0, 0), (1, 1, 1)) for _, size in networks}
+        found = [Explainable(network, preprocess[size]) for network, size in networks]
+        monkeypatch.setattr(stage, "network_of", found.__getitem__)
+        out = tmp_path / "explain"
+        explain(Explanation(**params), graded=demo, masked=demo, models=range(len(networks)), out=out)
+        return out
+
+    return explained
+
+
+def inside() -> np.ndarray:
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    x0, y0, x1, y1 = BOX
+    mask[y0:y1, x0:x1] = True
+    return mask
+
+
+def values(out) -> np.ndarray:
+    return np.load(out / "maps/graded.npy")
+
+
+def heat(out) -> np.ndarray:
+    return cv2.imread(str(out / "maps/graded.png"), cv2.IMREAD_UNCHANGED)
+
+
+def test_maps_of_several_networks_are_averaged_in_grade_units(blocks, run):
+    out = run((blocks(weight=0, bias=3), 32), (blocks(weight=0, bias=0.5), 64), method="ram")
+    np.testing.assert_allclose(values(out), np.where(inside(), 1.75, 0), atol=1e-6)
+    assert values(out).dtype == np.float32
+    np.testing.assert_array_equal(heat(out), np.where(inside(), round(255 * 1.75 / 4), 0))
+
+
+def test_values_beyond_the_grades_are_kept_and_drawn_at_the_ends_of_the_scale(blocks, run):
+    out = run((blocks(weight=0, bias=9), 32), method="ram")
+    assert values(out).max() == pytest.approx(9)
+    assert heat(out).max() == 255
+    out = run((blocks(weight=0, bias=-2), 32), method="ram")
+    assert values(out).min() == pytest.approx(-2)
+    assert heat(out).max() == 0
+
+
+def test_each_network_has_its_own_margin(blocks, run):
+    out = run((blocks(weight=0, bias=4, cut=16), 64), (blocks(weight=0, bias=2), 32), method="ram")
+    expected = np.where(inside(), 1.0, 0)
+    expected[16:48, 32:64] = 3
+    edge = cv2.dilate(cv2.Canny((expected * 80).astype(np.uint8), 10, 20), np.ones((5, 5))) > 0
+    np.testing.assert_allclose(values(out)[~edge], expected[~edge], atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", ["common", "each"])
+def test_the_blob_of_the_photograph_is_found_and_scored(blocks, run, scale):
+    out = run((blocks(weight=4), 32), (blocks(weight=4, cut=8), 64), method="ram", scale=scale)
+    rows, columns = np.nonzero(heat(out) > 0.99 * heat(out).max())
+    assert (columns.mean() + 0.5, rows.mean() + 0.5) == pytest.approx(BLOB, abs=3)
+    written = json.loads((out / "scores.json").read_text())
+    assert written["n"] == 1
+    assert written["photographs"]["lesions"]["pointing"] == 1
+    assert written["mean"]["auc"] > 0.95
+
+
+def test_the_published_scale_hides_the_grade(blocks, run):
+    """Each map is stretched to 0-1 before averaging, so its level does not count; there is no unit then."""
+    low = heat(run((blocks(weight=0.01), 32), (blocks(weight=0.01, bias=3), 32), method="ram", scale="each"))
+    out = run((blocks(weight=4), 32), (blocks(weight=0.1, bias=1), 32), method="ram", scale="each")
+    np.testing.assert_allclose(heat(out).astype(int), low.astype(int), atol=1)
+    assert heat(out).max() > 200  # resampling takes the tip of the blob
+    assert [path.name for path in sorted((out / "maps").iterdir())] == ["graded.png", "lesions.png"]
+
+
+def test_files_of_an_earlier_run_are_removed_and_sheets_differ(blocks, run):
+    out = run((blocks(weight=4), 32), method="ram")
+    assert len(list((out / "maps").iterdir())) == 4
+    # 480-pixel cells: two photographs beside their maps, then the legend
+    assert cv2.imread(str(out / "heat_maps.png")).shape == (2 * 488 + 8, 4 * 488 + 8, 3)
+    run((blocks(weight=4), 32), method="cam")
+    assert len(list((out / "maps").iterdir())) == 2
+    assert cv2.imread(str(out / "heat_maps.png")).shape == (488 + 8, 2 * 488 + 8, 3)
+
+
+def test_stretched():
+    values = np.array([[[1, 2], [3, 5]], [[-4, 0], [0, 4]], [[7, 7], [7, 7]]], np.float32)
+    expected = [[[0, 0.25], [0.5, 1]], [[0, 0.5], [0.5, 1]], [[0, 0], [0, 0]]]
+    np.testing.assert_allclose(stretched(values), expected)
