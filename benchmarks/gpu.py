@@ -186,7 +186,7 @@ def fine_tuning(size: Size, store: CropStore, encoder: str, side: int) -> Case:
     def make() -> Module:
         seed_everything(0, "head")
         job = Job(part, none, Start("random"), 0, "", "", None)
-        return regression.FineTune(grader.new_network("random"), params.model_dump(), grader.preprocess, job)
+        return regression.FineTune(grader.new_network("random"), params, grader.preprocess, job)
 
     def bare(module: Module) -> Callable[[], None]:
         network: Any = module.network.to(device()).train()

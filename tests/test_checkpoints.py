@@ -11,7 +11,6 @@ import torch
 from drgrade.encoders import create_encoder
 from drgrade.errors import UserError
 from drgrade.grading.finetune import Finetune, Params
-from drgrade.grading.regression import Regressor
 from drgrade.params import Crop
 
 VIT, RESNET = "test_vit", "test_resnet"
@@ -79,7 +78,7 @@ def test_a_transformer_fine_tuned_on_the_mean_of_its_tokens_pools_like_that(tmp_
 def test_a_grader_keeps_the_pooling_of_its_encoder(tmp_path: Path) -> None:
     torch.save(mean_pooled(), tmp_path / "weights.pth")
     grader = Finetune(Params(encoder=VIT, input_size=160), Crop(size=160))
-    grader.network = Regressor(VIT, str(tmp_path / "weights.pth"))
+    grader.network = grader.new_network(str(tmp_path / "weights.pth"))
     grader.save(tmp_path / "model")
     loaded = Finetune.load(tmp_path / "model")
     images = torch.rand(1, 3, 160, 160)

@@ -9,7 +9,6 @@ from PIL import Image
 from drgrade import predict
 from drgrade.errors import UserError
 from drgrade.grading.finetune import Finetune, Params
-from drgrade.grading.regression import Regressor
 from drgrade.params import Crop
 from drgrade.predict import predict_files
 
@@ -18,7 +17,7 @@ from drgrade.predict import predict_files
 def model(tmp_path):
     """A network that has learnt nothing, with a head that makes its scores differ."""
     grader = Finetune(Params(input_size=32), Crop(size=48))
-    grader.network = Regressor("tf_efficientnet_lite0", "imagenet")
+    grader.network = grader.new_network("imagenet")
     grader.save(tmp_path / "model")
     return tmp_path / "model"
 

@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 import torch
 
+from drgrade.encoders import create_encoder
 from drgrade.grading import finetune, regression
 from drgrade.grading.base import Job, Photographs, Start
 from drgrade.params import Crop, LesionContrastive, LocalToGlobal, SimCLR
@@ -32,8 +33,8 @@ def fine_tune() -> tuple[Module, Any]:
     part = Photographs(IMAGES, pd.DataFrame({"grade": np.arange(8) % 5, "row": np.arange(8)}))
     job = Job(part, part, Start("random"), 3, "", "", None)
     grader = finetune.Finetune(params, Crop())
-    network = regression.Regressor("test_efficientnet", "random")
-    module = regression.FineTune(network, params.model_dump(), grader.preprocess, job)
+    network = regression.EncoderWithHead(create_encoder("test_efficientnet", "random"))
+    module = regression.FineTune(network, params, grader.preprocess, job)
     return module, module.prepare(np.arange(4), 0)
 
 

@@ -256,11 +256,15 @@ class Module(pl.LightningModule):
         """
         return {}
 
+    def end_epoch(self, loss: float) -> None:
+        """Called after each epoch with its mean training loss, the same in every process."""
+
     def on_train_epoch_end(self) -> None:
         """Validate and report; with ``weights_ema`` the averaged weights are validated."""
         values = {"loss": float(mean_over_processes(torch.stack(self.losses).mean()))}
         speed = {"images_per_s": self.progress.rate()}  # reading the loss has waited for the device
         self.losses.clear()
+        self.end_epoch(values["loss"])
         broadcast_buffers(self)
         with self.average.applied(self) if self.average else nullcontext():
             values |= self.validate()
@@ -291,6 +295,7 @@ def fit(
     run: Any,
     accumulate: int = 1,
     weights_ema: float | None = None,
+    clip: float | None = None,
 ) -> None:
     """Train ``module`` for ``epochs``, resuming after its last finished epoch if there is a checkpoint.
 
@@ -307,11 +312,12 @@ def fit(
             :func:`drgrade.gradient_cache.chunked_backward`.
         weights_ema: decay of an exponential moving average of the weights; the average is validated, and
             ``module`` holds it at the end. None: no averaging.
+        clip: largest norm of the gradient of a step; None: not clipped.
 
     Raises:
         UserError: the processes of a distributed training were started incorrectly.
     """
-    folder = CHECKPOINTS / fingerprint(name, *key, accumulate, weights_ema)
+    folder = CHECKPOINTS / fingerprint(name, *key, accumulate, weights_ema, clip)
     last = folder / "last.ckpt"
     if last.exists():
         log.info("%s  resumes from %s", name, last)
@@ -320,7 +326,7 @@ def fit(
     keep_memory()
     use_fast_kernels()
     with _quiet():
-        trainer = _trainer(module, folder, epochs, seed, accumulate)
+        trainer = _trainer(module, folder, epochs, seed, accumulate, clip)
         trainer.fit(module, ckpt_path=str(last) if last.exists() else None)
     if trainer.interrupted:
         raise KeyboardInterrupt
@@ -330,7 +336,9 @@ def fit(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _trainer(module: Module, folder: Path, epochs: int, seed: int, accumulate: int) -> pl.Trainer:
+def _trainer(
+    module: Module, folder: Path, epochs: int, seed: int, accumulate: int, clip: float | None
+) -> pl.Trainer:
     checkpoint = ModelCheckpoint(
         folder, filename="last", save_top_k=1, save_on_train_epoch_end=True, enable_version_counter=False
     )
@@ -350,6 +358,7 @@ def _trainer(module: Module, folder: Path, epochs: int, seed: int, accumulate: i
         use_distributed_sampler=False,  # Loader divides batches between processes
         max_epochs=epochs,
         accumulate_grad_batches=accumulate,
+        gradient_clip_val=clip,
         logger=False,
         precision=precision(),
         callbacks=callbacks + ([module.average] if module.average else []),
@@ -397,11 +406,11 @@ def pictures(images: Images, rows: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(images[rows])).permute(0, 3, 1, 2)
 
 
-def save_tensors(module: torch.nn.Module, path: Path) -> None:
+def save_tensors(state: Mapping[str, Tensor], path: Path) -> None:
     """Write a network's state as safetensors, atomically."""
     from safetensors.torch import save_file
 
-    tensors = {key: value.detach().cpu().contiguous() for key, value in module.state_dict().items()}
+    tensors = {key: value.detach().cpu().contiguous() for key, value in state.items()}
     with atomic_write(path) as partial:
         save_file(tensors, partial)
 

@@ -71,7 +71,7 @@ def weights(tmp_path) -> str:
     model = timm.create_model(CONV, num_classes=0)
     for _ in range(30):
         model(torch.randn(8, 3, 32, 32))
-    save_tensors(model, tmp_path / "start.safetensors")
+    save_tensors(model.state_dict(), tmp_path / "start.safetensors")
     return str(tmp_path / "start.safetensors")
 
 

@@ -14,7 +14,7 @@ from drgrade.grading.finetune import Params
 from drgrade.images import scaled as sizes
 from drgrade.images.shards import write_store
 from drgrade.images.store import CropStore
-from drgrade.params import Crop
+from drgrade.params import Augment, Crop
 from drgrade.seeding import seed_everything
 from drgrade.tracking import NullRun
 
@@ -85,15 +85,21 @@ class MeanColours(nn.Module):
         return self.norm(batch.mean(dim=(2, 3)))
 
 
-class Colours(regression.Regressor):
-    """The smallest of networks, in place of :class:`Regressor`: mean colours, BatchNorm, one unit."""
+class Colours(regression.EncoderWithHead):
+    """The smallest of networks, in place of :class:`EncoderWithHead`: mean colours, BatchNorm, one unit."""
 
     made: list["Colours"]
 
-    def __init__(self, encoder, start):
-        nn.Module.__init__(self)
-        self.encoder, self.head = MeanColours(), nn.Linear(3, 1)
+    def __init__(self, encoder=None, loss="mse"):
+        super().__init__(MeanColours(), loss)
         self.made.append(self)
+
+
+def use_colours(monkeypatch):
+    """The grader finetune trains :class:`Colours`."""
+    monkeypatch.setattr("drgrade.encoders.create_encoder", lambda *_: None)
+    monkeypatch.setattr(regression, "EncoderWithHead", Colours)
+    monkeypatch.setattr(Colours, "made", [], raising=False)
 
 
 class Stopping(NullRun):
@@ -112,8 +118,7 @@ STEPPED = {"input_size": 32, "epochs": 3, "batch_size": 3, "accumulate": 2, "lr"
 def averaged(monkeypatch, select, qwks, stop=None):
     """A training on eight photographs whose epochs validate as told; states and rates after each step."""
     states, rates, step = [], [], torch.optim.AdamW.step
-    monkeypatch.setattr(regression, "Regressor", Colours)
-    monkeypatch.setattr(Colours, "made", [], raising=False)
+    use_colours(monkeypatch)
     told = iter(qwks)
     monkeypatch.setattr(regression, "qwk", lambda *_: next(told))
 
@@ -163,15 +168,14 @@ def test_averaged_weights_that_validated_best_are_kept_through_a_stop(tmp_path, 
 
 def start_of_colours():
     seed_everything(3, "head")
-    state = {key: value.clone() for key, value in Colours("", "").state_dict().items()}
+    state = {key: value.clone() for key, value in Colours().state_dict().items()}
     return {key: value for key, value in state.items() if value.is_floating_point()}
 
 
 def test_a_compiled_network_is_saved_under_plain_names(crops, tmp_path, monkeypatch):
     """Compiled by a backend that changes nothing; the saved one grades alike."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(regression, "Regressor", Colours)
-    monkeypatch.setattr(Colours, "made", [], raising=False)
+    use_colours(monkeypatch)
     compile_, graphs = torch.compile, []
 
     def backend(graph, inputs):
@@ -192,7 +196,7 @@ def test_a_compiled_network_is_saved_under_plain_names(crops, tmp_path, monkeypa
         shown = Photographs(pictures, table([5, 8]))
         expected = grader.predict(shown).probabilities
         np.testing.assert_allclose(again.predict(shown).probabilities, expected, atol=1e-6)
-    assert networks[True].keys() == networks[False].keys() == Colours("", "").state_dict().keys()
+    assert networks[True].keys() == networks[False].keys() == Colours().state_dict().keys()
     for key, value in networks[True].items():
         torch.testing.assert_close(value, networks[False][key])
 
@@ -209,10 +213,11 @@ def test_augmentation_is_exact_under_mixed_precision(crops, tmp_path, monkeypatc
         return forward(self, batch)
 
     monkeypatch.setattr(regression.GradedNetwork, "forward", watched)
-    part, params = Photographs(pictures, table([9, 2, 13, 4])), PARAMS.model_dump()
-    params["augment"] |= {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4}
-    grader = GRADERS.get("finetune")(PARAMS, Crop())
-    network = regression.Regressor("tf_efficientnet_lite0", "random")
+    part = Photographs(pictures, table([9, 2, 13, 4]))
+    colours = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.4}
+    params = PARAMS.model_copy(update={"augment": Augment(**colours)})
+    grader = GRADERS.get("finetune")(params, Crop())
+    network = grader.new_network("random")
     job = Job(part, part, Start("random"), 3, "", "", None)
     module = regression.FineTune(network, params, grader.preprocess, job)
     for mixed in (False, True):

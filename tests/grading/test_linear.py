@@ -11,8 +11,8 @@ from drgrade.grading import features as feature_module
 from drgrade.grading.base import Job, Photographs, Start
 from drgrade.grading.features import Frozen
 from drgrade.grading.linear import Linear, Params
+from drgrade.grading.losses import regression_head
 from drgrade.grading.probe import Probe, regress
-from drgrade.grading.regression import regression_head
 from drgrade.params import Crop
 from drgrade.tracking import NullRun
 

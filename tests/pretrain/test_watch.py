@@ -61,7 +61,7 @@ def test_it_is_what_the_grader_says_of_the_encoder(encoder, tmp_path):
     images = photographs()
     given = graded(images)
     found = Watch(given, CONV, SIZE, 1).values(encoder, 0)
-    save_tensors(encoder, tmp_path / "w.safetensors")
+    save_tensors(encoder.state_dict(), tmp_path / "w.safetensors")
     run = Recorded()
     knn = GRADERS.get("knn")
     grader = knn(knn.Params(encoder=CONV, input_size=SIZE, k=[15], temperature=0.07), Crop())

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from drgrade.grading.features import Frozen
-from drgrade.grading.regression import regression_head
+from drgrade.grading.losses import regression_head
 from drgrade.training import Batches
 
 if TYPE_CHECKING:

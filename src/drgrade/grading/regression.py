@@ -1,7 +1,7 @@
-"""The network of the grader ``finetune`` and its training: an encoder with one linear unit, on squared error.
+"""The network of the grader ``finetune`` and its training: an encoder with a small head, trained on grades.
 
 The recipe of Huang et al. (arXiv 2110.14160): MSE on the grade, midpoints as thresholds, chosen on
-validation QWK. Deviations: AdamW with a one-cycle schedule for SGD, any timm encoder.
+validation QWK. By default with AdamW and a one-cycle schedule; the presets have the published SGD.
 """
 
 import math
@@ -15,14 +15,21 @@ from torch import Tensor, nn
 
 from drgrade.checkpoints import pool_like, read_tensors
 from drgrade.device import exact
-from drgrade.encoders import create_encoder, width
+from drgrade.encoders import width
 from drgrade.evaluate.metrics import qwk, to_grades
-from drgrade.grading.base import Job, Output, Photographs, Start, interpolated
+from drgrade.grading.base import Job, Moments, Output, Photographs, Start
+from drgrade.grading.losses import criterion
+from drgrade.grading.optimise import Plateau, optimizer, schedule
+from drgrade.grading.sampling import class_weights, order, sampling_weights
 from drgrade.images.augment import Plan, apply, draw, normalise, plan
 from drgrade.images.preprocess import Preprocess
 from drgrade.images.scaled import at_size
+from drgrade.inference import moments as moments_of
 from drgrade.inference import outputs as outputs_of
+from drgrade.params import Grade
+from drgrade.params.training import Loss
 from drgrade.rng import derive_each
+from drgrade.schema import GRADES
 from drgrade.training import Batches, Loader, Module, pictures
 
 
@@ -46,8 +53,14 @@ class GradedNetwork(nn.Module):
         outputs: Tensor = self.head(features)
         return outputs
 
-    def loss(self, outputs: Tensor, grades: Tensor) -> Tensor:
-        """Training loss, a scalar, of float32 outputs and grades 0-4, int64 (B,)."""
+    def loss(self, outputs: Tensor, grades: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Training loss, a scalar, of float32 outputs and grades 0-4, int64 (B,).
+
+        Args:
+            outputs: outputs of the head.
+            grades: true grades.
+            weights: weight of each grade in the loss (5,), given only if ``class_weights`` is set.
+        """
         raise NotImplementedError
 
     def score(self, outputs: Tensor) -> Tensor:
@@ -59,32 +72,48 @@ class GradedNetwork(nn.Module):
         raise NotImplementedError
 
 
-class Regressor(GradedNetwork):
-    """One linear unit on pooled features, trained by squared error.
+class EncoderWithHead(GradedNetwork):
+    """An encoder and the head of a loss, see :mod:`drgrade.grading.losses`.
 
-    Output: scores (B,), unbounded, about 0-4.
+    Output for the regression losses: scores (B,), unbounded, about 0-4.
+
+    Args:
+        encoder: maps images to pooled features (B, D).
+        loss: name of the loss.
+        head: replaces the head of the loss; maps features to (B, 1), (B, 5) or (B, 4).
+        relu_output: end in a ReLU.
     """
 
-    def __init__(self, encoder: str, start: str) -> None:
+    def __init__(
+        self,
+        encoder: nn.Module,
+        loss: Loss = "mse",
+        *,
+        head: nn.Module | None = None,
+        relu_output: bool = False,
+    ) -> None:
         super().__init__()
-        self.encoder = create_encoder(encoder, start)
-        self.head = regression_head(width(self.encoder))
+        self.criterion, self.relu_output = criterion(loss), relu_output
+        self.shape = self.criterion.shape
+        self.encoder = encoder
+        self.head = self.criterion.new_head(width(encoder)) if head is None else head
 
     def read(self, features: Tensor) -> Tensor:
-        """Scores (B,)."""
-        return super().read(features).squeeze(1)
+        """Outputs of the head, (B, *shape)."""
+        outputs = super().read(features).reshape(len(features), *self.shape)
+        return outputs.relu() if self.relu_output else outputs
 
-    def loss(self, outputs: Tensor, grades: Tensor) -> Tensor:
-        """Mean squared error."""
-        return nn.functional.mse_loss(outputs, grades.to(outputs.dtype))
+    def loss(self, outputs: Tensor, grades: Tensor, weights: Tensor | None = None) -> Tensor:
+        """The criterion's loss."""
+        return self.criterion.loss(outputs, grades, weights)
 
     def score(self, outputs: Tensor) -> Tensor:
-        """The outputs, unchanged."""
-        return outputs
+        """The criterion's expected grades (B,)."""
+        return self.criterion.score(outputs)
 
     def probabilities(self, outputs: Tensor) -> Tensor:
-        """Class probabilities (B, 5), interpolated so that their expectation is the score."""
-        return torch.from_numpy(interpolated(outputs.double().cpu().numpy()))
+        """The criterion's class probabilities (B, 5)."""
+        return self.criterion.probabilities(outputs)
 
 
 class Scores(nn.Module):
@@ -133,12 +162,11 @@ def begin(new_network: Callable[[str], GradedNetwork], start: Start) -> GradedNe
     return new_network(start.weights)
 
 
-def regression_head(features: int) -> nn.Linear:
-    """One linear unit: bias 1, weights of standard deviation 0.01, so that scores start near grade 1."""
-    head = nn.Linear(features, 1)
-    nn.init.normal_(head.weight, std=0.01)
-    nn.init.constant_(head.bias, 1.0)
-    return head
+class Best(NamedTuple):
+    """The best epoch so far: its merit, higher is better, and its weights (none before the first epoch)."""
+
+    merit: float = -math.inf
+    weights: dict[str, Tensor] = {}
 
 
 class Graded(NamedTuple):
@@ -148,52 +176,80 @@ class Graded(NamedTuple):
         pictures: uint8 (B, 3, S, S).
         changes: their augmentation.
         grades: int64 (B,).
+        weights: weight of each grade in the loss (5,), or None.
     """
 
     pictures: Tensor
     changes: Plan
     grades: Tensor
+    weights: Tensor | None = None
 
 
 class FineTune(Module):
-    """Training module: batches are read from the store and augmented on the device; validates every epoch."""
+    """Training module: batches are read from the store and augmented on the device; validates every epoch.
 
-    def __init__(
-        self, network: GradedNetwork, params: dict[str, Any], preprocess: Preprocess, training: Job
-    ) -> None:
+    Args:
+        network: trained in place.
+        params: the experiment's params, see :class:`drgrade.params.Grade`.
+        preprocess: conversion of crops to the network's inputs.
+        training: photographs, seed.
+    """
+
+    def __init__(self, network: GradedNetwork, params: Grade, preprocess: Preprocess, training: Job) -> None:
         super().__init__()
         self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.mean, self.std = preprocess.mean, preprocess.std
-        self.settings = params
+        self.mean, self.std, self.axes = preprocess.mean, preprocess.std, preprocess.axes
+        self.params, self.augment = params, params.augment.model_dump()
         self.seed = training.seed
-        self.select_best = params["select"] == "best" and len(training.val) > 0
-        self.images = at_size(training.train.images, params["input_size"])
+        self.images = at_size(training.train.images, params.input_size)
         self.rows = training.train.rows
-        self.grades = torch.tensor(training.train.grades)
-        self.val_images = at_size(training.val.images, params["input_size"])
+        self.grades = training.train.grades
+        self.counts = np.bincount(self.grades, minlength=len(GRADES))
+        self.val_images = at_size(training.val.images, params.input_size)
         self.val_rows = training.val.rows
         self.val_grades = training.val.grades
-        self.best_qwk = -2.0
-        self.best_weights: dict[str, torch.Tensor] = {}
+        self.best = {"best": Best(), "best_mse": Best()}
 
     def train_dataloader(self) -> Loader:
-        """Batches of this epoch."""
-        batches = Batches(len(self.rows), self.settings["batch_size"], self.seed, self.current_epoch)
-        return Loader(batches, partial(self.prepare, epoch=self.current_epoch))
+        """Batches of this epoch; with resampling, of photographs that are drawn anew."""
+        epoch, params = self.current_epoch, self.params
+        batches = Batches(len(self.rows), params.batch_size, self.seed, epoch)
+        chances = sampling_weights(params.sampling, self.counts, epoch)
+        drawn = None if chances is None else order(self.grades, chances, self.seed, epoch)
+        weights = class_weights(params.class_weights, self.counts, epoch, params.class_weights_decay)
+        return Loader(batches, partial(self.prepare, epoch=epoch, drawn=drawn, weights=weights))
 
-    def prepare(self, items: np.ndarray, epoch: int) -> Graded:
-        """Read a batch and draw its augmentation; ``items`` are indices of training photographs."""
-        draws = draw(self.settings["augment"], derive_each(items, self.seed, "augment", epoch))
-        changes = plan(self.settings["augment"], draws)
-        return Graded(pictures(self.images, self.rows[items]), changes, self.grades[torch.from_numpy(items)])
+    def prepare(
+        self,
+        positions: np.ndarray,
+        epoch: int,
+        drawn: np.ndarray | None = None,
+        weights: np.ndarray | None = None,
+    ) -> Graded:
+        """Read a batch and draw its augmentation.
+
+        Args:
+            positions: training photographs of the batch; positions in ``drawn`` if that is given.
+            epoch: counted from 0.
+            drawn: the epoch's resampled training photographs.
+            weights: weight of each grade in the loss (5,).
+        """
+        items = positions if drawn is None else drawn[positions]
+        # by position, so that a photograph that is drawn twice is not augmented in the same way
+        draws = draw(self.augment, derive_each(positions, self.seed, "augment", epoch))
+        changes = plan(self.augment, draws, self.axes)
+        grades = torch.from_numpy(self.grades[items])
+        weighted = None if weights is None else torch.from_numpy(weights.astype(np.float32))
+        return Graded(pictures(self.images, self.rows[items]), changes, grades, weighted)
 
     def training_step(self, batch: Graded, _: int) -> torch.Tensor:
         """Training loss of a batch."""
         with exact(batch.pictures.device):
-            inputs = apply(batch.pictures, batch.changes, self.settings["input_size"])
+            inputs = apply(batch.pictures, batch.changes, self.params.input_size)
             inputs = normalise(inputs, self.mean, self.std).contiguous(memory_format=torch.channels_last)
         outputs = self.network(inputs).float()
-        loss = self.network.loss(outputs, batch.grades)
+        weighted = () if batch.weights is None else (batch.weights,)
+        loss = self.network.loss(outputs, batch.grades, *weighted)
         self.losses.append(loss.detach())
         return loss
 
@@ -204,40 +260,68 @@ class FineTune(Module):
         network = self.network.eval()
         found = outputs_of(network, self.val_images, self.val_rows, self.mean, self.std, network.shape)
         scores = network.score(torch.from_numpy(found)).double().numpy()
-        value = qwk(self.val_grades, to_grades(scores))
-        if self.select_best and value > self.best_qwk:
-            self.best_qwk = value
-            self.best_weights = {key: tensor.clone() for key, tensor in self.network.state_dict().items()}
         self.network.train()
-        return {"val_qwk": value, "val_mse": float(np.mean((scores - self.val_grades) ** 2))}
+        value = qwk(self.val_grades, to_grades(scores))
+        error = float(np.mean((scores - self.val_grades) ** 2))
+        for name, merit in (("best", value), ("best_mse", -error)):
+            wanted = name in self.params.checkpoints or (name == "best" and self.params.select == "best")
+            if wanted and merit > self.best[name].merit:
+                weights = {key: tensor.clone() for key, tensor in self.network.state_dict().items()}
+                self.best[name] = Best(merit, weights)
+        return {"val_qwk": value, "val_mse": error}
+
+    def end_epoch(self, loss: float) -> None:
+        """Lower the learning rate where the training loss has stopped falling (schedule ``plateau``)."""
+        timed = self.lr_schedulers()
+        if isinstance(timed, Plateau):
+            timed.judge(loss)
 
     def configure_optimizers(self) -> Any:
-        """AdamW with a one-cycle schedule, both stepped once every ``accumulate`` batches."""
-        optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=self.settings["lr"], weight_decay=self.settings["weight_decay"]
-        )
-        batches = len(Batches(len(self.rows), self.settings["batch_size"], self.seed, 0))
-        steps = math.ceil(batches / self.settings["accumulate"])
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, self.settings["lr"], total_steps=steps * self.settings["epochs"]
-        )
-        return [optimizer], [{"scheduler": schedule, "interval": "step"}]
+        """Optimiser and schedule; both are stepped once every ``accumulate`` batches."""
+        params = self.params
+        tuned = optimizer(
+            self.network, name=params.optimizer, lr=params.lr, weight_decay=params.weight_decay,
+            momentum=params.momentum, layer_decay=params.layer_decay, decay=params.decay,
+        )  # fmt: skip
+        batches = len(Batches(len(self.rows), params.batch_size, self.seed, 0))
+        steps = math.ceil(batches / params.accumulate)
+        timed = schedule(tuned, params.schedule, steps, params.epochs)
+        return [tuned], [{"scheduler": timed, "interval": "step"}]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Save the best epoch so far, for resuming."""
-        checkpoint["best"] = {"qwk": self.best_qwk, "weights": self.best_weights}
+        """Save the best epochs so far, for resuming."""
+        checkpoint["best"] = {name: tuple(best) for name, best in self.best.items()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the best epoch so far."""
-        self.best_qwk = checkpoint["best"]["qwk"]
-        self.best_weights = checkpoint["best"]["weights"]
+        """Restore the best epochs so far."""
+        self.best = {name: Best(*best) for name, best in checkpoint["best"].items()}
 
 
 def predict(network: GradedNetwork, preprocess: Preprocess, photographs: Photographs) -> Output:
-    """Predict photographs: class probabilities (n, 5) and the encoder's features (n, D)."""
+    """Predict photographs: class probabilities (n, 5) and the encoder's features (n, D).
+
+    With test-time augmentation both are computed from the means over the transforms.
+    """
     images, features = preprocess.scaled(photographs.images), width(network.encoder)
     shape = (math.prod(network.shape) + features,)
     whole = WithFeatures(network).eval()
-    found = outputs_of(whole, images, photographs.rows, preprocess.mean, preprocess.std, shape)
+    found = outputs_of(
+        whole, images, photographs.rows, preprocess.mean, preprocess.std, shape, preprocess.changes()
+    )
     outputs = torch.from_numpy(found[:, :-features]).reshape(-1, *network.shape)
     return Output(network.probabilities(outputs).double().numpy(), features=found[:, -features:])
+
+
+def moments(
+    network: GradedNetwork, preprocess: Preprocess, photographs: Photographs, changes: Plan | None
+) -> Moments:
+    """Moments of the encoder's features over transforms, see :meth:`.Grader.moments`."""
+    return moments_of(
+        network.encoder.eval(),
+        preprocess.scaled(photographs.images),
+        photographs.rows,
+        preprocess.mean,
+        preprocess.std,
+        (width(network.encoder),),
+        changes,
+    )

@@ -107,7 +107,7 @@ def pretrain(
                 with run.child(f"{name} {label}", {"fold": fold, "photographs": len(part)}) as child:
                     encoder = learner.fit(material, name=f"{name} {label}", key=key, run=child)
                 if rank() == 0:
-                    save_tensors(encoder, finished[-1])
+                    save_tensors(encoder.state_dict(), finished[-1])
             if rank() == 0:
                 with atomic_write(written[-1]) as partial:
                     shutil.copyfile(finished[-1], partial)
