@@ -142,7 +142,7 @@ def _encoder(params: Params, name: str, experiment: Encoded) -> Iterator[Problem
 
     key = f"experiments.{name}"
     try:
-        encoder = _meta_encoder(experiment.encoder)
+        encoder = _meta_encoder(experiment.encoder, **experiment.encoder_options())
     except UserError as error:
         yield Problem(f"{key}.encoder", str(error))
         return
@@ -160,7 +160,7 @@ def _encoder(params: Params, name: str, experiment: Encoded) -> Iterator[Problem
     other = getattr(source, "encoder", None)
     if other is None:
         yield Problem(f"{key}.start", f"{start.name} has no encoder; start from an experiment that has")
-    elif not _same_architecture(experiment.encoder, other):
+    elif not experiment.can_start_from(other) and not _same_architecture(experiment.encoder, other):
         both = f"{start.name} is a {other}, the experiment's encoder a {experiment.encoder}"
         yield Problem(f"{key}.start", f"{both}; set both to the same")
 
@@ -171,10 +171,11 @@ def _explanations(params: Params) -> Iterator[Problem]:
 
     for name, block in params.explanations.items():
         yield from _problems_of(f"explanations.{name}.method", EXPLAINERS.get, block.method)
-        grader = params.experiments[block.experiment].grader
-        if GRADERS.get(grader).explainable is Grader.explainable:
-            none = f"the grader {grader!r} of {block.experiment} has no network to explain"
-            yield Problem(f"explanations.{name}.experiment", f"{none}; choose another")
+        for experiment in block.experiments:
+            grader = params.experiments[experiment].grader
+            if GRADERS.get(grader).explainable is Grader.explainable:
+                none = f"the grader {grader!r} of {experiment} has no network to explain"
+                yield Problem(f"explanations.{name}.experiment", f"{none}; choose another")
 
 
 def _compiler(key: str, wanted: bool) -> list[Problem]:
@@ -183,8 +184,13 @@ def _compiler(key: str, wanted: bool) -> list[Problem]:
     return _problems_of(f"{key}.compile", find_compiler) if wanted else []
 
 
-def _meta_encoder(name: str, trunk: bool = False) -> "torch.nn.Module":
+def _meta_encoder(name: str, trunk: bool = False, **options: Any) -> "torch.nn.Module":
     """Create an encoder on the device ``meta``, with names and shapes but without values.
+
+    Args:
+        name: timm name.
+        trunk: create its feature maps only.
+        **options: options for timm.
 
     Raises:
         UserError: timm knows no such encoder.
@@ -194,7 +200,7 @@ def _meta_encoder(name: str, trunk: bool = False) -> "torch.nn.Module":
     from drgrade.encoders import create_encoder
 
     with torch.device("meta"):
-        return create_encoder(name, None, features_only=trunk).eval()
+        return create_encoder(name, None, features_only=trunk, **options).eval()
 
 
 def _check_weights(name: str, start: str, trunk: bool = False) -> None:

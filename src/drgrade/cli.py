@@ -68,6 +68,18 @@ def _dataset(parser: argparse.ArgumentParser, role: str = "") -> None:
     )
 
 
+def _training(parser: argparse.ArgumentParser) -> None:
+    """Which training of an experiment."""
+    parser.add_argument("--seed", type=int, default=0, help="of everything random")
+    parser.add_argument("--fold", type=int, default=None, help="the test fold, with cross-validation")
+
+
+def _external(parser: argparse.ArgumentParser, meaning: str) -> None:
+    parser.add_argument(
+        "--external", nargs=2, action="append", default=[], metavar=("DATASET", "FOLDER"), help=meaning
+    )
+
+
 def _images(verb: Verb) -> None:
     """Verbs of the rules in images.smk."""
     sub = verb(do.download)
@@ -135,14 +147,14 @@ def _grading(verb: Verb) -> None:
     _paths(sub, "patches", "kinds", optional=True)
     sub = verb(do.grade)
     sub.add_argument("--experiment", required=True)
-    sub.add_argument("--seed", type=int, default=0, help="of everything random")
-    sub.add_argument("--fold", type=int, default=None, help="the test fold, with cross-validation")
+    _training(sub)
+    sub.add_argument(
+        "--part", type=_shard, default=None, metavar="K/N",
+        help="leave out part K, counted from 0, of N of the training patients",
+    )  # fmt: skip
     _block(sub, "--crop-params", "the block crop, kept with the model")
     _dataset(sub)
-    sub.add_argument(
-        "--external", nargs=2, action="append", default=[], metavar=("DATASET", "FOLDER"),
-        help="test on another dataset too; its folder in results",
-    )  # fmt: skip
+    _external(sub, "test on another dataset too; its folder in results")
     sub.add_argument(
         "--member", nargs=2, action="append", default=[], metavar=("EXPERIMENT", "FOLDER"),
         help="a training of another experiment that this one builds on",
@@ -151,8 +163,22 @@ def _grading(verb: Verb) -> None:
         "--masked", nargs=2, metavar=("DATASET", "FOLDER"),
         help="learn from the lesion masks of a dataset; its folder in results",
     )  # fmt: skip
+    sub.add_argument(
+        "--features", nargs=2, action="append", default=[], metavar=("NAME", "FOLDER"),
+        help="a feature set that the experiment is fitted on; output of the verb features",
+    )  # fmt: skip
     _paths(sub, "out")
     _paths(sub, "start", "lesions", optional=True)
+    sub = verb(do.features)
+    sub.add_argument("--name", required=True, help="of the feature set, a key of the block features")
+    _training(sub)
+    _dataset(sub)
+    _external(sub, "features of another dataset too; its folder in results")
+    sub.add_argument(
+        "--models", type=Path, nargs="+", required=True, metavar="FOLDER",
+        help="one trained model, or one for each left-out part, in order",
+    )  # fmt: skip
+    _paths(sub, "out")
 
 
 def _results(verb: Verb) -> None:
@@ -163,7 +189,11 @@ def _results(verb: Verb) -> None:
     sub = verb(do.explain)
     _dataset(sub)
     _dataset(sub, "lesions-")
-    _paths(sub, "model", "out")
+    sub.add_argument(
+        "--model", type=Path, nargs="+", required=True, metavar="FOLDER",
+        help="a trained model; of several the maps are averaged",
+    )  # fmt: skip
+    _paths(sub, "out")
     sub = verb(do.report, params=False)
     sub.add_argument("--all-params", required=True, metavar="JSON")
     sub.add_argument("--statistics", type=Path, nargs="*", metavar="PATH", help="of the boxes pretrained on")
@@ -181,6 +211,19 @@ def _by_hand(verb: Verb) -> None:
     _paths(sub, "model", "out")
     sub.add_argument("--force", action="store_true", help="grade photographs without a retina too")
     sub.add_argument("--workers", type=_number, default=os.cpu_count())
+    sub = verb(do.submission, params=False)
+    sub.add_argument(
+        "--predictions", type=Path, nargs="+", required=True, metavar="PATH",
+        help="tables of one experiment; the scores of its trainings are averaged",
+    )  # fmt: skip
+    _paths(sub, "out")
+    sub.add_argument("--sample", type=Path, metavar="PATH", help="a CSV with the images to submit")
+    sub.add_argument("--external", metavar="DATASET", help="submit its photographs, not validation and test")
+    sub.add_argument("--thresholds", choices=("midpoints", "fitted"), default="midpoints")
+    sub.add_argument("--continuous", action="store_true", help="add the column score")
+    sub = verb(do.score)
+    sub.add_argument("submission", type=Path)
+    _paths(sub, "solution")
     sub = verb(do.new, params=False)
     sub.add_argument("dataset", choices=("folder",))
     sub.add_argument("path", type=Path, help="holds images/ and, if there are grades, labels.csv")

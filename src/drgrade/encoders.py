@@ -40,6 +40,8 @@ def create_encoder(
     import timm
     from timm.models import is_model_in_modules
 
+    import drgrade.networks  # noqa: F401  registers networks that timm lacks
+
     if not features_only:
         options.setdefault("num_classes", 0)
         if is_model_in_modules(name, {"vision_transformer", "deit"}):
@@ -69,8 +71,8 @@ def forward_blank(encoder: "torch.nn.Module", name: str, side: int) -> "torch.Te
             return features
     except (AssertionError, RuntimeError) as error:
         raise UserError(
-            f"{name} takes no images of {side} pixels ({str(error).splitlines()[0]}); for a vision "
-            "transformer, a multiple of its patch"
+            f"{name} takes no images of {side} pixels: {str(error).splitlines()[0]} (for a vision "
+            "transformer, take a multiple of its patch)"
         ) from None
 
 
@@ -83,6 +85,8 @@ def width(encoder: "torch.nn.Module") -> int:
 def normalisation(name: str) -> tuple[list[float], list[float]]:
     """Channel mean and standard deviation (RGB, images in 0-1) the backbone's weights expect."""
     import timm
+
+    import drgrade.networks  # noqa: F401  registers networks that timm lacks
 
     config = timm.get_pretrained_cfg(name, allow_unregistered=True)
     if config is None:

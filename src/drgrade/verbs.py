@@ -180,12 +180,33 @@ def grade(args: Arguments) -> None:
         members={name: Path(folder) for name, folder in args.member},
         lesions=args.lesions,
         masked=CroppedDataset(args.masked[0], Path(args.masked[1])) if args.masked else None,
+        features={name: Path(folder) for name, folder in args.features},
     )
     grade(
         args.experiment,
         params.check_block(Annotated[params.Experiment, params.BY_GRADER], args.params, source),
         _block(args.crop_params, "crop"),
         inputs,
+        seed=args.seed,
+        fold=args.fold,
+        part=args.part,
+        out=args.out,
+    )
+
+
+def features(args: Arguments) -> None:
+    """Store features of all photographs by a trained model, averaged over test-time transforms."""
+    from drgrade.devices import take_gpu
+    from drgrade.grading.extract import extract
+    from drgrade.images.dataset import CroppedDataset
+
+    take_gpu()
+    extract(
+        args.name,
+        _block(args.params, "features"),
+        CroppedDataset(args.dataset, args.data),
+        [CroppedDataset(name, Path(folder)) for name, folder in args.external],
+        args.models,
         seed=args.seed,
         fold=args.fold,
         out=args.out,
@@ -216,7 +237,7 @@ def explain(args: Arguments) -> None:
         _block(args.params, "explanation"),
         graded=CroppedDataset(args.dataset, args.data),
         masked=CroppedDataset(args.lesions_dataset, args.lesions_data),
-        model=args.model,
+        models=args.model,
         out=args.out,
     )
 
@@ -248,6 +269,31 @@ def predict(args: Arguments) -> None:
 
     take_gpu()
     predict_files(args.photographs, args.model, args.out, force=args.force, workers=args.workers)
+
+
+def submission(args: Arguments) -> None:
+    """Write a submission file of Kaggle's competition of 2015 from the predictions of one experiment."""
+    from drgrade.evaluate.submission import write_submission
+
+    write_submission(
+        args.predictions,
+        args.out,
+        external=args.external,
+        sample=args.sample,
+        thresholds=args.thresholds,
+        continuous=args.continuous,
+    )
+
+
+def score(args: Arguments) -> None:
+    """Score a submission file of Kaggle's competition of 2015 with its solution."""
+    from drgrade.evaluate.submission import score_submission
+
+    found = score_submission(args.submission, args.solution, _block(args.params, "evaluate"))
+    for part, values in found.items():
+        low, high = values["qwk_low"], values["qwk_high"]
+        counts = f"{values['n']} photographs of {values['patients']} patients"
+        print(f"{part:7}  QWK {values['qwk']:.5f} ({low:.5f} to {high:.5f})  {counts}")
 
 
 def new(args: Arguments) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -14,7 +15,7 @@ from drgrade.encoders import placed_file
 from drgrade.errors import UserError
 from drgrade.estimate import estimate
 from drgrade.params import GRADERS, check, read_yaml
-from drgrade.params.trainings import trainings
+from drgrade.params.trainings import part_trainings, trainings
 from drgrade.seeding import torch_threads
 from drgrade.summary import summary
 
@@ -146,14 +147,55 @@ def of_trainings(path, experiments=EXPERIMENTS):
     ]
 
 
+def of_part_trainings(path, experiment):
+    """A file of every training of an experiment that leaves out a part of the patients."""
+    return [
+        f"{training_folder(experiment, training.label)}/{path}"
+        for training in part_trainings(PARAMS, experiment)
+    ]
+
+
+def of_features(name):
+    """The manifests of a feature set, one for each training of its experiment."""
+    experiment = PARAMS.features[name].experiment
+    return [
+        at(GRADE, f"features/{name}/{training.label}/features.json")
+        for training in trainings(PARAMS, experiment)
+    ]
+
+
+def training_named(experiment, label):
+    """The training of an experiment with this label."""
+    known = [*trainings(PARAMS, experiment), *part_trainings(PARAMS, experiment)]
+    return next(training for training in known if training.label == label)
+
+
+def models_of(features, label, path):
+    """A file of the models that give a feature set: of the parts if there are any, else of the training."""
+    experiment = PARAMS.features[features].experiment
+    parts = training_named(experiment, label).parts(
+        PARAMS.experiments[experiment].out_of_fold
+    )
+    return [
+        f"{training_folder(experiment, name)}/{path}"
+        for name in [part.label for part in parts] or [label]
+    ]
+
+
+def seed_and_fold(label):
+    """Seed and fold of a training as options, from its label."""
+    numbers = dict(re.findall(r"(seed|fold)(\d+)", label))
+    return " ".join(f"--{name} {number}" for name, number in numbers.items())
+
+
 def explained(file):
-    """A file of the training whose model is explained, the first seed and fold, as an input."""
+    """A file of each training whose model is explained (first seed and fold), as an input."""
 
-    def path(wildcards):
-        experiment = PARAMS.explanations[wildcards.explanation].experiment
-        return of_trainings(file, [experiment])[0]
+    def paths(wildcards):
+        experiments = PARAMS.explanations[wildcards.explanation].experiments
+        return [of_trainings(file, [experiment])[0] for experiment in experiments]
 
-    return path
+    return paths
 
 
 def training_folder(experiment, training):
@@ -195,6 +237,10 @@ def grade_needs(wildcards):
     if "masks" in needs:
         files["masks"] = at(LESIONS, "lesion_masks/masks.parquet")
         files["masked"] = [at(LESIONS, path) for path in TABLES_OF_CROPS]
+    files["features"] = [
+        at(GRADE, f"features/{name}/{wildcards.training}/features.json")
+        for name in PARAMS.feature_sets(wildcards.experiment)
+    ]
     return files
 
 
@@ -212,18 +258,18 @@ def grade_options(wildcards):
         options.append(f"--lesions {at(PRETRAIN, 'lesions/lesions.parquet')}")
     if "masks" in needs:
         options.append(f"--masked {LESIONS} {at(LESIONS, '')}")
+    options += [
+        f"--features {name} {at(GRADE, f'features/{name}/{wildcards.training}')}"
+        for name in PARAMS.feature_sets(wildcards.experiment)
+    ]
     return " ".join(options)
 
 
 def training_options(wildcards):
-    """Seed and fold of a training as options."""
-    (training,) = [
-        one
-        for one in trainings(PARAMS, wildcards.experiment)
-        if one.label == wildcards.training
-    ]
-    fold = "" if training.fold is None else f" --fold {training.fold}"
-    return f"--seed {training.seed}{fold}"
+    """Seed, fold and left-out part of a training as options."""
+    training = training_named(wildcards.experiment, wildcards.training)
+    part = " --part {}/{}".format(*training.part) if training.part else ""
+    return seed_and_fold(wildcards.training) + part
 
 
 # a cluster's profile names no cores: --set-threads gives its jobs another number than this
@@ -251,7 +297,8 @@ wildcard_constraints:
     dataset="|".join(PARAMS.datasets),
     experiment="|".join(EXPERIMENTS),
     encoder="|".join(ENCODERS),
-    training=r"seed\d+(_fold\d+)?",
+    training=r"seed\d+(_fold\d+)?(_part\d+of\d+)?",
+    features="|".join(PARAMS.features),
     explanation="|".join(PARAMS.explanations),
 
 

@@ -93,3 +93,49 @@ for experiment in EXPERIMENTS:
             f"grade_{experiment}"
         input:
             of_trainings("training.json", [experiment]),
+            of_part_trainings("training.json", experiment),
+
+
+rule features:
+    input:
+        lambda wildcards: models_of(wildcards.features, wildcards.training, "training.json"),
+        index=at(GRADE, "index/index.parquet"),
+        crops=at(GRADE, "crop/crops.parquet"),
+        store=at(GRADE, "crop/store.json"),
+        shards=ancient(at(GRADE, "crop/store")),
+        external=[at(name, path) for name in EXTERNAL for path in TABLES_OF_CROPS],
+        external_shards=[ancient(at(name, "crop/store")) for name in EXTERNAL],
+    output:
+        manifest=at(GRADE, "features/{features}/{training}/features.json"),
+        rows=at(GRADE, "features/{features}/{training}/rows.parquet"),
+        mean=at(GRADE, "features/{features}/{training}/mean.npy"),
+        std=at(GRADE, "features/{features}/{training}/std.npy"),
+    log:
+        f"logs/{GRADE}/features_{{features}}_{{training}}.log",
+    threads: JOB_THREADS
+    resources:
+        gpu=JOB_GPUS,
+    params:
+        software=features_software,
+        block=lambda wildcards: block("features", wildcards.features),
+        training=lambda wildcards: seed_and_fold(wildcards.training),
+        models=lambda wildcards: models_of(wildcards.features, wildcards.training, "model"),
+        external=[f"--external {name} {at(name, '')}" for name in EXTERNAL],
+        dataset=GRADE,
+        folder=subpath(output.manifest, parent=True),
+    message:
+        "Store features: {wildcards.features}, {wildcards.training}"
+    shell:
+        "drgrade features --name {wildcards.features} {params.training} --params {params.block:q}"
+        " --dataset {params.dataset} --data results/{params.dataset} {params.external}"
+        " --models {params.models} --out {params.folder} > {log} 2>&1"
+
+
+# a target for each feature set, which DVC asks for
+for features in PARAMS.features:
+
+    rule:
+        name:
+            f"features_{features}"
+        input:
+            of_features(features),

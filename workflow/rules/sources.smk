@@ -29,6 +29,11 @@ def grade_software(wildcards):
     return software("grade", *sorted(set(map(grader_of, names))))
 
 
+def features_software(wildcards):
+    """What the stage features is made of with the grader whose features are stored."""
+    return software("features", grader_of(PARAMS.features[wildcards.features].experiment))
+
+
 def pretrain_software(wildcards):
     """What the stage pretrain is made of with the method of one encoder."""
     method = PARAMS.pretrain[wildcards.encoder].method
@@ -36,14 +41,14 @@ def pretrain_software(wildcards):
 
 
 def explain_software(wildcards):
-    """What the stage explain is made of with its method, and the grader it explains."""
+    """What the stage explain is made of with its method, and the graders it explains."""
     asked = PARAMS.explanations[wildcards.explanation]
     parts = (f"drgrade.data.{name}" for name in dict.fromkeys((LESIONS, GRADE)))
     return software(
         "explain",
         *parts,
         f"drgrade.explain.{asked.method}",
-        grader_of(asked.experiment),
+        *sorted(set(map(grader_of, asked.experiments))),
     )
 
 

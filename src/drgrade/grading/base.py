@@ -19,20 +19,26 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 import numpy as np
 import pandas as pd
 
+from drgrade.errors import UserError
 from drgrade.params import GRADERS, Crop, Experiment
 from drgrade.schema import GRADES
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
+    from drgrade.grading.feature_sets import FeatureSet
+    from drgrade.images.augment import Plan
     from drgrade.images.preprocess import Preprocess
     from drgrade.images.store import Images
     from drgrade.lesions.mask_store import Masks
 
 __all__ = [
-    "GRADERS", "Explainable", "Grader", "Job", "Need", "Output", "Photographs", "Start", "interpolated",
+    "GRADERS", "Explainable", "Grader", "Job", "Moments", "Need", "Output", "Photographs", "Start",
+    "interpolated",
 ]  # fmt: skip
 
+Moments = tuple[np.ndarray, np.ndarray]
+"""Mean and standard deviation of features over transforms, float32 (n, D) each."""
 Need = Literal["boxes", "masks"]
 """Inputs a grader may require besides crops and grades: ``boxes``, lesions found by the detector; ``masks``,
 photographs with annotated lesion masks (``Job.masked``)."""
@@ -49,6 +55,8 @@ class Photographs:
             unless the grader needs them.
         members: trained models of the experiments the grader builds on, by name.
         masks: annotated lesion masks of these photographs, in crop pixels; None except in ``Job.masked``.
+        features: feature sets that the grader or one of its members is fitted on, by name.
+        dataset: name of the dataset; empty for new photographs.
     """
 
     images: "Images"
@@ -56,6 +64,8 @@ class Photographs:
     boxes: "pd.DataFrame | None" = None
     members: "Mapping[str, Grader]" = field(default_factory=dict)
     masks: "Masks | None" = None
+    features: "Mapping[str, FeatureSet]" = field(default_factory=dict)
+    dataset: str = ""
 
     def __len__(self) -> int:
         return len(self.table)
@@ -202,7 +212,25 @@ class Grader(ABC):
         """Conversion of crops to the inputs of the experiment's encoder."""
         from drgrade.images.preprocess import Preprocess
 
-        return Preprocess.of(self.params.encoder, self.params.input_size, self.crop)
+        return Preprocess.of(
+            self.params.encoder, self.params.input_size, self.crop, test_time=self.params.test_time,
+            augment=self.params.augment,
+        )  # fmt: skip
+
+    def moments(self, photographs: Photographs, changes: "Plan | None") -> "Moments":
+        """Mean and standard deviation of the encoder's features over test-time transforms, each (n, D).
+
+        Args:
+            photographs: n photographs.
+            changes: the transforms, the same for all photographs; None: none, and the deviations are 0.
+
+        Raises:
+            UserError: the grader has no encoder.
+        """
+        raise UserError(
+            f"features: the grader {self.params.grader!r} has no encoder whose features could be stored; "
+            "name another experiment"
+        )
 
     def explainable(self) -> Explainable | None:
         """The network to compute heat maps for; None where there is none."""
@@ -211,6 +239,10 @@ class Grader(ABC):
     def tensors(self) -> "nn.Module | None":
         """A module that holds every tensor of the trained model; None where there are none."""
         return None
+
+    def checkpoints(self) -> "Mapping[str, Mapping[str, Tensor]]":
+        """Further weights of :meth:`tensors` to save, by name, such as those of another epoch."""
+        return {}
 
     def facts(self) -> dict[str, Any]:
         """State of the trained model other than tensors, as JSON values."""
@@ -225,21 +257,25 @@ class Grader(ABC):
         """
 
     def save(self, folder: Path) -> None:
-        """Write ``model.json`` and, where there are tensors, ``model.safetensors``."""
+        """Write ``model.json``, and where there are tensors ``model.safetensors`` and further checkpoints."""
         from drgrade.grading.models import write_model
 
         write_model(self, folder)
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
+    def load(cls, folder: Path, checkpoint: str | None = None) -> Self:
         """Load a grader that :meth:`save` wrote; names and shapes of all tensors must match.
+
+        Args:
+            folder: holds ``model.json``.
+            checkpoint: name of one of the further :meth:`checkpoints`; None: the selected weights.
 
         Raises:
             UserError: a file is missing or damaged.
         """
         from drgrade.grading.models import read_model
 
-        return read_model(cls, folder)
+        return read_model(cls, folder, checkpoint)
 
 
 def interpolated(scores: np.ndarray) -> np.ndarray:

@@ -14,8 +14,11 @@ from torch import nn
 from drgrade.encoders import create_encoder, forward_blank, normalisation
 from drgrade.errors import UserError
 from drgrade.evaluate.metrics import qwk, to_grades
+from drgrade.grading.base import Moments
+from drgrade.images.augment import Plan
 from drgrade.images.scaled import at_size
 from drgrade.images.store import Images
+from drgrade.inference import moments as moments_of
 from drgrade.inference import outputs
 
 BLOCKS = 4
@@ -42,6 +45,8 @@ class Frozen(nn.Module):
         width: number of features.
         mean: channel means (RGB, 0-1) that the encoder expects.
         std: channel standard deviations that it expects.
+        changes: transforms that features are averaged over, None by default; see
+            :meth:`drgrade.images.preprocess.Preprocess.changes`.
 
     Raises:
         UserError: timm knows no such encoder, its weights do not fit, or it cannot take this size.
@@ -53,6 +58,7 @@ class Frozen(nn.Module):
         self.encoder = encoder.requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.mean, self.std = normalisation(name)
         self.size = size
+        self.changes: Plan | None = None
         self.blocks = blocks and _has_class_token(encoder)
         self.eval()
         self.width = forward_blank(self, name, size).shape[1]
@@ -75,7 +81,7 @@ class Frozen(nn.Module):
 
 
 def features(frozen: Frozen, images: Images, rows: np.ndarray) -> np.ndarray:
-    """Features of photographs, without augmentation.
+    """Features of photographs, means over the encoder's transforms if it has any.
 
     Args:
         frozen: the encoder; moved to the accelerator where there is one.
@@ -101,7 +107,13 @@ def features(frozen: Frozen, images: Images, rows: np.ndarray) -> np.ndarray:
 def encode(frozen: Frozen, images: Images, rows: np.ndarray) -> np.ndarray:
     """Return the same as :func:`features`, but allow NaN and infinite values."""
     sized = at_size(images, frozen.size)
-    return outputs(frozen, sized, rows, frozen.mean, frozen.std, (frozen.width,))
+    return outputs(frozen, sized, rows, frozen.mean, frozen.std, (frozen.width,), frozen.changes)
+
+
+def moments(frozen: Frozen, images: Images, rows: np.ndarray, changes: Plan | None) -> Moments:
+    """Moments of features over transforms, see :meth:`drgrade.grading.base.Grader.moments`."""
+    sized = at_size(images, frozen.size)
+    return moments_of(frozen, sized, rows, frozen.mean, frozen.std, (frozen.width,), changes)
 
 
 def best(scores: Mapping[float, np.ndarray], grades: np.ndarray) -> tuple[float, dict[float, float]]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from drgrade.grading.base import GRADERS, Grader, Job, Output, Photographs
+from drgrade.grading.base import GRADERS, Grader, Job, Moments, Output, Photographs
 from drgrade.params import Encoded
 from drgrade.schema import GRADES
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from drgrade.grading.features import Frozen
     from drgrade.grading.neighbours import Bank
+    from drgrade.images.augment import Plan
 
 
 class Params(Encoded):
@@ -75,6 +76,12 @@ class Knn(Grader):
         found = features(self.frozen, photographs.images, photographs.rows)
         return Output(self._votes(*self.bank.nearest(found, self.k)), features=found)
 
+    def moments(self, photographs: Photographs, changes: "Plan | None") -> Moments:
+        """Moments of the frozen encoder's features."""
+        from drgrade.grading.features import moments
+
+        return moments(self.frozen, photographs.images, photographs.rows, changes)
+
     def tensors(self) -> "nn.Module":
         """The encoder, and the bank of training features and grades."""
         from torch import nn
@@ -102,6 +109,7 @@ class Knn(Grader):
 
         frozen = Frozen(self.params.encoder, start, self.params.input_size)
         frozen.mean, frozen.std = list(self.preprocess.mean), list(self.preprocess.std)
+        frozen.changes = self.preprocess.changes()
         return frozen
 
     def _votes(self, cosines: "torch.Tensor", grades: "torch.Tensor") -> np.ndarray:

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
-from drgrade.grading.base import GRADERS, Explainable, Grader, Job, Output, Photographs, interpolated
+from drgrade.grading.base import GRADERS, Explainable, Grader, Job, Moments, Output, Photographs, interpolated
 from drgrade.params import Encoded
 
 if TYPE_CHECKING:
     from torch import nn
 
     from drgrade.grading.probe import Probe
+    from drgrade.images.augment import Plan
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +102,12 @@ class Linear(Grader):
         """The whole network."""
         return Explainable(self.network, self.preprocess)
 
+    def moments(self, photographs: Photographs, changes: "Plan | None") -> Moments:
+        """Moments of the frozen encoder's features."""
+        from drgrade.grading.features import moments
+
+        return moments(self.network.encoder, photographs.images, photographs.rows, changes)
+
     def tensors(self) -> "nn.Module":
         """The network."""
         return self.network
@@ -115,4 +122,5 @@ class Linear(Grader):
 
         frozen = Frozen(self.params.encoder, start, self.params.input_size, blocks=True)
         frozen.mean, frozen.std = list(self.preprocess.mean), list(self.preprocess.std)
+        frozen.changes = self.preprocess.changes()
         return Probe(frozen)

@@ -16,13 +16,20 @@ MODEL = "model.json"
 TENSORS = "model.safetensors"
 
 
+def tensors_file(checkpoint: str | None) -> str:
+    """File name of a model's weights: the selected ones, or a further checkpoint such as ``last``."""
+    return TENSORS if checkpoint is None else f"model_{checkpoint}.safetensors"
+
+
 def write_model(grader: Grader, folder: Path) -> None:
-    """Write both files; the second only where there are tensors."""
+    """Write both files, the second only where there are tensors; and the further checkpoints."""
     network = grader.tensors()
     if network is not None:
         from drgrade.training import save_tensors
 
-        save_tensors(network, folder / TENSORS)
+        save_tensors(network.state_dict(), folder / TENSORS)
+        for name, weights in grader.checkpoints().items():
+            save_tensors(weights, folder / tensors_file(name))
     about: dict[str, Any] = {
         "grader": grader.params.grader,
         "params": grader.params.model_dump(),
@@ -36,8 +43,8 @@ def write_model(grader: Grader, folder: Path) -> None:
     write_json(about, folder / MODEL)
 
 
-def read_model(kind: type[AnyGrader], folder: Path) -> AnyGrader:
-    """Load the trained grader, of class ``kind``, in a folder.
+def read_model(kind: type[AnyGrader], folder: Path, checkpoint: str | None = None) -> AnyGrader:
+    """Load the trained grader, of class ``kind``, in a folder; ``checkpoint``: see :func:`tensors_file`.
 
     Raises:
         UserError: a file is missing or damaged, or a tensor does not fit.
@@ -52,7 +59,9 @@ def read_model(kind: type[AnyGrader], folder: Path) -> AnyGrader:
         raise UserError(
             f"{folder / MODEL}: not the description of a model ({reason}); train it again"
         ) from None
-    path = folder / TENSORS
+    path = folder / tensors_file(checkpoint)
+    if checkpoint is not None and not path.exists():
+        raise UserError(f"{path}: no such file; name {checkpoint} in the experiment's key checkpoints")
     if not path.exists():
         grader.rebuild(about["facts"], {})
         if grader.tensors() is not None:
@@ -73,16 +82,17 @@ def read_model(kind: type[AnyGrader], folder: Path) -> AnyGrader:
     return grader
 
 
-def load_model(folder: Path) -> Grader:
+def load_model(folder: Path, checkpoint: str | None = None) -> Grader:
     """Load the trained grader in a folder, of any class.
 
     Args:
         folder: such as ``results/demo/grade/imagenet/seed0/model``.
+        checkpoint: name of a further checkpoint; None: the selected weights.
 
     Raises:
         UserError: it holds no model, or a damaged one.
     """
-    grader: Grader = GRADERS.get(read_about(folder)["grader"]).load(folder)
+    grader: Grader = GRADERS.get(read_about(folder)["grader"]).load(folder, checkpoint)
     return grader
 
 

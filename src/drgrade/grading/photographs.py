@@ -6,10 +6,12 @@ import numpy as np
 import pandas as pd
 
 from drgrade.errors import UserError
+from drgrade.rng import numpy_rng
 from drgrade.splits.assign import label_subset
 
 Parts = dict[str, pd.DataFrame]
-"""Rows of :meth:`drgrade.images.dataset.CroppedDataset.graded` by split: train, val, test."""
+"""Rows of :meth:`drgrade.images.dataset.CroppedDataset.graded` by split: train, val, test; and, if a part of
+the training patients is left out, left_out."""
 
 
 def splits(table: pd.DataFrame, select: str) -> Iterator[tuple[int | None, Parts]]:
@@ -30,7 +32,13 @@ def splits(table: pd.DataFrame, select: str) -> Iterator[tuple[int | None, Parts
 
 
 def parts_of(
-    table: pd.DataFrame, *, seed: int, fold: int | None, select: str, label_fraction: float
+    table: pd.DataFrame,
+    *,
+    seed: int,
+    fold: int | None,
+    select: str,
+    label_fraction: float,
+    part: tuple[int, int] | None = None,
 ) -> Parts:
     """The photographs of one training.
 
@@ -40,6 +48,7 @@ def parts_of(
         fold: test fold, or None with a hold-out split.
         select: as in ``grade.select``.
         label_fraction: share of the training patients whose grades may be used.
+        part: (k, n) leaves out part k (from 0) of n of these patients; None leaves out none.
 
     Raises:
         UserError: the table has no such fold, or there is nothing to train on.
@@ -54,4 +63,30 @@ def parts_of(
         train = train[train["image_id"].isin(label_subset(train, label_fraction, seed))]
     if train.empty:
         raise UserError("no graded training photographs; look at status and reason in index.parquet")
-    return parts | {"train": train}
+    if part is None:
+        return parts | {"train": train}
+    out = part_numbers(train, part[1], seed) == part[0]
+    if out.all() or not out.any():
+        raise UserError(
+            f"experiments.<name>.out_of_fold: {train['patient_id'].nunique()} training patients cannot be "
+            f"divided into {part[1]} parts; lower it"
+        )
+    return parts | {"train": train[~out], "left_out": train[out]}
+
+
+def part_numbers(train: pd.DataFrame, parts: int, seed: int) -> np.ndarray:
+    """Divide training photographs into parts of whole patients: int64 (n,), 0 to ``parts`` - 1.
+
+    Patients are ordered by the mean grade of their photographs, then at random, and dealt out in turn, so
+    that all parts have similar grades.
+
+    Args:
+        train: patient_id and grade of each photograph.
+        parts: number of parts.
+        seed: seed of the order of patients with equal grades.
+    """
+    mean = train.groupby("patient_id", sort=True)["grade"].mean()
+    chance = pd.Series(numpy_rng(seed, "out of fold").random(len(mean)), index=mean.index)
+    ordered = pd.DataFrame({"mean": mean.astype(float), "chance": chance}).sort_values(["mean", "chance"])
+    number = pd.Series(np.arange(len(ordered)) % parts, index=ordered.index)
+    return train["patient_id"].map(number).to_numpy(np.int64)

@@ -13,6 +13,7 @@ from drgrade.encoders import imagenet_file, start_record
 from drgrade.errors import UserError
 from drgrade.evaluate.metrics import to_grades
 from drgrade.files import sha256, write_json
+from drgrade.grading import feature_sets
 from drgrade.grading.base import GRADERS, Grader, Job, Photographs, Start
 from drgrade.grading.models import MODEL, TENSORS, load_model
 from drgrade.grading.photographs import Parts, parts_of
@@ -20,6 +21,7 @@ from drgrade.images.dataset import CroppedDataset
 from drgrade.lesions import mask_store
 from drgrade.params import Crop, Encoded, Experiment
 from drgrade.params.start import EXPERIMENT
+from drgrade.params.trainings import TrainingId
 from drgrade.rank import rank
 from drgrade.resume import training_key
 from drgrade.schema import GRADES, LESION_BOXES, MASKS, PREDICTIONS, read_table, write_table
@@ -40,6 +42,7 @@ class Inputs:
             experiment.
         lesions: ``lesions.parquet``, for graders that need boxes.
         masked: the dataset with lesion masks, after its stage lesion_masks, for graders that need masks.
+        features: folders of the stage features, by name of the set, for graders that are fitted on them.
     """
 
     data: CroppedDataset
@@ -48,6 +51,7 @@ class Inputs:
     members: Mapping[str, Path] = field(default_factory=dict)
     lesions: Path | None = None
     masked: CroppedDataset | None = None
+    features: Mapping[str, Path] = field(default_factory=dict)
 
     def files(self, start: Start) -> list[Path]:
         """All files that the trained model depends on."""
@@ -57,16 +61,27 @@ class Inputs:
         if self.masked is not None:
             masks = [self.masked.masks_folder / name for name in (mask_store.ARRAY, mask_store.TABLE)]
             masked = [self.masked.index_file, self.masked.crops_file, self.masked.store_file, *masks]
-        return [*data, *models, *masked, *(path for path in (self.lesions, start.path) if path is not None)]
+        sets = [folder / name for folder in self.features.values() for name in feature_sets.FILES]
+        given = [path for path in (self.lesions, start.path) if path is not None]
+        return [*data, *models, *masked, *sets, *given]
 
 
 def grade(
-    name: str, experiment: Experiment, crop: Crop, inputs: Inputs, *, seed: int, fold: int | None, out: Path
+    name: str,
+    experiment: Experiment,
+    crop: Crop,
+    inputs: Inputs,
+    *,
+    seed: int,
+    fold: int | None,
+    part: tuple[int, int] | None = None,
+    out: Path,
 ) -> None:
     """Train and test one model.
 
     Writes ``out/model/`` (``model.json``, ``model.safetensors``), ``out/predictions.parquet`` (validation,
-    test and external rows) and ``out/training.json`` (seed, fold, start weights, digests of the model).
+    test and external rows; validation and left-out rows of a training that leaves out a part) and
+    ``out/training.json`` (seed, fold, start weights, digests of the model).
 
     Args:
         name: name of the experiment.
@@ -75,6 +90,7 @@ def grade(
         inputs: datasets and files to read.
         seed: seed of all random numbers.
         fold: the test fold, None with a hold-out split.
+        part: (k, n) leaves out part k of n of the training patients (``out_of_fold``); None trains on all.
         out: output folder.
 
     Raises:
@@ -85,19 +101,19 @@ def grade(
     outside = {one.name: graded_external(one) for one in inputs.external}
     parts = parts_of(
         table, seed=seed, fold=fold, select=getattr(experiment, "select", "last"),
-        label_fraction=experiment.label_fraction,
+        label_fraction=experiment.label_fraction, part=part,
     )  # fmt: skip
     grader: Grader = GRADERS.get(experiment.grader)(experiment, crop)
     start = start_of(experiment, inputs.start, fold)
     known = known_of(grader, inputs)
     masked = masked_of(grader, inputs)
-    label = f"{name} seed{seed}" + ("" if fold is None else f" fold{fold}")
+    label = f"{name} {TrainingId(seed, fold, part).label.replace('_', ' ')}"
     about = {"experiment": experiment.model_dump(), "seed": seed, "fold": fold, "train": len(parts["train"])}
     with track("grade", label, about) as run:
         run.dataset("crops", inputs.data.crops_file)
         job = Job(
-            train=Photographs(inputs.data.images, parts["train"], **known),
-            val=Photographs(inputs.data.images, parts["val"], **known),
+            train=Photographs(inputs.data.images, parts["train"], dataset=inputs.data.name, **known),
+            val=Photographs(inputs.data.images, parts["val"], dataset=inputs.data.name, **known),
             start=start,
             seed=seed,
             name=label,
@@ -108,17 +124,25 @@ def grade(
         grader.fit(job)
         columns = {"experiment": name, "seed": seed, "fold": fold}
         rows = []
-        for split in ("val", "test"):
-            photographs = Photographs(inputs.data.images, parts[split], **known)
-            rows.append(predicted(grader, photographs, dataset=inputs.data.name, split=split, **columns))
-        for other in inputs.external:
-            photographs = Photographs(other.images, outside[other.name], members=known["members"])
-            rows.append(predicted(grader, photographs, dataset=other.name, split="external", **columns))
+        own = inputs.data
+        for split in ("val", "test") if part is None else ("val", "left_out"):
+            photographs = Photographs(own.images, parts[split], dataset=own.name, **known)
+            rows.append(predicted(grader, photographs, split=split, **columns))
+        for other in inputs.external if part is None else ():
+            elsewhere = {key: known[key] for key in ("members", "features")}
+            photographs = Photographs(other.images, outside[other.name], dataset=other.name, **elsewhere)
+            rows.append(predicted(grader, photographs, split="external", **columns))
         if rank() == 0:  # the other processes have the same model and predictions
             began = save(grader, out / "model", start, seed)
             run.params({"start_weights": began})
             write_table(pd.concat(rows), out / "predictions.parquet", PREDICTIONS)
-            listed = {"grader": experiment.grader, "start": began, "files": digests(out / "model")}
+            listed: dict[str, Any] = {
+                "grader": experiment.grader,
+                "start": began,
+                "files": digests(out / "model"),
+            }
+            if part is not None:
+                listed |= {"part": list(part)}
             write_json(columns | listed, out / "training.json")
             run.artifact(out / "model", "model")
             run.artifact(out / "predictions.parquet")
@@ -136,7 +160,7 @@ def save(grader: Grader, folder: Path, start: Start, seed: int) -> dict[str, Any
 
 def digests(model: Path) -> dict[str, str]:
     """SHA-256 of a model's files, by name."""
-    return {name: sha256(model / name) for name in (MODEL, TENSORS) if (model / name).exists()}
+    return {path.name: sha256(path) for path in sorted(model.iterdir())}
 
 
 def key_of(
@@ -163,13 +187,16 @@ def key_of(
 
 
 def known_of(grader: Grader, inputs: Inputs) -> dict[str, Any]:
-    """Inputs besides crops and grades, as far as the grader needs them: lesion boxes and member models.
+    """Inputs besides crops and grades, as far as the grader needs them: boxes, member models, feature sets.
 
     Raises:
         UserError: something it needs is not given.
     """
     known: dict[str, Any] = {
-        "members": {name: load_model(folder / "model") for name, folder in inputs.members.items()}
+        "members": {name: load_model(folder / "model") for name, folder in inputs.members.items()},
+        "features": {
+            name: feature_sets.read_features(folder, name) for name, folder in inputs.features.items()
+        },
     }
     lacking = set(grader.params.members) - set(inputs.members)
     if lacking:
@@ -273,6 +300,7 @@ def graded_external(external: CroppedDataset) -> pd.DataFrame:
 def predicted(grader: Grader, photographs: Photographs, **columns: Any) -> pd.DataFrame:
     """Predict photographs; return their rows of ``predictions.parquet``, with ``columns`` added."""
     output = grader.predict(photographs)
+    columns = {"dataset": photographs.dataset, **columns}
     filled: dict[str, Any] = {f"p{grade}": output.probabilities[:, grade] for grade in GRADES}
     filled |= {"score": output.score, "predicted": to_grades(output.score)}
     return photographs.table[["image_id", "patient_id", "eye", "grade"]].assign(**filled, **columns)

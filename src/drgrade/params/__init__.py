@@ -6,8 +6,8 @@ tracking servers belong to the profile and the environment. Modules are named af
 use their blocks.
 """
 
-from drgrade.params.block import Augment
-from drgrade.params.grading import BY_GRADER, GRADERS, Encoded, Experiment, Grade, Shared
+from drgrade.params.block import Augment, TestTime
+from drgrade.params.grading import BY_GRADER, GRADERS, Encoded, Experiment, Features, Grade, Shared
 from drgrade.params.images import Crop, Dataset, Demo, Download, Index, Overlaps, Roles, Scheme
 from drgrade.params.lesions import Detector, LesionBoxes, LesionMasks, LesionMetrics, Lesions, Patches, Source
 from drgrade.params.model import Params
@@ -22,12 +22,13 @@ from drgrade.params.pretraining import (
 from drgrade.params.read import check, check_block, json_schema, load, read_yaml, wrong
 from drgrade.params.results import Evaluate, Explanation, Report
 from drgrade.params.start import StartFrom, parse_start
+from drgrade.params.training import Sampling, Schedule
 
 __all__ = [
     "BY_GRADER", "CONTRASTIVE", "GRADERS", "Augment", "Contrastive", "Crop", "Dataset", "Demo",
-    "Detector", "Download", "Encoded", "Evaluate", "Experiment", "Explanation", "Grade", "Index",
+    "Detector", "Download", "Encoded", "Evaluate", "Experiment", "Explanation", "Features", "Grade", "Index",
     "LesionBoxes", "LesionContrastive", "LesionMasks", "LesionMetrics", "Lesions", "LocalToGlobal",
-    "Overlaps", "Params", "Patches", "Pretraining", "Report", "Roles", "Scheme", "Shared", "SimCLR",
-    "Source", "StartFrom", "check", "check_block", "json_schema", "load", "parse_start",
-    "read_yaml", "wrong",
+    "Overlaps", "Params", "Patches", "Pretraining", "Report", "Roles", "Sampling", "Schedule", "Scheme",
+    "Shared", "SimCLR", "Source", "StartFrom", "TestTime", "check", "check_block", "json_schema", "load",
+    "parse_start", "read_yaml", "wrong",
 ]  # fmt: skip

@@ -5,12 +5,14 @@ also derive from :class:`Shared` or :class:`Grade` take the values of those keys
 unless the experiment sets them itself.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
-from drgrade.params.block import Augment, Block, Name, Seed
+from drgrade.params.block import Augment, Block, Name, Seed, TestTime
 from drgrade.params.by_name import ByName
+from drgrade.params.training import ClassWeights, Decay, Loss, Optimizer, Sampling, Schedule
 from drgrade.plugins import Registry
 
 GRADERS = Registry("drgrade.grading")
@@ -27,6 +29,10 @@ class Shared(Block):
     select: Literal["best", "last"] = "best"
     """Keep the weights of the epoch with the best validation QWK, or of the last epoch (needs no validation
     set)."""
+    augment: Augment = Augment()
+    """Random augmentation of training photographs, and the ranges of test-time transforms."""
+    test_time: TestTime = TestTime()
+    """Test-time augmentation."""
 
 
 class Grade(Shared):
@@ -38,16 +44,44 @@ class Grade(Shared):
     """Photographs per forward pass, over all devices."""
     accumulate: Annotated[int, Field(ge=1)] = 1
     """Batches per optimiser step (gradient accumulation); BatchNorm uses the statistics of single batches."""
+    loss: Loss = "mse"
+    """mse, mae, smooth_l1: one output, the grade. cross_entropy, focal, soft_qwk: five classes. coral, corn:
+    ordinal, whether the grade is above 0, 1, 2, 3."""
+    class_weights: ClassWeights = "none"
+    """Weights of the grades in the loss. balance: largest count / count; dynamic: the same, fading to 1; or
+    five numbers. Do not combine them with ``sampling``."""
+    class_weights_decay: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Factor per epoch of the balanced part in dynamic; 0: balanced in the first epoch only."""
+    sampling: Sampling = Sampling()
+    """How often photographs of each grade are drawn in an epoch."""
+    optimizer: Optimizer = "adamw"
+    """adamw, sgd (Nesterov) or adam; adam with a large weight decay can collapse to grade 0."""
     lr: Annotated[float, Field(gt=0)] = 1.5e-3
-    """Peak learning rate of AdamW in a one-cycle schedule."""
+    """Peak learning rate."""
+    schedule: Schedule = Schedule()
+    """Learning rate over the epochs."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Of sgd."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    """Decoupled weight decay."""
+    """Weight decay: decoupled with adamw, added to the gradient with sgd and adam."""
+    decay: Decay = "all"
+    """Parameters that weight decay applies to: all, or weights only, without biases and norms."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Factor of the learning rate from each layer of the encoder to the one before it, such as 0.75 for
+    vision transformers; the head has the full rate. Null: the same rate for all."""
+    clip: Annotated[float, Field(gt=0)] | None = None
+    """Largest norm of the gradient; larger ones are scaled down. Null: not clipped."""
     weights_ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of an exponential moving average of the weights, such as 0.999; the average is validated and
     kept. Null: no average."""
     compile: bool = False
     """Use torch.compile: slow start, results differ in the last digits. Needs a C++ compiler."""
-    augment: Augment = Augment()
+    normalisation: Literal["encoder", "eyepacs", "train"] = "encoder"
+    """Channel means and standard deviations of the input: those of the encoder's weights, those that Huang et
+    al. measured on EyePACS, or those of the training photographs."""
+    checkpoints: list[Literal["best", "best_mse", "last"]] = []
+    """Weights to save beside the selected ones, for ``features``: of the epochs with the best validation QWK
+    and MSE, and of the last."""
 
 
 class Experiment(Block):
@@ -61,6 +95,26 @@ class Experiment(Block):
     """Random seeds; one training for each."""
     members: list[Name] = []
     """Experiments whose trained models this grader uses, each with the same seed and fold."""
+    out_of_fold: Annotated[int, Field(ge=0, le=20)] = 0
+    """Number of further trainings for graders that are fitted on this one's features: each leaves out one
+    part of the training patients, whose features then come from a network that has not seen them. 0: none."""
+
+    @field_validator("out_of_fold")
+    @classmethod
+    def _several(cls, count: int) -> int:
+        if count == 1:
+            raise ValueError("one part would be all training patients; take 2 or more, or 0 for none")
+        return count
+
+    @classmethod
+    def preset_values(cls, values: Mapping[str, Any]) -> dict[str, Any]:
+        """A recipe: values of keys that ``values`` lacks; they override the block ``grade``."""
+        return {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled(cls, values: Any) -> Any:
+        return _over(cls.preset_values(values), values) if isinstance(values, dict) else values
 
     @field_validator("seeds")
     @classmethod
@@ -85,7 +139,8 @@ class Experiment(Block):
 
     def written(self) -> dict[str, Any]:
         """Return the values as in a params file: shared keys only if they are set, others in full."""
-        unset = self.shared() - self.model_fields_set | ({"members"} if not self.members else set())
+        unset = self.shared() - self.model_fields_set
+        unset |= {key for key in ("members", "out_of_fold") if not getattr(self, key)}
         values = self.model_dump(exclude=unset)
         for key in self.shared() & self.model_fields_set:
             if isinstance(block := getattr(self, key), Block):  # unset keys come from ``grade``
@@ -101,6 +156,27 @@ class Encoded(Experiment, Shared):
     start: str = "imagenet"
     """random, imagenet, a name in ``pretrain``, experiment:NAME (that experiment's model of the same seed and
     fold), or a weights file."""
+
+    def encoder_options(self) -> dict[str, Any]:
+        """Options of the encoder for timm."""
+        return {}
+
+    def can_start_from(self, encoder: str) -> bool:
+        """Whether some of the weights of another encoder, of a different architecture, can be used."""
+        return False
+
+
+class Features(TestTime):
+    """A feature set: what the network of an experiment computes of all photographs, for ``blend`` and others.
+
+    Means and standard deviations are over the transforms.
+    """
+
+    experiment: Name
+    """Experiment whose models are used, of all its seeds and folds. With ``out_of_fold`` a training
+    photograph's features come from the model that has not seen it."""
+    checkpoint: Literal["selected", "best", "best_mse", "last"] = "selected"
+    """The weights: the selected ones, or one of the experiment's ``checkpoints``."""
 
 
 def _over(values: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Self
 from pydantic import Field, field_serializer, field_validator, model_validator
 
 from drgrade.params.block import Block, Name
-from drgrade.params.grading import BY_GRADER, GRADERS, Encoded, Experiment, Grade
+from drgrade.params.grading import BY_GRADER, GRADERS, Encoded, Experiment, Features, Grade
 from drgrade.params.images import Crop, Dataset, Download, Index, Overlaps, Roles, Scheme
 from drgrade.params.lesions import Detector, LesionBoxes, LesionMasks, LesionMetrics, Lesions, Patches
 from drgrade.params.pretraining import LesionContrastive, Pretraining
@@ -46,6 +46,8 @@ class Params(Block):
         validate_default=True,
     )
     """The rows of the leaderboard, by name; each grader has its own keys."""
+    features: dict[Name, Features] = {}
+    """Feature sets that graders such as ``blend`` are fitted on, by name."""
     evaluate: Evaluate = Evaluate()
     explanations: dict[Name, Explanation] = {"cam": Explanation()}
     """Heat maps, by name."""
@@ -73,6 +75,17 @@ class Params(Block):
         start = self.start(name)
         first = [start.name] if start and start.kind == "experiment" else []
         return [*first, *self.experiments[name].members]
+
+    def feature_sets(self, name: str) -> list[str]:
+        """Feature sets that an experiment or one of its members is fitted on."""
+        own = list(getattr(self.experiments[name], "features", []))
+        others = [self.feature_sets(member) for member in self.experiments[name].members]
+        return list(dict.fromkeys([*own, *(one for sets in others for one in sets)]))
+
+    def depends_on(self, name: str) -> list[str]:
+        """Experiments that an experiment needs: those it is built on, and those that give its features."""
+        sets = getattr(self.experiments[name], "features", [])
+        return [*self.built_on(name), *(self.features[one].experiment for one in sets)]
 
     @field_validator("pretrain", mode="before")
     @classmethod
@@ -107,9 +120,19 @@ class Params(Block):
                     )
         there = f"is not one of experiments ({', '.join(self.experiments)})"
         for name, block in self.explanations.items():
-            if block.experiment not in self.experiments:
-                yield f"explanations.{name}.experiment: {block.experiment!r} {there}"
+            for key, other in [("experiment", block.experiment), *(("also", one) for one in block.also)]:
+                if other not in self.experiments:
+                    yield f"explanations.{name}.{key}: {other!r} {there}"
+            if len(set(block.experiments)) < len(block.experiments):
+                yield f"explanations.{name}.also: an experiment is named twice; name each once"
+        for name, features in self.features.items():
+            if features.experiment not in self.experiments:
+                yield f"features.{name}.experiment: {features.experiment!r} {there}"
         for name in self.experiments:
+            for one in getattr(self.experiments[name], "features", []):
+                if one not in self.features:
+                    known = ", ".join(self.features) or "none"
+                    yield f"experiments.{name}.features: {one!r} is not one of features ({known})"
             try:
                 others = self.built_on(name)
             except ValueError as error:
@@ -146,7 +169,8 @@ class Params(Block):
 
     def _unbuildable(self, name: str) -> Iterator[str]:
         """Yield a line for each reason why an experiment cannot be trained."""
-        for other in self.built_on(name):
+        yield from self._out_of_fold(name)
+        for other in self.depends_on(name):
             lacking = set(self.experiments[name].seeds) - set(self.experiments[other].seeds)
             if lacking:
                 yield (
@@ -159,7 +183,7 @@ class Params(Block):
                 f"experiments.{name}: its grader needs lesions of {self.roles.grade}, but the detector "
                 f"searches {self.roles.pretrain}; set roles.pretrain to {self.roles.grade}"
             )
-        path, todo = {name}, self.built_on(name)
+        path, todo = {name}, self.depends_on(name)
         while todo:
             other = todo.pop()
             if other == name:
@@ -167,4 +191,31 @@ class Params(Block):
                 return
             if other not in path:
                 path.add(other)
-                todo += self.built_on(other)
+                todo += self.depends_on(other)
+
+    def _out_of_fold(self, name: str) -> Iterator[str]:
+        """Yield a line for each reason why an experiment's parts cannot be trained or do not match."""
+        experiment = self.experiments[name]
+        sets, start = getattr(experiment, "features", []), self.start(name)
+        if experiment.out_of_fold and (experiment.members or sets):
+            yield f"experiments.{name}.out_of_fold: not for an experiment that builds on others; leave it out"
+        if experiment.out_of_fold and start and start.kind == "experiment":
+            other = self.experiments[start.name].out_of_fold
+            if other != experiment.out_of_fold:
+                yield (
+                    f"experiments.{start.name}.out_of_fold: {other}, but {name}, which starts from it, has "
+                    f"{experiment.out_of_fold}; its start weights must not have seen the left-out part "
+                    "either, so set both the same"
+                )
+        counts = {one: self.experiments[self.features[one].experiment].out_of_fold for one in sets}
+        if len(set(counts.values())) > 1:
+            listed = ", ".join(f"{one} {count}" for one, count in counts.items())
+            yield f"experiments.{name}.features: of different out_of_fold ({listed}); set all the same"
+        for one in sets:
+            source = self.experiment(self.features[one].experiment)
+            wanted, saved = self.features[one].checkpoint, getattr(source, "checkpoints", [])
+            if wanted != "selected" and wanted not in saved:
+                yield (
+                    f"features.{one}.checkpoint: {self.features[one].experiment} does not save {wanted!r}; "
+                    "add it to that experiment's checkpoints"
+                )

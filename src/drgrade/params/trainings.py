@@ -9,15 +9,28 @@ from drgrade.params.model import Params
 
 
 class TrainingId(NamedTuple):
-    """One training of an experiment; ``fold`` is the test fold, None without cross-validation."""
+    """One training of an experiment.
+
+    Attributes:
+        seed: random seed.
+        fold: test fold; None without cross-validation.
+        part: (k, n) if part k (from 0) of n of the training patients is left out, for out-of-fold features;
+            None if all are used.
+    """
 
     seed: int
     fold: int | None
+    part: tuple[int, int] | None = None
 
     @property
     def label(self) -> str:
-        """Name of its folder: ``seed0``, or ``seed0_fold1``."""
-        return f"seed{self.seed}" + ("" if self.fold is None else f"_fold{self.fold}")
+        """Name of its folder: ``seed0``, ``seed0_fold1``, or ``seed0_part0of5``."""
+        fold = "" if self.fold is None else f"_fold{self.fold}"
+        return f"seed{self.seed}{fold}" + ("_part{}of{}".format(*self.part) if self.part else "")
+
+    def parts(self, count: int) -> "list[TrainingId]":
+        """The ``count`` trainings of the same seed and fold that each leave out one part; none for 0."""
+        return [self._replace(part=(part, count)) for part in range(count)]
 
 
 def trainings(params: Params, experiment: str) -> list[TrainingId]:
@@ -28,6 +41,16 @@ def trainings(params: Params, experiment: str) -> list[TrainingId]:
     """
     seeds = params.experiments[experiment].seeds
     return [TrainingId(seed, fold) for seed in seeds for fold in folds(params)]
+
+
+def part_trainings(params: Params, experiment: str) -> list[TrainingId]:
+    """Return the trainings that leave out a part of the training patients (``out_of_fold``).
+
+    Raises:
+        UserError: the file of folds cannot be read.
+    """
+    count = params.experiments[experiment].out_of_fold
+    return [part for whole in trainings(params, experiment) for part in whole.parts(count)]
 
 
 def folds(params: Params) -> list[int | None]:
