@@ -3,7 +3,7 @@
 import json
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -258,12 +258,24 @@ def add_pictures(
         page.section("What the model looks at")
     for sheet in heat_maps:
         explanation = params["explanations"][sheet.parent.name]
-        page.image(
-            sheet,
-            "Fundus photographs with heat maps of the model's attention.",
-            f"Method {explanation['method']}, experiment {explanation['experiment']}. "
-            "A heat map shows where the score comes from, not whether the grade is right.",
-        )
+        page.image(sheet, "Fundus photographs with heat maps of the score.", heat_map_caption(explanation))
+
+
+def heat_map_caption(explanation: Mapping[str, Any]) -> str:
+    """Return the caption of the heat maps of an explanation: method, experiments and colour scale.
+
+    Args:
+        explanation: its block in the params, see :class:`drgrade.params.Explanation`.
+    """
+    names = [explanation["experiment"], *explanation["also"]]
+    models = f"experiments {', '.join(names)}, maps averaged" if len(names) > 1 else f"experiment {names[0]}"
+    scale = "Each image has its own colour scale."
+    if explanation["method"] == "ram" and explanation["scale"] == "common":
+        scale = "One scale for all images; the line marks grade 2."
+    return (
+        f"Method {explanation['method']}, {models}. {scale} "
+        "A heat map shows where the score comes from, not whether the grade is right."
+    )
 
 
 def add_patches(page: Page, statistics: Sequence[Path]) -> None:
