@@ -87,6 +87,18 @@ def test_pretraining_and_frozen_encoders_are_counted(tmp_path, monkeypatch):
     assert passes("grade", **folds, experiments=alone) == 10_016 * 5 * 3 / 5 * Grade().epochs
 
 
+def test_features_and_out_of_fold_trainings_are_counted(tmp_path, monkeypatch):
+    """Two seeds of a network with three parts: eight trainings, six models that read all photographs."""
+    monkeypatch.chdir(tmp_path)
+    net = {"start": "imagenet", "seeds": [0, 1], "out_of_fold": 3, "epochs": 2}
+    known = {
+        "experiments": {"lesion_contrastive": net},
+        "features": {"pooled": {"experiment": "lesion_contrastive", "transforms": 5}},
+    }
+    assert passes("grade", **known) == round(10_016 * 0.6 * 2 * 8)
+    assert passes("features", **known) == 5 * 6 * (10_016 + 32)
+
+
 def test_no_lesions_are_searched_where_nobody_looks_at_them(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     alone = {"lesion_contrastive": {"start": "simclr"}}

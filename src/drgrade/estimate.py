@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from drgrade.params import Contrastive, Encoded, Grade, LesionContrastive, Params, Pretraining, SimCLR
 from drgrade.params.trainings import folds as folds_of
+from drgrade.params.trainings import part_trainings as part_trainings_of
 from drgrade.params.trainings import trainings as trainings_of
 
 LARGE = 2000
@@ -46,9 +47,12 @@ class StageCost(NamedTuple):
 
 
 def trainings(params: Params) -> dict[str, int]:
-    """Number of networks, seeds times folds, of each experiment that trains whole networks."""
+    """Number of networks of each experiment that trains whole networks: seeds times folds.
+
+    Networks that leave out a part of the patients (``out_of_fold``) are counted too.
+    """
     tuned = [name for name, row in params.experiments.items() if isinstance(row, Grade)]
-    return {name: len(trainings_of(params, name)) for name in tuned}
+    return {name: len(trainings_of(params, name)) + len(part_trainings_of(params, name)) for name in tuned}
 
 
 def train_share(params: Params, dataset: str, select: str = "best") -> float:
@@ -82,6 +86,8 @@ def stage_costs(params: Params) -> Iterator[StageCost]:
     yield _grading(params)
     if any(isinstance(row, Encoded) and not isinstance(row, Grade) for row in params.experiments.values()):
         yield _probes(params)
+    if params.features:
+        yield _features(params)
 
 
 def _megapixels(params: Params, dataset: str) -> float:
@@ -165,6 +171,23 @@ def _probes(params: Params) -> StageCost:
         passes += own
         hours += own * (block.input_size / 288) ** 2 * FORWARD / CPU_RATE / 3600
     return StageCost("probes", sum(times.values()), passes, hours)
+
+
+def _features(params: Params) -> StageCost:
+    """Feature sets: every photograph once per transform and model, forward only."""
+    photographs = count(params, params.roles.grade) + sum(
+        count(params, name) for name in params.roles.external
+    )
+    jobs, passes, hours = 0, 0.0, 0.0
+    for block in params.features.values():
+        source = params.experiment(block.experiment)
+        times = len(trainings_of(params, block.experiment))
+        # with parts, a training photograph has features of one model, others of each; this counts all of each
+        own = photographs * block.transforms * times * max(1, source.out_of_fold)
+        jobs += times
+        passes += own
+        hours += own * (getattr(source, "input_size", 0) / 288) ** 2 * FORWARD / CPU_RATE / 3600
+    return StageCost("features", jobs, passes, hours)
 
 
 def estimate(params: Params, cores: int) -> list[str]:

@@ -122,8 +122,8 @@ def boxes_of(encoder):
 
 
 def experiment_block(name):
-    """An experiment with the values of the block grade filled in, without the seeds of other trainings."""
-    values = PARAMS.experiment(name).model_dump(exclude={"seeds"})
+    """An experiment with the values of the block grade filled in, without what names other trainings."""
+    values = PARAMS.experiment(name).model_dump(exclude={"seeds", "out_of_fold"})
     return json.dumps(values, sort_keys=True)
 
 

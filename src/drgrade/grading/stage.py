@@ -174,8 +174,8 @@ def key_of(
     fold: int | None,
 ) -> str:
     """The key that identifies one training, see :func:`drgrade.resume.training_key`."""
-    # the list of all seeds and the experiment's name do not affect this training
-    used = experiment.model_dump(exclude={"seeds"})
+    # other seeds, other parts and the experiment's name do not affect this training
+    used = experiment.model_dump(exclude={"seeds", "out_of_fold"})
     return training_key(
         "grade",
         f"drgrade.grading.{experiment.grader}",
