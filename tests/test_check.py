@@ -50,6 +50,17 @@ def test_what_works_is_let_through(tmp_path: Path) -> None:
     assert found(experiments__random__start=weights, pretrain__lesion_contrastive__start=weights) == []
 
 
+def test_networks_of_o_o_may_start_from_smaller_ones() -> None:
+    """From 128 to 256 to 512 pixels with untied biases; with tied ones at any size; RAM from o_O."""
+    small = {"grader": "o_o", "encoder": "o_o_128_5x5"}
+    middle = {"grader": "o_o", "encoder": "o_o_256_5x5", "start": "experiment:small"}
+    large = {"grader": "o_o", "encoder": "o_o_512_5x5", "start": "experiment:middle"}
+    tied = middle | {"tied_biases": True, "input_size": 320}
+    ram = {"grader": "ram", "encoder": "o_o_ram_256_5x5", "start": "experiment:small"}
+    experiments = {"small": small, "middle": middle, "large": large, "tied": tied, "ram": ram}
+    assert found(experiments=BASE["experiments"] | experiments) == []
+
+
 @pytest.mark.parametrize(("changes", "lines"), [
     ({"datasets": {"demo": {}, "demo_site": {}, "nope": {}}}, ["datasets.nope: 'nope': no module"]),
     ({"detector__config": "none"}, ["detector.config: no 'none' in workflow/detectors; there is dino"]),
@@ -109,6 +120,26 @@ def test_what_works_is_let_through(tmp_path: Path) -> None:
             "patches.published: boxes.pkl: no such file",
             "pretrain.lesion_contrastive.positives: 'lesion' needs the kind of each box, which boxes.pkl",
         ],
+    ),
+    (
+        {"experiments__random": {"grader": "o_o", "encoder": "o_o_128_4x4", "input_size": 256}},
+        [
+            "experiments.random.input_size: o_o_128_4x4 takes no images of 256 pixels: untied biases need "
+            "128 pixels; set tied_biases for other sizes",
+        ],
+    ),
+    (
+        {"experiments__random": {"grader": "o_o", "encoder": "o_o_128_6x6"}},
+        ["experiments.random.encoder: encoder 'o_o_128_6x6': Unknown model"],
+    ),
+    (
+        {
+            "experiments__small": {"grader": "o_o", "encoder": "o_o_128_4x4"},
+            "experiments__random": {
+                "grader": "o_o", "encoder": "o_o_256_5x5", "start": "experiment:small", "input_size": 256,
+            },
+        },
+        ["experiments.random.start: small is a o_o_128_4x4, the experiment's encoder a o_o_256_5x5; set"],
     ),
     ({"index__folds_file": "folds.csv"}, ["index.folds_file: folds.csv: no such file"]),
 ])  # fmt: skip

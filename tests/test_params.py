@@ -3,7 +3,9 @@ from pathlib import Path
 from typing import Annotated
 
 import pytest
+import yaml
 
+from drgrade.cli import main
 from drgrade.errors import UserError
 from drgrade.params import (
     BY_GRADER,
@@ -168,6 +170,180 @@ def test_impossible_experiments_are_refused(experiments, message):
     with pytest.raises(UserError) as error:
         check(blocks, "x")
     assert str(error.value).startswith(message)
+
+
+RECIPES = {
+    "grade": {"lr": 0.5, "epochs": 2, "augment": {"hue": 0.1}, "schedule": {"name": "cosine"}},
+    "explanations": {},
+    "experiments": {
+        "o_o": {"grader": "o_o", "checkpoints": ["best_mse", "last"], "out_of_fold": 3},
+        "larger": {"grader": "o_o", "encoder": "o_o_256_5x5", "start": "experiment:o_o", "out_of_fold": 3},
+        "ram": {"grader": "ram", "encoder": "o_o_ram_512_4x4", "augment": {"translate": 0.2}},
+        "published": {"preset": "eyepacs_2021", "encoder": "resnet18", "lr": 0.25},
+        "plain": {"loss": "corn", "class_weights": [1.0, 2.0, 3.0, 4.0, 5.0], "augment": {"flip": 0.0}},
+        "fused": {"grader": "fusion", "views": 3},
+        "blend": {"grader": "blend", "features": ["last", "mse"]},
+        "all": {"grader": "ensemble", "members": ["blend", "ram"], "how": "weighted"},
+    },
+    "features": {
+        "last": {
+            "experiment": "o_o",
+            "checkpoint": "last",
+            "transforms": 50,
+            "sequence": "halton",
+            "skip": 9,
+        },
+        "mse": {"experiment": "o_o", "checkpoint": "best_mse"},
+    },
+}
+
+
+def test_recipes_are_written_as_a_params_file_with_the_same_values(tmp_path: Path, capsys) -> None:
+    """``drgrade params`` of what it printed prints the same; verbs are told each experiment in full."""
+    params = check(RECIPES, "x")
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(RECIPES))
+    assert main(["params", str(tmp_path / "params.yaml")]) == 0
+    printed = capsys.readouterr().out
+    (tmp_path / "printed.yaml").write_text(printed)
+    again = load(tmp_path / "printed.yaml")
+    assert main(["params", str(tmp_path / "printed.yaml")]) == 0
+    assert capsys.readouterr().out == printed
+    for name in params.experiments:
+        experiment = params.experiment(name)
+        assert again.experiment(name) == experiment
+        whole = json.dumps(experiment.model_dump())
+        assert check_block(Annotated[Experiment, BY_GRADER], whole, "x") == experiment
+    assert (params.experiment("ram").lr, params.experiment("published").lr) == (1e-4, 0.25)
+    assert params.experiment("plain").lr == 0.5
+    assert again.features == params.features
+    written = yaml.safe_load(printed)["experiments"]
+    assert written["plain"]["augment"] == {"flip": 0.0}  # the rest is still that of grade
+    assert "lr" not in written["plain"]
+
+
+NET, BLEND = {"checkpoints": ["last"]}, {"grader": "blend", "features": ["f"]}
+ONE_SET = {"f": {"experiment": "net"}}
+
+
+@pytest.mark.parametrize(
+    ("blocks", "message"),
+    [
+        (
+            {"experiments": {"net": NET, "b": BLEND | {"features": ["f", "gone"]}}, "features": ONE_SET},
+            "experiments.b.features: 'gone' is not one of features (f)",
+        ),
+        (
+            {"experiments": {"b": BLEND}},
+            "experiments.b.features: 'f' is not one of features (none)",
+        ),
+        (
+            {"experiments": {"net": NET}, "features": {"f": {"experiment": "gone"}}},
+            "features.f.experiment: 'gone' is not one of experiments (net)",
+        ),
+        (
+            {
+                "experiments": {
+                    "net": {"out_of_fold": 2},
+                    "other": {},
+                    "b": BLEND | {"features": ["f", "g"]},
+                },
+                "features": ONE_SET | {"g": {"experiment": "other"}},
+            },
+            "experiments.b.features: of different out_of_fold (f 2, g 0); set all the same",
+        ),
+        (
+            {
+                "experiments": {
+                    "net": {"start": "experiment:small", "out_of_fold": 3},
+                    "small": {"out_of_fold": 2},
+                }
+            },
+            "experiments.small.out_of_fold: 2, but net, which starts from it, has 3;",
+        ),
+        (
+            {"experiments": {"net": {}, "all": {"grader": "ensemble", "members": ["net"], "out_of_fold": 2}}},
+            "experiments.all.out_of_fold: not for an experiment that builds on others; leave it out",
+        ),
+        (
+            {"experiments": {"net": NET, "b": BLEND | {"out_of_fold": 2}}, "features": ONE_SET},
+            "experiments.b.out_of_fold: not for an experiment that builds on others; leave it out",
+        ),
+        (
+            {"experiments": {"net": {"out_of_fold": 1}}},
+            "experiments.net.out_of_fold: one part would be all training patients; take 2 or more, or 0",
+        ),
+        (
+            {"experiments": {"b": BLEND}, "features": {"f": {"experiment": "b"}}},
+            "experiments.b: builds on itself, through b",
+        ),
+        (
+            {
+                "experiments": {"b": BLEND, "all": {"grader": "ensemble", "members": ["b"]}},
+                "features": {"f": {"experiment": "all"}},
+            },
+            "experiments.b: builds on itself, through all, b",
+        ),
+        (
+            {"experiments": {"net": {"seeds": [0]}, "b": BLEND | {"seeds": [1]}}, "features": ONE_SET},
+            "experiments.b.seeds: builds on 'net', which has no seed 1;",
+        ),
+        (
+            {"experiments": {"net": NET}, "features": {"f": {"experiment": "net", "checkpoint": "best_mse"}}},
+            "features.f.checkpoint: net does not save 'best_mse'; add it to that experiment's checkpoints",
+        ),
+        (
+            {"experiments": {"m": {"grader": "majority"}}, "features": {"f": {"experiment": "m"}}},
+            "features.f.experiment: the grader 'majority' of m has no encoder; name another experiment",
+        ),
+        (
+            {
+                "experiments": {"net": {"checkpoints": ["best"], "select": "last"}},
+                "features": {"f": {"experiment": "net", "checkpoint": "best"}},
+                "index": {"scheme": "kfold"},
+            },
+            "features.f.checkpoint: net has no validation photographs to choose 'best' by; take last, or set "
+            "experiments.net.select to best",
+        ),
+        (
+            {
+                "experiments": {"net": {"checkpoints": ["best_mse"]}},
+                "features": {"f": {"experiment": "net", "checkpoint": "best_mse"}},
+                "index": {"scheme": "official", "val_fraction": 0.0},
+            },
+            "features.f.checkpoint: net has no validation photographs to choose 'best_mse' by; take last, or "
+            "set index.val_fraction above 0",
+        ),
+        (
+            {"experiments": {"net": {"grader": "o_o", "encoder": "resnet18"}}},
+            "experiments.net.encoder: must be a network of o_O, such as o_o_128_5x5; for others take",
+        ),
+    ],
+)
+def test_features_that_cannot_be_made_are_refused(blocks, message):
+    with pytest.raises(UserError) as error:
+        check({"explanations": {}} | blocks, "x")
+    assert str(error.value).startswith(f"x: {message}")
+    assert "\n" not in str(error.value)
+
+
+def test_features_of_all_kinds_of_checkpoints_are_let_through():
+    """Of the last epoch with cross-validation too, where nothing validates, and of the best that is kept."""
+    net = {"checkpoints": ["best", "last"], "out_of_fold": 2}
+    sets = {name: {"experiment": "net", "checkpoint": name} for name in ("selected", "best", "last")}
+    blocks = {"explanations": {}, "features": sets, "index": {"scheme": "kfold"}}
+    blend = {"grader": "blend", "features": ["best", "last"]}
+    found = check(blocks | {"experiments": {"net": net, "b": blend}}, "x")
+    assert found.depends_on("b") == ["net", "net"]
+    del sets["best"]
+    check(blocks | {"experiments": {"net": net | {"select": "last"}}}, "x")
+
+
+def test_members_bring_the_feature_sets_they_are_fitted_on():
+    found = check(RECIPES, "x")
+    assert found.feature_sets("all") == found.feature_sets("blend") == ["last", "mse"]
+    assert found.depends_on("blend") == ["o_o", "o_o"]
+    assert found.built_on("all") == ["blend", "ram"]
+    assert found.built_on("larger") == ["o_o"]
 
 
 def test_a_grader_that_needs_lesions_needs_them_of_the_dataset_it_grades(monkeypatch):

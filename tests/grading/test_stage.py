@@ -116,8 +116,8 @@ def test_an_external_dataset_without_grades_is_refused(dataset):
         graded_external(CroppedDataset("site", site.folder))
 
 
-def run(data, experiment, out, *, name="e", seed=0, fold=None, **inputs) -> dict:
-    grade(name, experiment, Crop(), Inputs(data, **inputs), seed=seed, fold=fold, out=out)
+def run(data, experiment, out, *, name="e", seed=0, fold=None, part=None, **inputs) -> dict:
+    grade(name, experiment, Crop(), Inputs(data, **inputs), seed=seed, fold=fold, part=part, out=out)
     return json.loads((out / "training.json").read_text())
 
 
@@ -178,6 +178,7 @@ def test_a_key_changes_with_what_is_learned_from_and_with_nothing_else(keys, dat
     assert keys(data, experiment.model_copy(update={"seeds": [0, 7]})) == first  # another training's seed
     weights = tmp_path / "weights.safetensors"
     weights.write_bytes(b"one")
+    assert keys(data, experiment.model_copy(update={"out_of_fold": 5})) == first  # other parts
     filed = experiment.model_copy(update={"start": str(weights)})
     started = keys(data, filed, start=weights)
     weights.write_bytes(b"two")
@@ -186,6 +187,8 @@ def test_a_key_changes_with_what_is_learned_from_and_with_nothing_else(keys, dat
         "other weights in the same file": keys(data, filed, start=weights),
         "fraction": keys(data, experiment.model_copy(update={"label_fraction": 0.5})),
         "seed": keys(data, experiment, seed=1),
+        "part": keys(data, experiment, part=(0, 2)),
+        "the other part": keys(data, experiment, part=(1, 2)),
         "lr": keys(data, experiment.model_copy(update={"lr": 0.5})),
         "split": keys(dataset("split", splits=["train", "train", "val", "test", "train"]), experiment),
         "grades": keys(dataset("grades", grades=[4, 3, 2, 1, 0] * 3), experiment),
@@ -269,6 +272,25 @@ def test_an_experiment_goes_on_from_the_model_of_another(dataset, tmp_path, monk
     for key, value in small.network.state_dict().items():
         assert (begun[-1][key] == value).all(), key
     assert about["start"]["sha256"] == sha256(tmp_path / "small/model/model.safetensors")
+
+
+def test_a_training_may_leave_out_a_part_of_the_patients(dataset, tmp_path):
+    """What is left out and validation are graded; nothing else, and no other dataset."""
+    data = dataset("own")
+    whole = set(data.index.query("split == 'train'")["image_id"])
+    left_out = []
+    for part in range(2):
+        about = run(data, Params(**SMALL), tmp_path / str(part), part=(part, 2), external=[dataset("site")])
+        assert about["part"] == [part, 2]
+        table = read_table(tmp_path / str(part) / "predictions.parquet", PREDICTIONS)
+        assert set(table["split"]) == {"val", "left_out"}
+        assert set(table["dataset"]) == {"own"}
+        left_out.append(set(table.loc[table["split"] == "left_out", "image_id"]))
+    assert left_out[0] | left_out[1] == whole
+    assert not left_out[0] & left_out[1]
+    with pytest.raises(UserError, match="6 training patients cannot be divided into 7 parts") as error:
+        run(data, Params(**SMALL), tmp_path / "none", part=(0, 7))
+    assert "\n" not in str(error.value)
 
 
 class PairParams(Experiment):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from drgrade.grading.base import GRADERS, Explainable, Grader, Job, Moments, Output, Photographs, Start
 from drgrade.images.preprocess import Preprocess
 from drgrade.params import Crop, Encoded, Experiment, Grade
+from drgrade.params.grading import recipe
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,13 +45,14 @@ class Params(Encoded, Grade):
     grader: Literal["finetune"] = "finetune"
     """The module of ``drgrade.grading``."""
     preset: Literal["eyepacs_2021", "eyepacs_2022"] | None = None
-    """A published recipe: its values take the place of those of the block ``grade``; keys that the experiment
-    sets override both."""
+    """A published recipe: all keys of training have its values, not those of the block ``grade``; keys that
+    the experiment sets override both."""
 
     @classmethod
     def preset_values(cls, values: Mapping[str, Any]) -> dict[str, Any]:
         """The values of the preset; none for an unknown one, which is refused later."""
-        return PRESETS.get(str(values.get("preset")), {})
+        preset = PRESETS.get(str(values.get("preset")))
+        return {} if preset is None else recipe(preset)
 
 
 @GRADERS.register("finetune")

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from drgrade.grading.base import GRADERS, Grader, Job, Output, Photographs, interpolated
+from drgrade.grading.base import GRADERS, Grader, Job, Moments, Output, Photographs, interpolated
 from drgrade.params import Encoded
-from drgrade.params.block import Augment
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 
     from drgrade.grading.features import Frozen
     from drgrade.grading.pair_heads import PairHead
+    from drgrade.images.augment import Plan
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +33,8 @@ class Params(Encoded):
     grader: Literal["fusion"] = "fusion"
     """The module of ``drgrade.grading``."""
     views: Annotated[int, Field(ge=1)] = 1
-    """Views of each training photograph: the plain one, and augmented ones. Each epoch takes one of them at
-    random for each eye."""
-    augment: Augment = Augment()
-    """Augmentation of the views but the first."""
+    """Views of each training photograph: the first as in prediction, and augmented ones. Each epoch takes one
+    of them at random for each eye."""
     hidden: Annotated[list[Annotated[int, Field(ge=2, multiple_of=2)]], Field(min_length=1)] = [2048, 512]
     """Units of the hidden layers; the larger one of each two goes on."""
     epochs: Annotated[int, Field(ge=1)] = 50
@@ -104,7 +102,7 @@ class Fusion(Grader):
         return torch.from_numpy(self._inputs(job.val)).to(device()) if len(job.val) else None
 
     def _inputs(self, photographs: Photographs) -> np.ndarray:
-        """Features of both eyes without augmentation, float32 (n, 2 D)."""
+        """Features of both eyes, without training augmentation, float32 (n, 2 D)."""
         from drgrade.grading.features import features
 
         found = features(self.frozen, photographs.images, photographs.rows)
@@ -118,6 +116,12 @@ class Fusion(Grader):
         with torch.inference_mode():
             scores = self.head.cpu()(torch.from_numpy(found))
         return Output(interpolated(scores.double().numpy()), features=found)
+
+    def moments(self, photographs: Photographs, changes: "Plan | None") -> Moments:
+        """Moments of the frozen encoder's features, of each photograph alone."""
+        from drgrade.grading.features import moments
+
+        return moments(self.frozen, photographs.images, photographs.rows, changes)
 
     def tensors(self) -> "nn.Module":
         """Encoder and head."""
@@ -135,6 +139,7 @@ class Fusion(Grader):
 
         frozen = Frozen(self.params.encoder, start, self.params.input_size)
         frozen.mean, frozen.std = list(self.preprocess.mean), list(self.preprocess.std)
+        frozen.changes = self.preprocess.changes()
         return frozen
 
     def _new_head(self, features: int) -> "PairHead":

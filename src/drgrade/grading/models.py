@@ -61,7 +61,7 @@ def read_model(kind: type[AnyGrader], folder: Path, checkpoint: str | None = Non
         ) from None
     path = folder / tensors_file(checkpoint)
     if checkpoint is not None and not path.exists():
-        raise UserError(f"{path}: no such file; name {checkpoint} in the experiment's key checkpoints")
+        raise UserError(f"{path}: no such file; {_without_checkpoint(grader, checkpoint)}")
     if not path.exists():
         grader.rebuild(about["facts"], {})
         if grader.tensors() is not None:
@@ -80,6 +80,13 @@ def read_model(kind: type[AnyGrader], folder: Path, checkpoint: str | None = Non
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"{path}: not the tensors of {folder / MODEL} ({reason})") from None
     return grader
+
+
+def _without_checkpoint(grader: Grader, checkpoint: str) -> str:
+    """What to do where a checkpoint was not saved."""
+    if checkpoint not in getattr(grader.params, "checkpoints", []):
+        return f"name {checkpoint} in the experiment's key checkpoints"
+    return "run the stage grade again; where no photographs validate, only the checkpoint last is saved"
 
 
 def load_model(folder: Path, checkpoint: str | None = None) -> Grader:

@@ -15,12 +15,13 @@ import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from drgrade.errors import UserError
 from drgrade.grading.base import GRADERS, Start
 from drgrade.grading.finetune import Finetune
 from drgrade.params import Encoded, Experiment, Grade
+from drgrade.params.grading import recipe
 
 if TYPE_CHECKING:
     from drgrade.grading.regression import GradedNetwork
@@ -60,13 +61,32 @@ class Options(Encoded, Grade):
         """The published training of the encoder."""
         return published(str(values.get("encoder", cls.model_fields["encoder"].default)))
 
+    @field_validator("encoder")
+    @classmethod
+    def _of_o_o(cls, encoder: str) -> str:
+        if not encoder.startswith("o_o_"):
+            raise ValueError("must be a network of o_O, such as o_o_128_5x5; for others take finetune")
+        return encoder
+
+    @field_validator("loss")
+    @classmethod
+    def _of_one_output(cls, loss: str) -> str:
+        if loss not in ("mse", "mae", "smooth_l1"):
+            raise ValueError("these networks have one output; take mse, mae or smooth_l1")
+        return loss
+
     def encoder_options(self) -> dict[str, Any]:
         """Options of the network for timm."""
         return {"tied_biases": self.tied_biases, "batch_norm": self.batch_norm, "leak": self.leak}
 
     def can_start_from(self, encoder: str) -> bool:
-        """Whether another encoder's convolutions can be copied: one of o_O's with the same kernel size."""
-        return encoder.startswith("o_o_") and _kernel(encoder) == _kernel(self.encoder)
+        """Whether it is a network of o_O whose first convolution has the same kernel and channels."""
+        from drgrade.networks.o_o import ARCHITECTURES
+
+        own, other = ARCHITECTURES.get(self.encoder), ARCHITECTURES.get(encoder)
+        if own is None or other is None:
+            return False
+        return (own.layers[0].kernel, own.channels) == (other.layers[0].kernel, other.channels)
 
 
 class Params(Options):
@@ -93,9 +113,8 @@ class OO(Finetune):
         from drgrade.networks.o_o import MaxoutHead
 
         encoder = create_encoder(self.params.encoder, start, **self.params.encoder_options())
-        return EncoderWithHead(
-            encoder, head=MaxoutHead(width(encoder), linear_output=self.params.linear_output)
-        )
+        head = MaxoutHead(width(encoder), linear_output=self.params.linear_output)
+        return EncoderWithHead(encoder, self.params.loss, head=head)
 
     def begin(self, start: Start) -> "GradedNetwork":
         """The network with its start weights: all of another experiment's, or its convolutions."""
@@ -124,10 +143,10 @@ def _kernel(encoder: str) -> str:
 
 
 def published(encoder: str) -> dict[str, Any]:
-    """The published params of a network's training. An unknown name, which is refused later, gives some."""
+    """All params of a network's published training. An unknown name, which is refused later, gives some."""
     size, kernel = next((size for size in ("512", "256") if size in encoder), "128"), _kernel(encoder)
     name, large = f"{size}_{kernel}", size == "512"
-    return {
+    changed = {
         "input_size": int(size),
         "epochs": 251 if large else 201,
         "batch_size": BATCH.get(name, 128),
@@ -145,3 +164,4 @@ def published(encoder: str) -> dict[str, Any]:
             "pca": COLOUR[kernel],
         },
     }  # fmt: skip
+    return recipe(changed)

@@ -51,7 +51,8 @@ def parts_of(
         part: (k, n) leaves out part k (from 0) of n of these patients; None leaves out none.
 
     Raises:
-        UserError: the table has no such fold, or there is nothing to train on.
+        UserError: the table has no such fold, there is nothing to train on, or there are more parts than
+            patients.
     """
     found = dict(splits(table, select))
     if fold not in found:
@@ -65,12 +66,13 @@ def parts_of(
         raise UserError("no graded training photographs; look at status and reason in index.parquet")
     if part is None:
         return parts | {"train": train}
-    out = part_numbers(train, part[1], seed) == part[0]
-    if out.all() or not out.any():
+    patients = train["patient_id"].nunique()
+    if not 2 <= part[1] <= patients:
         raise UserError(
-            f"experiments.<name>.out_of_fold: {train['patient_id'].nunique()} training patients cannot be "
-            f"divided into {part[1]} parts; lower it"
+            f"experiments.<name>.out_of_fold: {patients} training patients cannot be divided into {part[1]} "
+            "parts; take from 2 parts to one for each patient"
         )
+    out = part_numbers(train, part[1], seed) == part[0]
     return parts | {"train": train[~out], "left_out": train[out]}
 
 

@@ -66,4 +66,4 @@ class Ram(o_o.OO):
         from drgrade.grading.regression import EncoderWithHead
 
         encoder = create_encoder(self.params.encoder, start, **self.params.encoder_options())
-        return EncoderWithHead(encoder, relu_output=self.params.relu_output)
+        return EncoderWithHead(encoder, self.params.loss, relu_output=self.params.relu_output)

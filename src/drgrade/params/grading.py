@@ -179,6 +179,19 @@ class Features(TestTime):
     """The weights: the selected ones, or one of the experiment's ``checkpoints``."""
 
 
+NOT_IN_RECIPES = {"select", "test_time", "compile", "checkpoints"}
+"""Keys of the block ``grade`` that do not change how a network is trained."""
+
+
+def recipe(values: Mapping[str, Any]) -> dict[str, Any]:
+    """All keys of training: those of ``values``, the others at their defaults, whatever ``grade`` says.
+
+    Args:
+        values: keys of :class:`Grade` that differ from its defaults; nested blocks may be given in part.
+    """
+    return _over(Grade().model_dump(exclude=NOT_IN_RECIPES), dict(values))
+
+
 def _over(values: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
     """Return ``values`` updated with those of ``other``, nested blocks recursively."""
     merged = dict(values)

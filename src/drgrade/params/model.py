@@ -152,6 +152,8 @@ class Params(Block):
                 yield f"datasets.{name}.split_file: the scheme 'file' needs a CSV (image_id, split); name it"
         for name in self.experiments:
             yield from self._unbuildable(name)
+        for name in self.features:
+            yield from self._not_stored(name)
         scheme = self.scheme(self.roles.grade)
         selects = any(getattr(self.experiment(name), "select", "") == "best" for name in self.experiments)
         if scheme == "kfold" and selects and self.index.folds < 3:
@@ -211,11 +213,32 @@ class Params(Block):
         if len(set(counts.values())) > 1:
             listed = ", ".join(f"{one} {count}" for one, count in counts.items())
             yield f"experiments.{name}.features: of different out_of_fold ({listed}); set all the same"
-        for one in sets:
-            source = self.experiment(self.features[one].experiment)
-            wanted, saved = self.features[one].checkpoint, getattr(source, "checkpoints", [])
-            if wanted != "selected" and wanted not in saved:
-                yield (
-                    f"features.{one}.checkpoint: {self.features[one].experiment} does not save {wanted!r}; "
-                    "add it to that experiment's checkpoints"
-                )
+
+    def _not_stored(self, name: str) -> Iterator[str]:
+        """Yield a line for each reason why there are no such features."""
+        wanted, source = self.features[name].checkpoint, self.features[name].experiment
+        experiment = self.experiment(source)
+        if not isinstance(experiment, Encoded):
+            yield (
+                f"features.{name}.experiment: the grader {experiment.grader!r} of {source} has no encoder; "
+                "name another experiment"
+            )
+        elif wanted not in ("selected", *getattr(experiment, "checkpoints", [])):
+            yield (
+                f"features.{name}.checkpoint: {source} does not save {wanted!r}; "
+                "add it to that experiment's checkpoints"
+            )
+        elif wanted.startswith("best") and not self._validates(experiment):
+            kfold = self.scheme(self.roles.grade) == "kfold"
+            remedy = f"experiments.{source}.select to best" if kfold else "index.val_fraction above 0"
+            yield (
+                f"features.{name}.checkpoint: {source} has no validation photographs to choose {wanted!r} "
+                f"by; take last, or set {remedy}"
+            )
+
+    def _validates(self, experiment: Encoded) -> bool:
+        """Whether an experiment's trainings have validation photographs; with a split file they may."""
+        scheme = self.scheme(self.roles.grade)
+        if scheme == "kfold":
+            return experiment.select == "best"
+        return scheme == "file" or self.index.val_fraction > 0
