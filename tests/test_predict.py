@@ -167,3 +167,13 @@ def test_what_is_missing_is_named(model, tmp_path):
     with pytest.raises(UserError, match="holds no photographs"):
         predict_files([tmp_path / "empty"], model, tmp_path / "o.csv")
     assert json.loads((model / "model.json").read_text())["crop"]["size"] == 48
+
+
+def test_batches_keep_the_eyes_of_a_patient_together(monkeypatch):
+    monkeypatch.setattr(predict, "BATCH", 3)
+    names = ["a/1_left", "a/1_right", "a/2_left", "a/2_right", "b/1_left", "b/scan", "b/2_OD", "b/2_OS"]
+    files = [Path(f"{name}.png") for name in names]
+    batches = predict._batches(files)
+    assert [[str(file)[:-4] for file in batch] for batch in batches] == [
+        names[:2], names[2:4] + names[4:5], names[5:],
+    ]  # fmt: skip

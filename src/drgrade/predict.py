@@ -10,11 +10,13 @@ import numpy as np
 import pandas as pd
 
 from drgrade.data.listing import PHOTOGRAPHS, escaped, walk
+from drgrade.data.patients import from_name
 from drgrade.errors import UserError
 from drgrade.evaluate.metrics import to_grades
 from drgrade.files import atomic_write
-from drgrade.grading.base import Grader, Photographs
-from drgrade.grading.models import MODEL, load_model
+from drgrade.grading.assembly import Assembly, assemble
+from drgrade.grading.base import Photographs
+from drgrade.grading.models import MODEL
 from drgrade.images.crop import crop_photograph
 from drgrade.images.read import ReadError
 from drgrade.images.rules import RGBImage
@@ -76,44 +78,58 @@ def photographs_in(paths: list[Path]) -> list[Path]:
 
 
 def predict_files(
-    paths: list[Path], model: Path, out: Path, *, force: bool = False, workers: int = 1
+    paths: list[Path], folder: Path, out: Path, *, force: bool = False, workers: int = 1
 ) -> None:
     """Write a CSV: file, status, reason, score (expected grade), grade, its name, p0-p4, quality, crop rule.
 
     A photograph that cannot be read or shows no retina gets a row with a reason; the others are graded.
+    Models that read both eyes find them by file names such as ``17_left.jpeg`` and ``17_right.jpeg``.
 
     Args:
         paths: photographs, and folders of them.
-        model: folder of a model, or its ``model.json``.
+        folder: folder of a model, or its ``model.json``.
         out: the CSV.
         force: grade photographs without a retina too; their status stays.
         workers: processes that read photographs.
 
     Raises:
-        UserError: there is no such model, it builds on models of other experiments, or ``out`` cannot be
-            written.
+        UserError: there is no such model, one that it builds on is missing, or ``out`` cannot be written.
     """
-    grader = load_model(model.parent if model.name == MODEL else model)
-    if grader.params.members:
-        raise UserError(
-            f"{model}: builds on the models of {', '.join(grader.params.members)}, which single photographs "
-            "do not go through; name one of those"
-        )
+    model = assemble(folder.parent if folder.name == MODEL else folder)
     _check_writable(out)
     files = photographs_in(paths)
-    batches = [files[start : start + BATCH] for start in range(0, len(files), BATCH)]
-    prepare = partial(_prepare_all, grader.crop)
+    batches, place = _batches(files), {file: number for number, file in enumerate(files)}
+    prepare = partial(_prepare_all, model.grader.crop)
     prepared = in_order(prepare, batches, min(workers, len(files) // WORTH))
     tables: list[pd.DataFrame] = []
     for batch, ready in zip(batches, prepared, strict=True):
-        tables.append(_grade(batch, ready, grader, force))
+        tables.append(_grade(batch, ready, model, force).assign(place=[place[file] for file in batch]))
         log.info("%d of %d photographs", sum(map(len, tables)), len(files))
-    table = pd.concat(tables)
+    table = pd.concat(tables).sort_values("place").drop(columns="place")
     with atomic_write(out) as unfinished:
         table.to_csv(unfinished, index=False, float_format="%.4f")
     log.info(
         "%s: %s", out, ", ".join(f"{n} {status}" for status, n in table["status"].value_counts().items())
     )
+
+
+def _patient(file: Path) -> str:
+    """Patient of a photograph by the name of its file, within its folder; the file where it names none."""
+    patient, _ = from_name(file.stem)
+    return str(file.parent / patient) if patient else str(file)
+
+
+def _batches(files: list[Path]) -> list[list[Path]]:
+    """Divide photographs into batches of about :data:`BATCH` that keep those of a patient together."""
+    patients: dict[str, list[Path]] = {}
+    for file in files:
+        patients.setdefault(_patient(file), []).append(file)
+    batches: list[list[Path]] = [[]]
+    for together in patients.values():
+        if batches[-1] and len(batches[-1]) + len(together) > BATCH:
+            batches.append([])
+        batches[-1] += together
+    return batches
 
 
 def _check_writable(out: Path) -> None:
@@ -147,8 +163,8 @@ def _prepare(path: Path, options: Crop) -> Prepared:
     return Prepared(crop, rule, NO_RETINA, "neither a field of view nor the colours of a retina", found)
 
 
-def _grade(files: list[Path], prepared: list[Prepared], grader: Grader, force: bool) -> pd.DataFrame:
-    size = grader.crop.size
+def _grade(files: list[Path], prepared: list[Prepared], model: Assembly, force: bool) -> pd.DataFrame:
+    size = model.grader.crop.size
     table = pd.DataFrame(
         {
             "file": [escaped(str(path)) for path in files],
@@ -162,9 +178,13 @@ def _grade(files: list[Path], prepared: list[Prepared], grader: Grader, force: b
     )
     probabilities = np.full((len(files), len(GRADES)), np.nan)
     score = np.full(len(files), np.nan)
-    unknown = pd.DataFrame({"image_id": table["file"], "patient_id": None, "eye": None, "grade": pd.NA})
+    eyes = [from_name(path.stem)[1] for path in files]
+    known = pd.DataFrame(
+        {"image_id": table["file"], "patient_id": list(map(_patient, files)), "eye": eyes, "grade": pd.NA}
+    )
     if graded.any():
-        output = grader.predict(Photographs(images, unknown.assign(row=range(len(files)))[graded]))
+        rows = known.assign(row=range(len(files)))[graded].reset_index(drop=True)
+        output = model.grader.predict(model.completed(Photographs(images, rows)))
         probabilities[graded], score[graded] = output.probabilities, output.score
     grades = to_grades(np.nan_to_num(score))
     table["score"] = score

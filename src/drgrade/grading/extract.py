@@ -4,10 +4,11 @@ The mean and standard deviation of a network's features over 20 to 50 transforms
 are the input of the blend of Kaggle's second-placed solution of 2015 (:mod:`drgrade.grading.blend`).
 """
 
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -21,8 +22,11 @@ from drgrade.grading.photographs import parts_of
 from drgrade.grading.stage import graded_external
 from drgrade.images.dataset import CroppedDataset
 from drgrade.images.quasi import quasi_random
-from drgrade.params import Augment, Features
+from drgrade.params import Augment, Encoded, Features
 from drgrade.rank import rank
+
+if TYPE_CHECKING:
+    from drgrade.images.augment import Plan
 
 log = logging.getLogger(__name__)
 
@@ -59,10 +63,8 @@ def extract(
     weights = None if params.checkpoint == "selected" else params.checkpoint
     tables, means, stds = [], [], []
     for number, folder in enumerate(models):
-        grader = load_model(folder, weights)
-        changes = None
-        if params.transforms > 1:
-            changes = quasi_random(params, grader.preprocess.augment or Augment(), grader.preprocess.axes)
+        _check_part(folder, number, len(models))
+        grader, changes = load_network(params, folder)
         part = None if len(models) == 1 else (number, len(models))
         for photographs in _photographs(grader, data, external, seed=seed, fold=fold, part=part):
             mean, std = grader.moments(photographs, changes)
@@ -76,6 +78,30 @@ def extract(
         rows["row"] = range(len(rows))
         facts = _facts(params, models, weights)
         write_features(out, rows, np.concatenate(means), np.concatenate(stds), facts)
+
+
+def load_network(params: Features, folder: Path) -> "tuple[Grader, Plan | None]":
+    """Load a model that gives a feature set, and the transforms that its features are averaged over.
+
+    Raises:
+        UserError: the model is missing or damaged.
+    """
+    grader = load_model(folder, None if params.checkpoint == "selected" else params.checkpoint)
+    if params.transforms == 1 or not isinstance(grader.params, Encoded):
+        return grader, None
+    preprocess = grader.preprocess
+    return grader, quasi_random(params, preprocess.augment or Augment(), preprocess.axes)
+
+
+def _check_part(folder: Path, number: int, count: int) -> None:
+    """Raise a UserError if a model left out another part than it should, so has seen its photographs."""
+    record = folder.parent / "training.json"
+    if record.is_file():
+        wanted, left_out = [number, count] if count > 1 else None, json.loads(record.read_text()).get("part")
+        if left_out != wanted:
+            raise UserError(
+                f"{folder}: left out part {left_out}, expected {wanted}; give the models in order"
+            )
 
 
 def _photographs(

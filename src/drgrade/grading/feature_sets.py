@@ -117,6 +117,26 @@ def write_features(
     write_json(facts, folder / FACTS)
 
 
+def read_facts(folder: Path, name: str) -> dict[str, Any]:
+    """Content of ``features.json``.
+
+    Args:
+        folder: such as ``results/demo/features/resnet/seed0``.
+        name: name of the set, for error messages.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    try:
+        return dict(json.loads((folder / FACTS).read_text()))
+    except FileNotFoundError:
+        raise UserError(f"{folder / FACTS}: no such file; run the stage features of {name} again") from None
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f"{folder / FACTS}: damaged ({error}); run the stage features of {name} again"
+        ) from None
+
+
 def read_features(folder: Path, name: str) -> FeatureSet:
     """Open the feature set in a folder, with memory-mapped features.
 
