@@ -57,7 +57,7 @@ OTHERS = {
     "boosting": "regression trees",
     "fusion": "eye-pair head of Huang 2023",
 }
-"""Other models on the features of the step ``fellow``, in place of o_O's blend network."""
+"""Other models on the features of the step ``fellow``, in place of o_O's blend network; at the first size."""
 
 
 class Row(NamedTuple):
@@ -103,8 +103,9 @@ def params(sizes: Sequence[int], quick: bool) -> dict[str, Any]:
             f"transforms_{size}": MAXOUT | one | {"per_patient": False, "std": False},
             f"deviation_{size}": MAXOUT | one | {"per_patient": False},
             f"ensemble_{size}": {"grader": "ensemble", "members": blends},
-            **{f"{model}_{size}": one | {"model": model} for model in OTHERS},
         }
+        if size == sizes[0]:
+            experiments |= {f"{model}_{size}": one | {"model": model} for model in OTHERS}
     for experiment in experiments.values():
         experiment["seeds"] = [0] if quick else [0, 1, 2]
     return {
@@ -197,11 +198,10 @@ def tables(folder: Path, sizes: Sequence[int]) -> dict[int, dict[str, Row]]:
         for step in ("network", "ensemble"):
             difference = signed(gain(found[larger][step], found[smaller][step]))
             print(f"\n{larger} px against {smaller} px, {step}: {difference}")
-    print("\n| in place of o_O's blend | px | QWK | against o_O's |\n|---|---|---|---|")
+    print(f"\n| in place of o_O's blend, {sizes[0]} px | QWK | against o_O's |\n|---|---|---|")
     for model, what in OTHERS.items():
-        for size, rows in found.items():
-            other = read(folder, f"{model}_{size}")
-            print(f"| {what} | {size} | {shown(other)} | {signed(gain(other, rows['fellow']))} |")
+        other = read(folder, f"{model}_{sizes[0]}")
+        print(f"| {what} | {shown(other)} | {signed(gain(other, found[sizes[0]]['fellow']))} |")
     return found
 
 
