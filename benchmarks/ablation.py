@@ -5,11 +5,12 @@
 Steps: features over several transforms, their deviation, the fellow eye, six blends in place of one, fitted
 thresholds. Synthetic photographs, both eyes of each patient, whose grades are correlated. The networks grow
 from 128 to 512 px as published, with a leak of 0.33, with which they learn from few photographs, and without
-the final ReLU. Blends are fitted on out-of-fold features: three further networks each leave out a third of
-the training patients. Three seeds. Every step is compared with the one before it on the same bootstrap
-resamples of the test patients. It is one Snakemake run in a folder of its own,
-.cache/drgrade/benchmarks/ablation; a run that was killed goes on where it was. --quick: sizes that say
-nothing, to see it run. The last line is one JSON object.
+the final ReLU. Blends are fitted on features of photographs that the network was trained on, as published; at
+the first size also on out-of-fold features, from three networks that each left out a third of the training
+patients. Three seeds. Every step is compared with the one before it on the same bootstrap resamples of the
+test patients. It is one Snakemake run in a folder of its own, .cache/drgrade/benchmarks/ablation; a run that
+was killed goes on where it was. --quick: sizes that say nothing, to see it run. The last line is one JSON
+object.
 """
 
 import argparse
@@ -73,12 +74,33 @@ def network(size: int, kernel: str, quick: bool) -> dict[str, Any]:
     start = {} if size == SIZES[0] else {"start": f"experiment:net_{size // 2}_{kernel}"}
     return start | {
         "grader": "o_o", "encoder": f"o_o_{size}_{kernel}", "leak": 0.33, "linear_output": True,
-        "epochs": epochs, "batch_size": BATCH[size], "out_of_fold": 2 if quick else 3,
-        "checkpoints": list(CHECKPOINTS),
+        "epochs": epochs, "batch_size": BATCH[size], "checkpoints": list(CHECKPOINTS),
         "schedule": {"name": "multi_step", "milestones": [max(1, round(0.8 * epochs))]},
         # as far along at the end as after the published epochs
         "sampling": {"strategy": "o_o", "decay": round(0.975 ** (PUBLISHED_EPOCHS / EPOCHS[size]), 4)},
     }  # fmt: skip
+
+
+def blends(size: int, *, out_of_fold: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The steps after the network: experiments, and the feature sets they read."""
+    prefix = "" if out_of_fold else "published_"
+    features = {
+        f"{prefix}f_{size}_{kernel}_{checkpoint}": {
+            "experiment": f"net_{size}_{kernel}", "checkpoint": checkpoint, "out_of_fold": out_of_fold,
+            "transforms": TRANSFORMS[size], "skip": place * TRANSFORMS[size],
+        }
+        for kernel in KERNELS
+        for place, checkpoint in enumerate(CHECKPOINTS)
+    }  # fmt: skip
+    one = {"grader": "blend", "features": [f"{prefix}f_{size}_4x4_best"]}
+    experiments = {f"blend_{name}": MAXOUT | {"features": [name]} for name in features} | {
+        f"{prefix}transforms_{size}": MAXOUT | one | {"per_patient": False, "std": False},
+        f"{prefix}deviation_{size}": MAXOUT | one | {"per_patient": False},
+        f"{prefix}ensemble_{size}": {"grader": "ensemble", "members": [f"blend_{name}" for name in features]},
+    }
+    if size == SIZES[0]:
+        experiments |= {f"{prefix}{model}_{size}": one | {"model": model} for model in OTHERS}
+    return experiments, features
 
 
 def params(sizes: Sequence[int], quick: bool) -> dict[str, Any]:
@@ -88,24 +110,11 @@ def params(sizes: Sequence[int], quick: bool) -> dict[str, Any]:
     for size in [one for one in SIZES if one <= max(sizes)]:
         experiments |= {f"net_{size}_{kernel}": network(size, kernel, quick) for kernel in KERNELS}
     for size in sizes:
-        blends = []
-        for kernel in KERNELS:
-            for place, checkpoint in enumerate(CHECKPOINTS):
-                name = f"f_{size}_{kernel}_{checkpoint}"
-                features[name] = {
-                    "experiment": f"net_{size}_{kernel}", "checkpoint": checkpoint,
-                    "transforms": TRANSFORMS[size], "skip": place * TRANSFORMS[size],
-                }  # fmt: skip
-                blends.append(f"blend_{name}")
-                experiments[blends[-1]] = MAXOUT | {"features": [name]}
-        one = {"grader": "blend", "features": [f"f_{size}_4x4_best"]}
-        experiments |= {
-            f"transforms_{size}": MAXOUT | one | {"per_patient": False, "std": False},
-            f"deviation_{size}": MAXOUT | one | {"per_patient": False},
-            f"ensemble_{size}": {"grader": "ensemble", "members": blends},
-        }
-        if size == sizes[0]:
-            experiments |= {f"{model}_{size}": one | {"model": model} for model in OTHERS}
+        for out_of_fold in (False, True) if size == SIZES[0] else (False,):
+            steps, sets = blends(size, out_of_fold=out_of_fold)
+            experiments, features = experiments | steps, features | sets
+    for kernel in KERNELS:
+        experiments[f"net_{SIZES[0]}_{kernel}"]["out_of_fold"] = 2 if quick else 3
     for experiment in experiments.values():
         experiment["seeds"] = [0] if quick else [0, 1, 2]
     return {
@@ -154,15 +163,15 @@ def read(folder: Path, experiment: str, *, fitted: bool = False) -> Row:
     return Row([qwk(measured.grades, one) for one in predicted], draws)
 
 
-def ladder(folder: Path, size: int) -> dict[str, Row]:
-    """The rows of one size."""
+def ladder(folder: Path, size: int, prefix: str) -> dict[str, Row]:
+    """The rows of one size; ``prefix`` as in :func:`blends`."""
     return {
         "network": read(folder, f"net_{size}_4x4"),
-        "transforms": read(folder, f"transforms_{size}"),
-        "deviation": read(folder, f"deviation_{size}"),
-        "fellow": read(folder, f"blend_f_{size}_4x4_best"),
-        "ensemble": read(folder, f"ensemble_{size}"),
-        "thresholds": read(folder, f"ensemble_{size}", fitted=True),
+        "transforms": read(folder, f"{prefix}transforms_{size}"),
+        "deviation": read(folder, f"{prefix}deviation_{size}"),
+        "fellow": read(folder, f"blend_{prefix}f_{size}_4x4_best"),
+        "ensemble": read(folder, f"{prefix}ensemble_{size}"),
+        "thresholds": read(folder, f"{prefix}ensemble_{size}", fitted=True),
     }
 
 
@@ -186,23 +195,42 @@ def signed(values: tuple[float, float, float]) -> str:
 
 def tables(folder: Path, sizes: Sequence[int]) -> dict[int, dict[str, Row]]:
     """Print the steps of each size, the sizes side by side, and other models in place of the blend."""
-    found = {size: ladder(folder, size) for size in sizes}
+    found = {size: ladder(folder, size, "published_") for size in sizes}
     for size, rows in found.items():
-        print(f"\n| {size} px | QWK (95 % interval, sd over seeds) | against the row above |\n|---|---|---|")
-        before: Row | None = None
-        for step, what in STEPS.items():
-            against = signed(gain(rows[step], before)) if before else ""
-            print(f"| {what.format(transforms=TRANSFORMS[size])} | {shown(rows[step])} | {against} |")
-            before = rows[step]
+        print_ladder(f"{size} px", size, rows)
     for smaller, larger in pairwise(sizes):
-        for step in ("network", "ensemble"):
+        for step in STEPS:
             difference = signed(gain(found[larger][step], found[smaller][step]))
             print(f"\n{larger} px against {smaller} px, {step}: {difference}")
-    print(f"\n| in place of o_O's blend, {sizes[0]} px | QWK | against o_O's |\n|---|---|---|")
-    for model, what in OTHERS.items():
-        other = read(folder, f"{model}_{sizes[0]}")
-        print(f"| {what} | {shown(other)} | {signed(gain(other, found[sizes[0]]['fellow']))} |")
+    if SIZES[0] in found:
+        seen, unseen = found[SIZES[0]], ladder(folder, SIZES[0], "")
+        print_ladder(f"{SIZES[0]} px, out-of-fold features", SIZES[0], unseen)
+        for step in ("fellow", "ensemble", "thresholds"):
+            print(f"\nout of fold against published, {step}: {signed(gain(unseen[step], seen[step]))}")
+        for title, prefix, rows in (
+            ("published", "published_", seen),
+            ("out of fold", "", unseen),
+        ):
+            print_others(folder, title, prefix, rows["fellow"])
     return found
+
+
+def print_ladder(title: str, size: int, rows: dict[str, Row]) -> None:
+    """Print the steps, each against the one before it."""
+    print(f"\n| {title} | QWK (95 % interval, sd over seeds) | against the row above |\n|---|---|---|")
+    before: Row | None = None
+    for step, what in STEPS.items():
+        against = signed(gain(rows[step], before)) if before else ""
+        print(f"| {what.format(transforms=TRANSFORMS[size])} | {shown(rows[step])} | {against} |")
+        before = rows[step]
+
+
+def print_others(folder: Path, title: str, prefix: str, blend: Row) -> None:
+    """Print other models on the features of the step ``fellow``."""
+    print(f"\n| in place of o_O's blend, {SIZES[0]} px, {title} | QWK | against o_O's |\n|---|---|---|")
+    for model, what in OTHERS.items():
+        other = read(folder, f"{prefix}{model}_{SIZES[0]}")
+        print(f"| {what} | {shown(other)} | {signed(gain(other, blend))} |")
 
 
 def main() -> None:

@@ -413,3 +413,23 @@ def test_mistakes_that_yaml_hides_name_key_line_and_remedy(
 def test_a_byte_order_mark_does_not_matter(tmp_path: Path) -> None:
     (tmp_path / "params.yaml").write_bytes("\ufeffgrade: {epochs: 3}\n".encode())
     assert load(tmp_path / "params.yaml").grade.epochs == 3
+
+
+def test_a_feature_set_uses_the_networks_of_all_parts_or_the_one_trained_on_all():
+    params = check(
+        {
+            "experiments": {"net": {"out_of_fold": 4}},
+            "features": {
+                "unseen": {"experiment": "net"},
+                "seen": {"experiment": "net", "out_of_fold": False},
+            },
+            "explanations": {},
+        },
+        "params.yaml",
+    )
+    assert [params.parts_of_features(name) for name in ("unseen", "seen")] == [4, 0]
+    both = params.model_dump() | {
+        "experiments": {"net": {"out_of_fold": 4}, "b": {"grader": "blend", "features": ["unseen", "seen"]}}
+    }
+    with pytest.raises(UserError, match=r"of different out_of_fold \(unseen 4, seen 0\)"):
+        check(both, "params.yaml")

@@ -179,11 +179,11 @@ def _features(params: Params) -> StageCost:
         count(params, name) for name in params.roles.external
     )
     jobs, passes, hours = 0, 0.0, 0.0
-    for block in params.features.values():
+    for name, block in params.features.items():
         source = params.experiment(block.experiment)
         times = len(trainings_of(params, block.experiment))
         # with parts, a training photograph has features of one model, others of each; this counts all of each
-        own = photographs * block.transforms * times * max(1, source.out_of_fold)
+        own = photographs * block.transforms * times * max(1, params.parts_of_features(name))
         jobs += times
         passes += own
         hours += own * (getattr(source, "input_size", 0) / 288) ** 2 * FORWARD / CPU_RATE / 3600

@@ -10,6 +10,7 @@ CHANGE = {
     "experiments.blend": {"grader": "blend", "features": ["pooled"], "epochs": 2},
     "experiments.ensemble": {"grader": "ensemble", "members": ["blend", "lesion_contrastive"]},
     "features.pooled": {"experiment": "net", "checkpoint": "last", "transforms": 2},
+    "features.seen": {"experiment": "net", "out_of_fold": False},
     "explanations.ram": {"method": "ram", "experiment": "mapped", "images": 1},
 }
 
@@ -39,6 +40,9 @@ def test_dvc_records_blends_on_features_that_were_not_trained_on(versioned):
         seen_by = of_training[of_training["model"] == part]["image_id"]
         assert set(seen_by) == set(left_out)
     assert np.load(versioned.file("features/pooled/seed0/std.npy")).max() > 0
+    seen = pd.read_parquet(versioned.file("features/seen/seed0/rows.parquet"))
+    assert set(seen[seen["dataset"] == "demo"]["image_id"]) == set(own["image_id"])
+    assert set(seen["model"]) == {0}
 
     maps = list(versioned.file("explain/ram/maps").glob("*.npy"))
     assert maps

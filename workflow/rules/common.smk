@@ -173,9 +173,7 @@ def training_named(experiment, label):
 def models_of(features, label, path):
     """A file of the models that give a feature set: of the parts if there are any, else of the training."""
     experiment = PARAMS.features[features].experiment
-    parts = training_named(experiment, label).parts(
-        PARAMS.experiments[experiment].out_of_fold
-    )
+    parts = training_named(experiment, label).parts(PARAMS.parts_of_features(features))
     return [
         f"{training_folder(experiment, name)}/{path}"
         for name in [part.label for part in parts] or [label]

@@ -76,6 +76,11 @@ class Params(Block):
         first = [start.name] if start and start.kind == "experiment" else []
         return [*first, *self.experiments[name].members]
 
+    def parts_of_features(self, name: str) -> int:
+        """Number of networks, each without one part of the training patients, that give a feature set, or 0."""
+        features = self.features[name]
+        return self.experiments[features.experiment].out_of_fold if features.out_of_fold else 0
+
     def feature_sets(self, name: str) -> list[str]:
         """Feature sets that an experiment or one of its members is fitted on."""
         own = list(getattr(self.experiments[name], "features", []))
@@ -209,7 +214,7 @@ class Params(Block):
                     f"{experiment.out_of_fold}; its start weights must not have seen the left-out part "
                     "either, so set both the same"
                 )
-        counts = {one: self.experiments[self.features[one].experiment].out_of_fold for one in sets}
+        counts = {one: self.parts_of_features(one) for one in sets}
         if len(set(counts.values())) > 1:
             listed = ", ".join(f"{one} {count}" for one, count in counts.items())
             yield f"experiments.{name}.features: of different out_of_fold ({listed}); set all the same"
