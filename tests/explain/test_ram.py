@@ -1,5 +1,7 @@
 """The identity of the map's mean and the score, orientation and placement, and what is refused."""
 
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
@@ -46,6 +48,7 @@ def hottest(heat: np.ndarray) -> tuple[float, float]:
     return columns.mean() + 0.5, rows.mean() + 0.5
 
 
+@cache
 def averaging(name: str) -> Network:
     """A network of o_O that only averages and takes maxima: its map is brightness, blurred."""
     network = Network(create_encoder(name, "random"))

@@ -258,12 +258,6 @@ def test_channels_last_gives_the_same_features():
     assert torch.allclose(found, expected, atol=1e-5)
 
 
-def test_compiles_as_one_graph():
-    encoder = small("o_o_128_5x5", batch_norm=True)
-    compiled = torch.compile(encoder, backend="aot_eager", fullgraph=True)
-    assert torch.allclose(compiled(images(128)), encoder(images(128)), atol=1e-6)
-
-
 def test_a_classifier_or_a_feature_pyramid_is_refused():
     with pytest.raises(ValueError, match="num_classes must be 0"):
         timm.create_model("o_o_128_5x5", num_classes=5)
