@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from drgrade import verbs as do
+from drgrade.clpi.arguments import add_arguments as clpi_arguments
 from drgrade.errors import UserError
 from drgrade.tracking import PARENT
 
@@ -224,6 +225,7 @@ def _by_hand(verb: Verb) -> None:
     sub = verb(do.score)
     sub.add_argument("submission", type=Path)
     _paths(sub, "solution")
+    clpi_arguments(verb(do.clpi, params=False))
     sub = verb(do.new, params=False)
     sub.add_argument("dataset", choices=("folder",))
     sub.add_argument("path", type=Path, help="holds images/ and, if there are grades, labels.csv")

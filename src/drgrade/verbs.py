@@ -296,6 +296,15 @@ def score(args: Arguments) -> None:
         print(f"{part:7}  QWK {values['qwk']:.5f} ({low:.5f} to {high:.5f})  {counts}")
 
 
+def clpi(args: Arguments) -> None:
+    """Grade a list of photographs, or draw their heat maps, with the command line that CLPI released."""
+    from drgrade.clpi.tool import run
+    from drgrade.devices import take_gpu
+
+    take_gpu()
+    run(args)
+
+
 def new(args: Arguments) -> None:
     """Look at a folder of photographs, say what is there, and write a params file for it."""
     from drgrade.new import new_folder

@@ -1,7 +1,7 @@
 """Files released by the authors of the systems implemented here: where to put them and which key uses them.
 
-None is downloaded, as none states a licence. The other systems have no usable files: o_O and RAM released no
-weights, and CLPI's cannot be used because of their format and link.
+None is downloaded, as none states a licence. Of the other systems o_O and RAM released no weights; those of
+CLPI are read by :mod:`drgrade.clpi.weights`.
 """
 
 from dataclasses import dataclass

@@ -16,7 +16,7 @@ from drgrade.params.grading import recipe
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from drgrade.grading.regression import GradedNetwork
+    from drgrade.grading.regression import FineTune, GradedNetwork
     from drgrade.images.augment import Plan
 
 
@@ -79,16 +79,21 @@ class Finetune(Grader):
 
         return begin(self.new_network, start)
 
+    def new_module(self, job: Job) -> "FineTune":
+        """The training module of the network."""
+        from drgrade.grading.regression import FineTune
+
+        return FineTune(self.network, self.params, self.preprocess, job)
+
     def fit(self, job: Job) -> None:
         """Train all layers from the start weights."""
-        from drgrade.grading.regression import FineTune
         from drgrade.seeding import seed_everything
         from drgrade.training import compile_network, fit
 
         seed_everything(job.seed, "head")
         self._normalise(job.train)
         self.network = self.begin(job.start)
-        module = FineTune(self.network, self.params, self.preprocess, job)
+        module = self.new_module(job)
         if self.params.compile:
             compile_network(self.network)
         fit(

@@ -178,8 +178,8 @@ class Features(TestTime):
     checkpoint: Literal["selected", "best", "best_mse", "last"] = "selected"
     """The weights: the selected ones, or one of the experiment's ``checkpoints``."""
     out_of_fold: bool = True
-    """Use the networks that left out a part, where the experiment has ``out_of_fold``. False: only the network
-    that was trained on all, whose features of its training photographs are those of seen ones, as published."""
+    """Use the networks that left out a part, where the experiment has ``out_of_fold``. False: only the
+    network that was trained on all, and so has seen the training photographs, as published."""
 
 
 NOT_IN_RECIPES = {"select", "test_time", "compile", "checkpoints"}

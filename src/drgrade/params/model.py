@@ -77,7 +77,7 @@ class Params(Block):
         return [*first, *self.experiments[name].members]
 
     def parts_of_features(self, name: str) -> int:
-        """Number of networks, each without one part of the training patients, that give a feature set, or 0."""
+        """Number of networks, each without one part of the patients, that give a feature set; or 0."""
         features = self.features[name]
         return self.experiments[features.experiment].out_of_fold if features.out_of_fold else 0
 

@@ -1,0 +1,1 @@
+"""The command line and the weights that were released with CLPI."""
