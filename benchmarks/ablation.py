@@ -31,6 +31,7 @@ from drgrade.evaluate.intervals import bootstrap
 from drgrade.evaluate.metrics import qwk
 from drgrade.evaluate.predictions import fitted_thresholds, gather, tested
 from drgrade.params import check
+from drgrade.schema import INDEX, read_table
 
 ROOT = Path(__file__).parents[1]
 WORK = Path(".cache/drgrade/benchmarks/ablation")
@@ -195,6 +196,9 @@ def signed(values: tuple[float, float, float]) -> str:
 
 def tables(folder: Path, sizes: Sequence[int]) -> dict[int, dict[str, Row]]:
     """Print the steps of each size, the sizes side by side, and other models in place of the blend."""
+    index = read_table(folder / "results/demo/index/index.parquet", INDEX)
+    graded = index[index["status"] == "ok"].groupby("split")[["image_id", "patient_id"]].nunique()
+    print(", ".join(f"{split}: {n} photographs of {m} patients" for split, (n, m) in graded.T.items()))
     found = {size: ladder(folder, size, "published_") for size in sizes}
     for size, rows in found.items():
         print_ladder(f"{size} px", size, rows)
