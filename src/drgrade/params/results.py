@@ -21,7 +21,8 @@ class Explanation(Block):
 
     method: str = "cam"
     """A module of ``drgrade.explain``: ``cam`` for any convolutional network, each image on its own colour
-    scale; ``ram`` for a linear head on mean features, in grade units on one colour scale."""
+    scale; ``gmsv``, the evidence maps of DeepMT-DR, likewise; ``ram`` for a linear head on mean features, in
+    grade units on one colour scale."""
     experiment: Name = "lesion_contrastive"
     """Experiment whose model (of its first seed and fold) is explained."""
     also: list[Name] = []
