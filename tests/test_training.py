@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from drgrade import training
+from drgrade import callbacks, training
 from drgrade.errors import UserError
 from drgrade.tracking import NullRun
 from drgrade.training import CHECKPOINTS, Batches, Loader, Module, compile_network, fit
@@ -26,7 +26,7 @@ SCRIPT = """
 import json, multiprocessing, os, signal, sys
 from pathlib import Path
 import numpy as np, pandas as pd, torch
-from drgrade import training
+from drgrade import callbacks, training
 from drgrade.grading import finetune, regression
 from drgrade.grading.base import Job, Photographs, Start
 from drgrade.params import Crop
@@ -313,7 +313,7 @@ def test_without_averaging_the_weights_are_those_of_the_last_step(tmp_path, monk
 def test_each_epoch_reports_its_speed_and_the_time_left(tmp_path, monkeypatch, caplog):
     monkeypatch.chdir(tmp_path)
     clock = iter(range(0, 1000, 10))
-    monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(callbacks, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     with caplog.at_level(logging.INFO, "drgrade.training"):
         run = trained(Line())
     lines = [record.getMessage() for record in caplog.records if "epoch" in record.getMessage()]

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from drgrade.encoders import create_encoder, normalisation
 from drgrade.grading.deepmt_losses import KINDS
-from drgrade.grading.regression import GradedNetwork
+from drgrade.grading.regression import EncoderWithHead
 from drgrade.networks.deepmt.gmsv import gmsv, unit_range
 from drgrade.networks.deepmt.multi_task import MultiTask
 from drgrade.networks.deepmt.segmentation import Segmentation
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from drgrade.grading.deepmt import Params
 
 
-class DeepMTNetwork(GradedNetwork):
+class DeepMTNetwork(EncoderWithHead):
     """The three networks with a linear head. Input: low-resolution images (B, 3, h, w) in 0-1.
 
     Args:
@@ -31,11 +31,8 @@ class DeepMTNetwork(GradedNetwork):
     encoder: MultiTask
 
     def __init__(self, encoder: MultiTask, loss: str, dropout: float) -> None:
-        super().__init__()
-        self.criterion, self.dropout = KINDS[loss](), dropout
-        self.shape = self.criterion.shape
-        self.encoder = encoder
-        self.head = self.criterion.new_head(encoder.num_features)
+        super().__init__(encoder, KINDS[loss]())
+        self.dropout = dropout
 
     def read(self, features: Tensor) -> Tensor:
         """Outputs (B, *shape), in training with dropout."""
@@ -43,20 +40,7 @@ class DeepMTNetwork(GradedNetwork):
 
     def sure(self, features: Tensor) -> Tensor:
         """Outputs (B, *shape) without dropout."""
-        outputs: Tensor = self.head(features)
-        return outputs.reshape(len(features), *self.shape)
-
-    def loss(self, outputs: Tensor, grades: Tensor, weights: Tensor | None = None) -> Tensor:
-        """The criterion's loss."""
-        return self.criterion.loss(outputs, grades, weights)
-
-    def score(self, outputs: Tensor) -> Tensor:
-        """The criterion's expected grades (B,)."""
-        return self.criterion.score(outputs)
-
-    def probabilities(self, outputs: Tensor) -> Tensor:
-        """The criterion's class probabilities (B, 5)."""
-        return self.criterion.probabilities(outputs)
+        return super().read(features)
 
     def evidence(self, features: Tensor, maps: list[Tensor], *, create_graph: bool = False) -> Tensor:
         """Evidence for disease in 0-1, (B, H / 4, W / 4), of what ``encoder.read`` gives; without dropout.

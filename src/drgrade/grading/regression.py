@@ -18,7 +18,7 @@ from drgrade.device import exact
 from drgrade.encoders import width
 from drgrade.evaluate.metrics import qwk, to_grades
 from drgrade.grading.base import Job, Moments, Output, Photographs, Start
-from drgrade.grading.losses import criterion
+from drgrade.grading.losses import Criterion, criterion
 from drgrade.grading.optimise import Plateau, optimizer, schedule
 from drgrade.grading.sampling import class_weights, order, sampling_weights
 from drgrade.images.augment import Plan, apply, draw, normalise, plan
@@ -79,7 +79,7 @@ class EncoderWithHead(GradedNetwork):
 
     Args:
         encoder: maps images to pooled features (B, D).
-        loss: name of the loss.
+        loss: name of the loss, or a criterion.
         head: replaces the head of the loss; maps features to (B, 1), (B, 5) or (B, 4).
         relu_output: end in a ReLU.
     """
@@ -87,13 +87,14 @@ class EncoderWithHead(GradedNetwork):
     def __init__(
         self,
         encoder: nn.Module,
-        loss: Loss = "mse",
+        loss: Loss | Criterion = "mse",
         *,
         head: nn.Module | None = None,
         relu_output: bool = False,
     ) -> None:
         super().__init__()
-        self.criterion, self.relu_output = criterion(loss), relu_output
+        self.criterion = criterion(loss) if isinstance(loss, str) else loss
+        self.relu_output = relu_output
         self.shape = self.criterion.shape
         self.encoder = encoder
         self.head = self.criterion.new_head(width(encoder)) if head is None else head

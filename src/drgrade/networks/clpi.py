@@ -18,19 +18,20 @@ released code. Deviation: images and maps are resized by their areas, not by the
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs
 from timm.models.densenet import DenseNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from drgrade.errors import UserError
+from drgrade.networks.registered import register
 
 CELL = 64
 """Side of a cell of the lesion maps in input pixels, and of a patch."""
@@ -306,22 +307,4 @@ default_cfgs = generate_default_cfgs(
 )
 """Where timm looks for normalisation and image size."""
 
-
-def _entry_point(name: str, architecture: Architecture) -> Callable[..., nn.Module]:
-    """The function that creates a network for ``timm.create_model``."""
-
-    def create(pretrained: bool = False, **options: Any) -> nn.Module:
-        if options.get("features_only"):
-            raise RuntimeError("it has no feature pyramid")
-        network: nn.Module = build_model_with_cfg(
-            Encoder, name, pretrained, kwargs_filter=("in_chans",), architecture=architecture, **options
-        )
-        return network
-
-    create.__name__ = name
-    return create
-
-
-for _name, _architecture in ARCHITECTURES.items():
-    # timm lists its name in __all__, so the module must have it
-    globals()[_name] = register_model(_entry_point(_name, _architecture))
+register(Encoder, ARCHITECTURES, "it has no feature pyramid")

@@ -21,15 +21,16 @@ the first max-pool; the 512 px one has only the first max-pool.
 """
 
 import re
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from drgrade.errors import UserError
+from drgrade.networks.registered import register
 
 MEAN = (108.64628601, 75.86886597, 54.34005737)
 """Mean of o_O's training images (RGB, 0-255), black borders included."""
@@ -390,22 +391,4 @@ default_cfgs = generate_default_cfgs(
 )
 """Where timm looks for normalisation and image size."""
 
-
-def _entry_point(name: str, architecture: Architecture) -> Callable[..., nn.Module]:
-    """The function that creates a network for ``timm.create_model``."""
-
-    def create(pretrained: bool = False, **options: Any) -> nn.Module:
-        if options.get("features_only"):
-            raise RuntimeError("it has no feature pyramid, as it crops its images")
-        network: nn.Module = build_model_with_cfg(
-            Encoder, name, pretrained, kwargs_filter=("in_chans",), architecture=architecture, **options
-        )
-        return network
-
-    create.__name__ = name
-    return create
-
-
-for _name, _architecture in ARCHITECTURES.items():
-    # timm lists its name in __all__, so the module must have it
-    globals()[_name] = register_model(_entry_point(_name, _architecture))
+register(Encoder, ARCHITECTURES, "it has no feature pyramid, as it crops its images")
