@@ -26,7 +26,7 @@ SCRIPT = """
 import json, multiprocessing, os, signal, sys
 from pathlib import Path
 import numpy as np, pandas as pd, torch
-from drgrade import callbacks, training
+from drgrade import training
 from drgrade.grading import finetune, regression
 from drgrade.grading.base import Job, Photographs, Start
 from drgrade.params import Crop
