@@ -98,7 +98,9 @@ for experiment in EXPERIMENTS:
 
 rule features:
     input:
-        lambda wildcards: models_of(wildcards.features, wildcards.training, "training.json"),
+        lambda wildcards: models_of(
+            wildcards.features, wildcards.training, "training.json"
+        ),
         index=at(GRADE, "index/index.parquet"),
         crops=at(GRADE, "crop/crops.parquet"),
         store=at(GRADE, "crop/store.json"),
@@ -119,7 +121,9 @@ rule features:
         software=features_software,
         block=lambda wildcards: block("features", wildcards.features),
         training=lambda wildcards: seed_and_fold(wildcards.training),
-        models=lambda wildcards: models_of(wildcards.features, wildcards.training, "model"),
+        models=lambda wildcards: models_of(
+            wildcards.features, wildcards.training, "model"
+        ),
         external=[f"--external {name} {at(name, '')}" for name in EXTERNAL],
         dataset=GRADE,
         folder=subpath(output.manifest, parent=True),

@@ -31,7 +31,9 @@ def grade_software(wildcards):
 
 def features_software(wildcards):
     """What the stage features is made of with the grader whose features are stored."""
-    return software("features", grader_of(PARAMS.features[wildcards.features].experiment))
+    return software(
+        "features", grader_of(PARAMS.features[wildcards.features].experiment)
+    )
 
 
 def pretrain_software(wildcards):
