@@ -1,7 +1,10 @@
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
-from drgrade.explain.score import scores, to_original
+from drgrade.explain.score import energy, scores, to_original
 from drgrade.images.geometry import CropGeometry
 
 
@@ -17,6 +20,11 @@ def brute_auc(values, positive):
         for cold in values[~positive]
     ]
     return np.mean(pairs)
+
+
+def brute_energy(values, lesion, fov):
+    inside = list(zip(values[fov].tolist(), lesion[fov].tolist(), strict=True))
+    return sum(value for value, hit in inside if hit) / sum(value for value, _ in inside)
 
 
 def brute_distance(shape, targets):
@@ -38,24 +46,48 @@ def test_against_brute_force(levels):
     hottest = fov & (heat == heat[fov].max())
     assert result["pointing"] == pytest.approx(near[hottest].mean())
     assert result["random_pointing"] == pytest.approx(near[fov].mean())
+    assert result["energy"] == pytest.approx(brute_energy(heat, lesion, fov))
+    assert result["random_energy"] == pytest.approx(lesion[fov].mean())
     prior = brute_distance(fov.shape, ~fov)
     assert result["prior_auc"] == pytest.approx(brute_auc(prior[fov].round(4), lesion[fov]), abs=2e-3)
     central = fov & (prior > prior.max() - 1e-3)
     assert result["prior_pointing"] == pytest.approx(near[central].mean())
+    assert result["prior_energy"] == pytest.approx(brute_energy(prior, lesion, fov))
 
 
 def test_perfect_and_worst_maps():
     lesion = disc(radius=4, x=20)
     assert scores(lesion.astype(np.float32), lesion, disc())["auc"] == 1
     assert scores(lesion.astype(np.float32), lesion, disc())["pointing"] == 1
+    assert scores(lesion.astype(np.float32), lesion, disc())["energy"] == 1
     worst = scores(1 - lesion.astype(np.float32), lesion, disc(), tolerance=0)
-    assert (worst["auc"], worst["pointing"]) == (0, 0)
+    assert (worst["auc"], worst["pointing"], worst["energy"]) == (0, 0, 0)
 
 
-def test_a_flat_map_is_chance():
-    result = scores(np.zeros((60, 60), np.float32), disc(radius=4, x=20), disc())
+@pytest.mark.parametrize("value", [0, 0.3, -2])
+def test_a_flat_map_is_chance(value):
+    result = scores(np.full((60, 60), value, np.float32), disc(radius=4, x=20), disc())
     assert result["auc"] == 0.5
     assert result["pointing"] == pytest.approx(result["random_pointing"])
+    assert result["energy"] == pytest.approx(result["random_energy"])
+
+
+def test_energy_is_the_share_of_positive_values_on_lesions():
+    lesion = np.array([True, True, False, False])
+    assert energy(np.array([3, -5, 1, -7], np.float32), lesion) == 0.75
+    assert energy(np.array([-1, 0, -1, 0], np.float32), lesion) == 0.5
+
+
+@given(
+    values=arrays(np.float32, 12, elements=st.floats(-4, 4, width=16)),
+    lesion=arrays(np.bool_, 12),
+    factor=st.sampled_from([0.25, 2.0, 64.0]),
+)
+def test_energy_is_a_share_that_does_not_depend_on_the_scale(values, lesion, factor):
+    share = energy(values, lesion)
+    assert 0 <= share <= 1
+    assert energy(np.float32(factor) * values, lesion) == share
+    assert energy(values, ~lesion) == pytest.approx(1 - share)
 
 
 def test_nothing_is_earned_outside_the_eye():

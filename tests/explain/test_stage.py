@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from drgrade.data.demo import GRADED_MASKS
 from drgrade.explain import stage
@@ -110,6 +111,25 @@ def test_the_blob_of_the_photograph_is_found_and_scored(blocks, run, scale):
     assert written["n"] == 1
     assert written["photographs"]["lesions"]["pointing"] == 1
     assert written["mean"]["auc"] > 0.95
+    assert written["mean"]["energy"] > 2 * written["mean"]["random_energy"]
+
+
+class LesionCells(torch.nn.Module):
+    """Its lesion network sees the brightness of 16 x 16 cells, whatever the input size."""
+
+    def lesion_map(self, images: torch.Tensor) -> torch.Tensor:
+        return 0.5 * torch.nn.functional.adaptive_avg_pool2d(images.mean(dim=1, keepdim=True), 16).squeeze(1)
+
+
+def test_lesion_maps_of_any_resolution_land_in_their_place_and_keep_their_scale(run):
+    out = run((LesionCells(), 32), (LesionCells(), 64), method="lesion_maps")
+    middle = heat(out)[24 - 4 : 24 + 4, 56 - 4 : 56 + 4]
+    np.testing.assert_array_equal(middle, 128)  # half of 255, not stretched
+    away = heat(out)[inside() & (cv2.dilate((heat(out) > 100).astype(np.uint8), np.ones((9, 9))) == 0)]
+    np.testing.assert_allclose(away, 255 * 0.5 * 64 / 255, atol=1)
+    assert not heat(out)[~inside()].any()
+    assert not list((out / "maps").glob("*.npy"))
+    assert json.loads((out / "scores.json").read_text())["photographs"]["lesions"]["pointing"] == 1
 
 
 def test_the_published_scale_hides_the_grade(blocks, run):

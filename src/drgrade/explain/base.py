@@ -22,7 +22,7 @@ BATCH = 8
 """Images per batch, to limit memory."""
 
 Heat = npt.NDArray[np.float32]
-"""A heat map or a batch of them, 0-1; 1 marks the strongest evidence for a higher grade."""
+"""A heat map or a batch of them, 0-1; 1 marks the strongest evidence for a higher grade, or a lesion."""
 Values = npt.NDArray[np.float32]
 """A map or a batch of them in grade units, unbounded, about 0-4."""
 
@@ -30,14 +30,16 @@ Values = npt.NDArray[np.float32]
 class Explainer(Protocol):
     """Computes heat maps: how much each image region contributes to a network's grade.
 
-    The colour scale depends on the method. ``cam``: each image is scaled on its own, so its hottest region is
-    1 whatever its grade. ``ram``: one common scale, on which grade 4 is 1.
+    The colour scale depends on the method. ``cam``, ``gmsv``: each image is scaled on its own, so its hottest
+    region is 1 whatever its grade. ``ram``: one common scale, on which grade 4 is 1. ``lesion_maps``
+    does not depend on the grade: it shows the probability of a lesion.
     """
 
     def heat(self, model: nn.Module, batch: torch.Tensor) -> Heat:
-        """Return heat maps (B, H, W) of normalised images (B, 3, H, W).
+        """Return heat maps (B, h, w) of normalised images (B, 3, H, W).
 
-        Maps cover the whole input; they are 0 where the network does not look (see :func:`margin`).
+        Maps cover the whole input, at any resolution; they are 0 where the network does not look (see
+        :func:`margin`).
 
         Args:
             model: network that returns scores (B,) or (B, 1), or logits of the grades (B, 5).
@@ -69,14 +71,18 @@ def to_heat(values: Values) -> Heat:
     return (values / GRADES[-1]).clip(0, 1)
 
 
-def encoder_of(model: nn.Module) -> nn.Module:
-    """Return the encoder in a grader's network, which may be wrapped (``Scores``, ``Frozen``).
-
-    It is ``model`` itself where there is no attribute ``network`` or ``encoder``.
-    """
+def nested(model: nn.Module) -> list[nn.Module]:
+    """Return a grader's network and what it wraps (``Scores``, ``Frozen``), down to the encoder."""
+    modules = [model]
     for name in ("network", "encoder", "encoder"):
-        model = getattr(model, name, model)
-    return model
+        if hasattr(modules[-1], name):
+            modules.append(getattr(modules[-1], name))
+    return modules
+
+
+def encoder_of(model: nn.Module) -> nn.Module:
+    """Return the innermost of :func:`nested`: the encoder, or ``model`` itself where it wraps nothing."""
+    return nested(model)[-1]
 
 
 def margin(model: nn.Module, side: int) -> int:

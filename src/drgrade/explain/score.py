@@ -41,7 +41,7 @@ def to_original(heat: Floats, geometry: CropGeometry, width: int, height: int) -
 
 
 def scores(heat: Floats, lesion: Mask, fov: Mask, tolerance: float = TOLERANCE) -> dict[str, float]:
-    """Return pixel AUC and pointing game of a heat map, of a prior without image content, and of chance.
+    """Return how well a heat map, a prior without image content, and a random map locate lesions.
 
     Args:
         heat: (H, W) in original pixels.
@@ -52,9 +52,11 @@ def scores(heat: Floats, lesion: Mask, fov: Mask, tolerance: float = TOLERANCE) 
     Returns:
         ``auc``: probability that a lesion pixel has a higher value than another pixel, ties count half.
         ``pointing``: 1 if the maximum lies on a lesion or within the tolerance of one, else 0 (for several
-        maxima, the share that does). ``prior_auc``, ``prior_pointing``: the same for a map of the distance
-        from the edge of the field of view. ``random_auc``, ``random_pointing``: the expected values for a
-        random map. Empty if no pixel of the field of view, or every pixel, is a lesion.
+        maxima, the share that does). ``energy``: share of the map's sum that lies on lesions, 0-1 (see
+        :func:`energy`). ``prior_auc``, ``prior_pointing``, ``prior_energy``: the same for a map of the
+        distance from the edge of the field of view. ``random_auc``, ``random_pointing``, ``random_energy``:
+        the expected values for a random map. Empty if no pixel of the field of view, or every pixel, is a
+        lesion.
 
     """
     fov = _filled(fov)
@@ -67,11 +69,32 @@ def scores(heat: Floats, lesion: Mask, fov: Mask, tolerance: float = TOLERANCE) 
     return {
         "auc": float(roc_auc_score(inside, heat[fov])),
         "pointing": _pointing(heat[fov], near),
+        "energy": energy(heat[fov], inside),
         "prior_auc": float(roc_auc_score(inside, prior)),
         "prior_pointing": _pointing(prior, near),
+        "prior_energy": energy(np.sqrt(prior), inside),
         "random_auc": 0.5,
         "random_pointing": float(near.mean()),
+        "random_energy": float(inside.mean()),
     }
+
+
+def energy(values: Floats, lesion: Mask) -> float:
+    """Return the share of a map's sum that lies on lesions: the energy-based pointing game, 0-1.
+
+    Source: Wang et al., Score-CAM, CVPR workshops 2020; there on bounding boxes, here on masks.
+
+    Args:
+        values: values of the map at the pixels of the field of view; negative ones count as 0.
+        lesion: true where the pixel lies on a lesion, of the same shape.
+
+    Returns:
+        The share. A map without positive values points nowhere: like a constant map, it gets the value of a
+        random map, the share of the pixels that lie on lesions.
+    """
+    positive = values.clip(0)
+    total = positive.sum(dtype=np.float64)
+    return float(positive[lesion].sum(dtype=np.float64) / total if total else lesion.mean())
 
 
 def _squared_distance(mask: Mask) -> Floats:

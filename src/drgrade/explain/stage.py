@@ -41,9 +41,9 @@ def explain(
 ) -> None:
     """Write ``maps/<image_id>.png`` (0-255, over the whole photograph), ``heat_maps.png``, ``scores.json``.
 
-    Photographs with lesion masks are scored by pixel AUC and pointing game, compared with a map that depends
-    only on the distance from the edge of the retina, and with a random map. Up to the same number of graded
-    test photographs is shown without scores.
+    Photographs with lesion masks are scored by pixel AUC, pointing game and share of the heat on lesions,
+    compared with a map that depends only on the distance from the edge of the retina, and with a random map
+    (see :func:`.score.scores`). Up to the same number of graded test photographs is shown without scores.
 
     A method with a unit (``ram``, unless ``params.scale`` is ``each``) also writes ``maps/<image_id>.npy``,
     float32 in grade units; ``heat_maps.png`` then has a legend, shows each photograph beside its map, and
@@ -124,7 +124,9 @@ def test_rows(source: CroppedDataset, images: int) -> pd.DataFrame:
 def maps(
     explainer: Explainer, explained: Explainable, source: CroppedDataset, rows: pd.DataFrame, scale: str
 ) -> Heat:
-    """Return maps (n, S, S) over the crops of ``rows``; S is the network's input size.
+    """Return maps (n, S, S) over the crops of ``rows``.
+
+    S is the network's input size, with ``lesion_maps`` the side of its lesion maps.
 
     Args:
         explainer: the method.

@@ -18,7 +18,7 @@ released code. Deviation: images and maps are resized by their areas, not by the
 """
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import NamedTuple
 
@@ -221,9 +221,13 @@ class Encoder(nn.Module):
             raise RuntimeError(f"CLPI needs square images with a side that is a multiple of {CELL} pixels")
         if self.training or torch.is_grad_enabled():  # batch normalisation and heat maps need it as a whole
             return self._forward(x)
-        parts = [self._forward(part) for part in x.split(max(1, AT_ONCE // x.shape[-1] ** 2))]
-        features, maps = zip(*parts, strict=True)
+        features, maps = zip(*map(self._forward, _parts(x)), strict=True)
         return torch.cat(features), torch.cat(maps)
+
+    @torch.no_grad()
+    def lesion_map(self, x: Tensor) -> Tensor:
+        """Probability of a lesion in each cell, 1 - P(normal): float32 (B, S / 64, S / 64)."""
+        return torch.cat([1 - self.lesions.maps(part)[:, 0] for part in _parts(x)])
 
     def _forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         maps = self.lesions.maps(x)
@@ -243,6 +247,11 @@ class Encoder(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Pooled features (B, 1024) of images (B, 3, S, S) in 0-1."""
         return self.forward_head(self.forward_features(x))
+
+
+def _parts(x: Tensor) -> Sequence[Tensor]:
+    """Images, so many at a time that they have at most :data:`AT_ONCE` pixels."""
+    return x.split(max(1, AT_ONCE // x.shape[-1] ** 2))
 
 
 def enlarged(maps: Tensor, side: int, *, align_corners: bool = False) -> Tensor:

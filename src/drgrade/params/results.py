@@ -22,7 +22,8 @@ class Explanation(Block):
     method: str = "cam"
     """A module of ``drgrade.explain``: ``cam`` for any convolutional network, each image on its own colour
     scale; ``gmsv``, the evidence maps of DeepMT-DR, likewise; ``ram`` for a linear head on mean features, in
-    grade units on one colour scale."""
+    grade units on one colour scale; ``lesion_maps`` for ``clpi`` and ``deepmt``: the probability of a lesion
+    by the grader's own lesion network."""
     experiment: Name = "lesion_contrastive"
     """Experiment whose model (of its first seed and fold) is explained."""
     also: list[Name] = []
@@ -30,7 +31,8 @@ class Explanation(Block):
     scale: Literal["common", "each"] = "common"
     """``common``: maps of ``ram`` keep their unit, and all images share one colour scale. ``each``: every map
     of every image is stretched to 0-1 before averaging, as published for RAM; this hides how severe a
-    photograph is. No effect with ``cam``, which always does so."""
+    photograph is. No effect with other methods: ``cam`` and ``gmsv`` always stretch their maps,
+    ``lesion_maps`` never does."""
     images: Annotated[int, Field(ge=1)] = 6
     """Number of photographs with masks, and of graded test photographs."""
 

@@ -108,6 +108,17 @@ class MultiTask(nn.Module):
         """Like :meth:`lesions`, without gradients and with little memory."""
         return torch.cat([self.lesions(part) for part in self._parts(images, 1)])
 
+    def lesion_map(self, images: Tensor) -> Tensor | None:
+        """Largest probability of the four kinds of lesion at each pixel of the enlarged images.
+
+        Args:
+            images: low-resolution images (B, 3, h, w) in 0-1, as in :meth:`forward`.
+
+        Returns:
+            (B, scale * h, scale * w) in 0-1, without gradients; None without a segmentation network.
+        """
+        return None if self.segment is None else self.prepared_in_parts(images)[1].amax(dim=1)
+
     def read(self, images: Tensor, lesions: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Features (B, hidden) of enlarged images and lesions, and the last four stages' feature maps."""
         inputs = torch.cat([normalise(images, self.mean, self.std), lesions.to(images.dtype)], dim=1)
