@@ -11,7 +11,8 @@ from drgrade.images.shards import write_store
 
 DATA = ["download", "index", "overlaps", "crop"]
 LESIONS = ["lesion_boxes", "detector", "lesions", "lesion_metrics", "patches"]
-STAGES = [*DATA, *LESIONS, "pretrain", "grade", "evaluate", "explain"]
+SEGMENTATION = ["segmentation", "segmentation_metrics"]
+STAGES = [*DATA, *LESIONS, *SEGMENTATION, "pretrain", "grade", "evaluate", "explain"]
 VERBS = [*STAGES, "report", "predict", "check", "verify", "schema", "sync", "doctor"]
 
 

@@ -128,6 +128,13 @@ def _lesions(verb: Verb) -> None:
     _block(sub, "--boxes-params", "the block lesion_boxes")
     _block(sub, "--lesions-params", "the block lesions (search)")
     _paths(sub, "index", "crops", "detector", "out")
+    sub = verb(do.segmentation)
+    sub.add_argument("--dataset", required=True)
+    sub.add_argument("--part", default="holdout", help="holdout, or with cross-validation fold0, fold1, ...")
+    _paths(sub, "index", "crops", "out")
+    sub = verb(do.segmentation_metrics)
+    sub.add_argument("--dataset", required=True)
+    _paths(sub, "index", "crops", "models", "out")
     sub = verb(do.patches)
     sub.add_argument("--dataset", required=True)
     sub.add_argument("--size", type=_number, required=True, help="side of a crop in pixels")
@@ -202,7 +209,7 @@ def _results(verb: Verb) -> None:
         "--heat-maps", type=Path, nargs="*", default=[], metavar="PATH", help="sheets of the stage explain"
     )
     _paths(sub, "index", "crops", "store", "leaderboard", "metrics", "out")
-    _paths(sub, "lesions", "detector_metrics", "lesion_metrics", optional=True)
+    _paths(sub, "lesions", "detector_metrics", "lesion_metrics", "segmentation_metrics", optional=True)
 
 
 def _by_hand(verb: Verb) -> None:

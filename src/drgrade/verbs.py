@@ -122,6 +122,26 @@ def lesion_metrics(args: Arguments) -> None:
     )
 
 
+def segmentation(args: Arguments) -> None:
+    """Train a network that marks lesions pixel by pixel."""
+    from drgrade.devices import take_gpu
+    from drgrade.segmentation.train import train_segmentation
+
+    take_gpu()
+    params = _block(args.params, "segmentation")
+    train_segmentation(args.dataset, args.part, args.index, args.crops, params, args.out)
+
+
+def segmentation_metrics(args: Arguments) -> None:
+    """Measure the segmentation on photographs it was not trained on."""
+    from drgrade.devices import take_gpu
+    from drgrade.segmentation.measure import measure_segmentation
+
+    take_gpu()
+    params = _block(args.params, "segmentation_metrics")
+    measure_segmentation(args.dataset, args.index, args.crops, args.models, params, args.out)
+
+
 def patches(args: Arguments) -> None:
     """Choose the boxes for pretraining; write the patch pickle."""
     from drgrade.lesions.choose import make_patches
@@ -254,6 +274,7 @@ def report(args: Arguments) -> None:
         patches_statistics=args.statistics or [],
         detector_metrics=args.detector_metrics,
         lesion_metrics=args.lesion_metrics,
+        segmentation_metrics=args.segmentation_metrics,
         leaderboard=args.leaderboard,
         metrics=args.metrics,
         heat_maps=args.heat_maps,

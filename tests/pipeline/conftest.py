@@ -29,6 +29,8 @@ TINY = {
     "lesion_boxes": {"tile": 128, "scale": 1.0},
     "detector": {"epochs": 1},
     "lesions": {"min_score": 0.001},
+    "segmentation": {"tile": 64, "scale": 0.5, "epochs": 1, "tiles_per_photograph": 2},
+    "segmentation_metrics": {"bootstrap": 100, "examples": 1},
     "patches": {"size": 48, "min_score": 0.001, "border": 0},
     "pretrain": {"lesion_contrastive": {"epochs": 1, "batch_size": 4}},
     "grade": {"input_size": 48, "epochs": 1, "batch_size": 4},

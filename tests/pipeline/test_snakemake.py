@@ -28,6 +28,9 @@ def test_every_stage_leaves_what_the_contract_says(snakemade):
         assert len(site) == 10
         total = predictions[["p0", "p1", "p2", "p3", "p4"]].sum(axis=1)
         assert total.between(1 - 1e-9, 1 + 1e-9).all()
+    marked = pd.read_csv(snakemade.file("segmentation_metrics/photographs.csv"))
+    assert set(marked["status"]) == {"ok"}
+    assert set(marked["kind"]) == {"MA", "HE", "EX", "SE"}
     leaderboard = pd.read_csv(snakemade.file("evaluate/leaderboard.csv"))
     assert set(leaderboard["experiment"]) == {"majority", "lesion_contrastive"}
     assert snakemade.file("report/report.html").stat().st_size > 10_000
@@ -60,6 +63,9 @@ def test_a_finished_run_has_nothing_to_do(finished):
         ({"experiments.majority.seeds": [0, 1]}, {"grade", "evaluate", "report"}),
         ({"pretrain.lesion_contrastive.temperature": 0.1}, {"pretrain", *DOWN_FROM_GRADE}),
         ({"patches.min_score": 0.0005}, {"patches", "pretrain", *DOWN_FROM_GRADE}),
+        ({"segmentation.lr": 0.002}, {"segmentation", "segmentation_metrics", "report"}),
+        ({"segmentation_metrics.bootstrap": 200}, {"segmentation_metrics", "report"}),
+        ({"segmentation.use": False}, {"report"}),
     ],
 )
 def test_an_edit_reruns_what_it_touches(finished, change, stages):
@@ -270,7 +276,7 @@ def test_mlflow_has_one_parent_and_a_child_for_each_training(snakemade, monkeypa
         for run in runs
         if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id
     )
-    assert stages == ["detector", "grade", "grade", "pretrain"]
+    assert stages == ["detector", "grade", "grade", "pretrain", "segmentation"]
     assert set(parent.data.metrics) == {"qwk_majority", "qwk_lesion_contrastive"}
     board = pd.read_csv(snakemade.file("evaluate/leaderboard.csv")).set_index("experiment")
     assert parent.data.metrics["qwk_lesion_contrastive"] == pytest.approx(

@@ -17,6 +17,7 @@ from drgrade.estimate import estimate
 from drgrade.params import GRADERS, check, read_yaml
 from drgrade.params.trainings import part_trainings, trainings
 from drgrade.seeding import torch_threads
+from drgrade.segmentation.parts import part_names
 from drgrade.summary import summary
 
 

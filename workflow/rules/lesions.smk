@@ -178,6 +178,84 @@ rule lesion_metrics:
         " --crops {input.crops} --detector {params.detector} --out {params.folder} > {log} 2>&1"
 
 
+# a training for each part: one with the split of the index, or one a fold
+PARTS_OF_MASKED = part_names(PARAMS.segmentation) if PARAMS.segmentation.use else []
+
+
+rule segmentation:
+    input:
+        rules.overlaps.output.summary,
+        weights_files(PARAMS.segmentation.start, [PARAMS.segmentation.encoder]),
+        raw=at(LESIONS, "download/manifest.tsv"),  # holds digests of masks
+        index=at(LESIONS, "index/index.parquet"),
+        crops=at(LESIONS, "crop/crops.parquet"),
+    output:
+        training=at(LESIONS, "segmentation/{part}/training.json"),
+        model=directory(at(LESIONS, "segmentation/{part}/model")),
+    log:
+        f"logs/{LESIONS}/segmentation_{{part}}.log",
+    threads: JOB_THREADS
+    resources:
+        gpu=JOB_GPUS,
+    params:
+        software=software("segmentation", f"drgrade.data.{LESIONS}"),
+        block=block("segmentation"),
+        folder=subpath(output.training, parent=True),
+        dataset=LESIONS,
+    message:
+        "Train the segmentation of lesions: {wildcards.part}"
+    shell:
+        "drgrade segmentation --dataset {params.dataset} --part {wildcards.part} --params {params.block:q}"
+        " --index {input.index} --crops {input.crops} --out {params.folder} > {log} 2>&1"
+
+
+rule segmentation_metrics:
+    input:
+        expand(rules.segmentation.output.training, part=PARTS_OF_MASKED),
+        ancient(expand(rules.segmentation.output.model, part=PARTS_OF_MASKED)),
+        raw=at(LESIONS, "download/manifest.tsv"),  # holds digests of masks
+        index=at(LESIONS, "index/index.parquet"),
+        crops=at(LESIONS, "crop/crops.parquet"),
+    output:
+        metrics=at(LESIONS, "segmentation_metrics/metrics.json"),
+        photographs=at(LESIONS, "segmentation_metrics/photographs.csv"),
+        overlays=report(
+            at(LESIONS, "segmentation_metrics/overlays.png"),
+            caption="../report/segmentation.rst",
+            category="2 What went in",
+        ),
+        maps=directory(at(LESIONS, "segmentation_metrics/maps")),
+    log:
+        f"logs/{LESIONS}/segmentation_metrics.log",
+    threads: JOB_THREADS
+    resources:
+        gpu=JOB_GPUS,
+    params:
+        software=software("segmentation_metrics", f"drgrade.data.{LESIONS}"),
+        block=block("segmentation_metrics"),
+        models=at(LESIONS, "segmentation"),
+        folder=subpath(output.metrics, parent=True),
+        dataset=LESIONS,
+    message:
+        "Measure the segmentation of lesions"
+    shell:
+        "drgrade segmentation_metrics --dataset {params.dataset} --params {params.block:q}"
+        " --index {input.index} --crops {input.crops} --models {params.models}"
+        " --out {params.folder} > {log} 2>&1"
+
+
+rule all_segmentations:
+    input:
+        expand(rules.segmentation.output.training, part=PARTS_OF_MASKED),
+    localrule: True
+
+
+rule all_segmentation_metrics:
+    input:
+        rules.segmentation_metrics.output.metrics if PARTS_OF_MASKED else [],
+    localrule: True
+
+
 # detections are waited for only where patches come from them
 DETECTED = () if PARAMS.patches.published else ("detector", "random")
 

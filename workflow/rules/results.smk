@@ -101,6 +101,7 @@ rule report:
         store=at(PRETRAIN, "crop/store.json"),
         shards=ancient(at(PRETRAIN, "crop/store")),
         statistics=rules.all_patches.input,
+        segmentation=rules.all_segmentation_metrics.input,
         verdicts=rules.lesion_metrics.output.verdicts if LESION_FILES else [],
         leaderboard=rules.evaluate.output.leaderboard,
         charts=[rules.evaluate.output.chart, rules.evaluate.output.matrices],
@@ -146,11 +147,16 @@ rule report:
         lesions=" ".join(
             f"--{name.replace('_', '-')} {path}" for name, path in LESION_FILES.items()
         ),
+        segmentation=lambda wildcards, input: (
+            f"--segmentation-metrics {input.segmentation}"
+            if input.segmentation
+            else ""
+        ),
         folder=subpath(output.page, parent=True),
     message:
         "Write the report"
     shell:
         "drgrade report --all-params {params.all_params:q} --index {input.index} --crops {input.crops}"
-        " --store {input.store} {params.lesions} --statistics {input.statistics}"
+        " --store {input.store} {params.lesions} {params.segmentation} --statistics {input.statistics}"
         " --leaderboard {input.leaderboard} --metrics {input.metrics}"
         " --heat-maps {input.heat_maps} --out {params.folder} > {log} 2>&1"

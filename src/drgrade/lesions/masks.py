@@ -66,7 +66,7 @@ def _grey(image: Image.Image, path: Path) -> np.ndarray:
     luminance = np.asarray(image.convert("RGB").convert("L"))
     if image.mode == "P":
         numbers = np.asarray(image)
-        used = np.flatnonzero(np.bincount(numbers.ravel(), minlength=256))
+        used = np.flatnonzero(image.histogram()[:256])
         palette = np.asarray(image.getpalette("RGB")).reshape(-1, 3)
         colours = palette[used[used < len(palette)]]
         if 2 < len(used) <= CLASS_NUMBERS and (colours.max(axis=1) != colours.min(axis=1)).sum() > 1:

@@ -9,7 +9,17 @@ use their blocks.
 from drgrade.params.block import Augment, TestTime
 from drgrade.params.grading import BY_GRADER, GRADERS, Encoded, Experiment, Features, Grade, Shared
 from drgrade.params.images import Crop, Dataset, Demo, Download, Index, Overlaps, Roles, Scheme
-from drgrade.params.lesions import Detector, LesionBoxes, LesionMasks, LesionMetrics, Lesions, Patches, Source
+from drgrade.params.lesions import (
+    Detector,
+    LesionBoxes,
+    LesionMasks,
+    LesionMetrics,
+    Lesions,
+    Patches,
+    Segmentation,
+    SegmentationMetrics,
+    Source,
+)
 from drgrade.params.model import Params
 from drgrade.params.pretraining import (
     CONTRASTIVE,
@@ -29,6 +39,6 @@ __all__ = [
     "Detector", "Download", "Encoded", "Evaluate", "Experiment", "Explanation", "Features", "Grade", "Index",
     "LesionBoxes", "LesionContrastive", "LesionMasks", "LesionMetrics", "Lesions", "LocalToGlobal",
     "Overlaps", "Params", "Patches", "Pretraining", "Report", "Roles", "Sampling", "Schedule", "Scheme",
-    "Shared", "SimCLR", "Source", "StartFrom", "TestTime", "check", "check_block", "json_schema", "load",
-    "parse_start", "read_yaml", "wrong",
+    "Segmentation", "SegmentationMetrics", "Shared", "SimCLR", "Source", "StartFrom", "TestTime", "check",
+    "check_block", "json_schema", "load", "parse_start", "read_yaml", "wrong",
 ]  # fmt: skip

@@ -2,9 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from drgrade.params.block import Block, Fraction, Seed
+from drgrade.params.block import Block, Fraction, Pair, Seed
 
 
 class LesionBoxes(Block):
@@ -74,6 +74,71 @@ class LesionMetrics(Block):
     the lesion's box, as in FROC studies of microaneurysms."""
     examples: Annotated[int, Field(ge=1)] = 6
     """Number of hits, misses and false positives of each kind that are shown as figures."""
+
+
+class Segmentation(Block):
+    """Train a network that marks the lesions of each kind pixel by pixel."""
+
+    use: bool = False
+    """Whether to train it; it is not needed for grading."""
+    folds: Annotated[int, Field(ge=3)] | None = None
+    """Cross-validation over the photographs with masks, which tests each of them once; null: the split of the
+    index."""
+    kinds: Annotated[list[Literal["MA", "HE", "EX", "SE"]], Field(min_length=1)] = ["MA", "HE", "EX", "SE"]
+    """Kinds of lesions: microaneurysms, haemorrhages, hard and soft exudates."""
+    architecture: Literal["unet", "unetplusplus", "manet", "linknet", "fpn", "pspnet", "deeplabv3plus"] = (
+        "unet"
+    )
+    """Decoder, by its name in segmentation-models-pytorch."""
+    encoder: str = "tf_efficientnet_lite0"
+    """timm name of the encoder."""
+    start: str = "imagenet"
+    """Initial weights of the encoder: imagenet, random, or a weights file."""
+    scale: Annotated[float, Field(gt=0, le=2)] = 0.75
+    """Resize the photographs by this factor before tiling; microaneurysms need a scale near 1."""
+    tile: Annotated[int, Field(ge=64, le=2048, multiple_of=32)] = 256
+    """Side of a tile in pixels after scaling."""
+    overlap: Annotated[float, Field(ge=0, lt=0.9)] = 0.25
+    """Minimum overlap of neighbouring tiles in prediction, as a share of their side."""
+    tiles_per_photograph: Annotated[int, Field(ge=1)] = 8
+    """Tiles that are cut from each photograph, at random places, in an epoch."""
+    lesion_share: Fraction = 0.75
+    """Share of the training tiles around a lesion, all kinds equally often; the others lie anywhere."""
+    zoom: Pair = [0.5, 2.0]
+    """Range of the random enlargement of a training tile, log-uniform."""
+    loss: Literal["dice_squared", "dice", "bce", "dice_squared_bce", "focal", "tversky"] = "dice_squared_bce"
+    """dice_squared: Dice with squared probabilities in the denominator; dice_squared_bce: its sum with binary
+    cross-entropy; the others are those of segmentation-models-pytorch."""
+    epochs: Annotated[int, Field(ge=1)] = 30
+    """Passes over the training photographs."""
+    batch_size: Annotated[int, Field(ge=1)] = 8
+    """Tiles per step."""
+    lr: Annotated[float, Field(gt=0)] = 0.001
+    """Peak learning rate of AdamW, in a one-cycle schedule."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Of AdamW."""
+    select: Literal["last", "best"] = "last"
+    """Which weights to keep: of the last epoch, or of the epoch with the best mean AUPR in validation."""
+    transforms: Literal[1, 8] = 1
+    """Test-time augmentation: 8 averages over all flips and rotations by right angles."""
+    seed: Seed = 1
+    """Seed of initialisation, order and augmentation."""
+
+    @field_validator("zoom")
+    @classmethod
+    def _is_a_range(cls, zoom: list[float]) -> list[float]:
+        if not 0 < zoom[0] <= zoom[1]:
+            raise ValueError("must be two numbers above 0, the smaller one first")
+        return zoom
+
+
+class SegmentationMetrics(Block):
+    """Measure the segmentation on photographs that it was not trained on."""
+
+    bootstrap: Annotated[int, Field(ge=100)] = 1000
+    """Resamples of the photographs, for 95 % intervals."""
+    examples: Annotated[int, Field(ge=1)] = 4
+    """Photographs on the sheet of overlays."""
 
 
 Source = Literal["detector", "masks", "random"]

@@ -8,7 +8,16 @@ from pydantic import Field, field_serializer, field_validator, model_validator
 from drgrade.params.block import Block, Name
 from drgrade.params.grading import BY_GRADER, GRADERS, Encoded, Experiment, Features, Grade
 from drgrade.params.images import Crop, Dataset, Download, Index, Overlaps, Roles, Scheme
-from drgrade.params.lesions import Detector, LesionBoxes, LesionMasks, LesionMetrics, Lesions, Patches
+from drgrade.params.lesions import (
+    Detector,
+    LesionBoxes,
+    LesionMasks,
+    LesionMetrics,
+    Lesions,
+    Patches,
+    Segmentation,
+    SegmentationMetrics,
+)
 from drgrade.params.pretraining import LesionContrastive, Pretraining
 from drgrade.params.results import Evaluate, Explanation, Report
 from drgrade.params.start import StartFrom, parse_start
@@ -30,6 +39,8 @@ class Params(Block):
     detector: Detector = Detector()
     lesions: Lesions = Lesions()
     lesion_metrics: LesionMetrics = LesionMetrics()
+    segmentation: Segmentation = Segmentation()
+    segmentation_metrics: SegmentationMetrics = SegmentationMetrics()
     patches: Patches = Patches()
     pretrain: dict[Name, Pretraining] = {
         "lesion_contrastive": LesionContrastive(boxes_per_image=4, knn_every=4)

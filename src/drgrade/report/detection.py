@@ -82,7 +82,7 @@ def lesion_table(found: Mapping[str, Any]) -> pd.DataFrame:
                 "lesions": row["boxes"],
                 "AP50": row["AP50"],
                 AT_ONE: row["sensitivity"][one],
-                "95 % interval": _interval(row["low"][one], row["high"][one]),
+                "95 % interval": between(row["low"][one], row["high"][one]),
                 "score": row.get("score"),
                 **{key: row[key] for key in ("precision", "recall", "F1")},
             }
@@ -112,5 +112,6 @@ def size_table(found: Mapping[str, Any]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _interval(low: float | None, high: float | None) -> str | None:
+def between(low: float | None, high: float | None) -> str | None:
+    """Return the text of an interval; None if it is not known."""
     return None if low is None or high is None else f"{low:.3f} to {high:.3f}"

@@ -18,6 +18,7 @@ from drgrade.report.detection import add_detector
 from drgrade.report.inputs import grade_counts, input_counts
 from drgrade.report.model_card import NOTICE, model_card
 from drgrade.report.page import Page, flattened
+from drgrade.report.segmentation import add_segmentation
 from drgrade.report.sheets import crop_sheet, lesion_sheet, worst_sheet
 from drgrade.schema import CROPS, INDEX, LESION_BOXES, read_table
 
@@ -44,6 +45,7 @@ def make_report(
     params: dict[str, Any],
     out: Path,
     heat_maps: Sequence[Path] = (),
+    segmentation_metrics: Path | None = None,
 ) -> None:
     """Write ``report.html``, its images, ``input.csv``, ``params.yaml`` and ``model_cards/*.md``.
 
@@ -61,6 +63,8 @@ def make_report(
         params: all params, with defaults filled in.
         out: folder to write to.
         heat_maps: contact sheets of the stage explain, each in a folder named after the explanation.
+        segmentation_metrics: JSON of the stage segmentation_metrics, in the folder of its ``overlays.png``;
+            None if it did not run.
 
     Raises:
         UserError: an input is missing or damaged.
@@ -83,6 +87,9 @@ def make_report(
     if detector_metrics is not None and lesion_metrics is not None:
         verdicts = lesion_metrics.with_name("verdicts.png")
         add_detector(page, read_json(detector_metrics), read_json(lesion_metrics), verdicts, out)
+    if segmentation_metrics is not None:
+        overlays = segmentation_metrics.with_name("overlays.png")
+        add_segmentation(page, read_json(segmentation_metrics), overlays)
     add_patches(page, patches_statistics)
     page.section("Model cards")
     for name, card in cards.items():
@@ -269,6 +276,11 @@ def heat_map_caption(explanation: Mapping[str, Any]) -> str:
     """
     names = [explanation["experiment"], *explanation["also"]]
     models = f"experiments {', '.join(names)}, maps averaged" if len(names) > 1 else f"experiment {names[0]}"
+    if explanation["method"] == "lesion_maps":
+        return (
+            f"Method lesion_maps, {models}. The probability of a lesion by the grader's own lesion network; "
+            "one scale for all images."
+        )
     scale = "Each image has its own colour scale."
     if explanation["method"] == "ram" and explanation["scale"] == "common":
         scale = "One scale for all images; the line marks grade 2."

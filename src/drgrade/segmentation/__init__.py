@@ -1,0 +1,1 @@
+"""Lesion segmentation: training on tiles, prediction of whole photographs, and their measurement."""
