@@ -323,6 +323,16 @@ def test_each_epoch_reports_its_speed_and_the_time_left(tmp_path, monkeypatch, c
     assert lines[0].startswith("line  epoch 1/3  loss ")
 
 
+def test_each_epoch_reports_the_peak_of_memory_since_the_training_began(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    calls = []
+    monkeypatch.setattr(training, "reset_peak_memory", lambda: calls.append("reset"))
+    monkeypatch.setattr(training, "peak_memory_gb", lambda: calls.append("read") or len(calls))
+    run = trained(Line())
+    assert calls == ["reset", "read", "read", "read"]
+    assert [values["peak_memory_gb"] for values in run.values] == [2, 3, 4]
+
+
 def test_compiling_without_a_compiler_is_refused(monkeypatch):
     monkeypatch.setenv("CXX", "/nowhere/g++")
     monkeypatch.setenv("PATH", "")

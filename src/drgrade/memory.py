@@ -1,6 +1,8 @@
-"""Memory settings for running a network on the CPU."""
+"""Memory: settings for running a network on the CPU, and the peak that a training needs."""
 
 import ctypes
+import resource
+import sys
 
 TRIM_THRESHOLD, MMAP_MAX = -1, -4  # malloc.h
 
@@ -19,3 +21,19 @@ def keep_memory() -> None:
     if hasattr(libc, "mallopt"):
         libc.mallopt(MMAP_MAX, 0)
         libc.mallopt(TRIM_THRESHOLD, -1)  # never
+
+
+def reset_peak_memory() -> None:
+    """Start measuring the peak on a GPU; on a CPU it is always that of the whole process."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak_memory_gb() -> float:
+    """Peak memory in GB (1e9 bytes): of tensors on the GPU; without one, resident memory of the process."""
+    torch = sys.modules.get("torch")  # what does not use it need not wait for its import
+    if torch is not None and torch.cuda.is_available():
+        return float(torch.cuda.max_memory_allocated() / 1e9)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

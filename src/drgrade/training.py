@@ -32,7 +32,7 @@ from drgrade.distributed import broadcast_buffers, launch, mean_over_processes, 
 from drgrade.errors import UserError
 from drgrade.files import atomic_write
 from drgrade.images.store import Images
-from drgrade.memory import keep_memory
+from drgrade.memory import keep_memory, peak_memory_gb, reset_peak_memory
 from drgrade.seeding import numpy_rng
 
 log = logging.getLogger(__name__)
@@ -126,6 +126,10 @@ class Module(pl.LightningModule):
         self.average: WeightsEMA | None = None
         self.weight = 1.0
 
+    def on_fit_start(self) -> None:
+        """Measure the peak of memory from here on; the device is chosen by now."""
+        reset_peak_memory()
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Weight the batch by its share of the images of this optimiser step."""
         together = self.trainer.accumulate_grad_batches
@@ -158,6 +162,7 @@ class Module(pl.LightningModule):
         with self.average.applied(self) if self.average else nullcontext():
             values |= self.validate()
         values |= {"lr": self.trainer.optimizers[0].param_groups[0]["lr"], **speed}
+        values["peak_memory_gb"] = peak_memory_gb()
         epoch, epochs = self.current_epoch + 1, self.trainer.max_epochs or 0
         left = self.progress.left(epochs - epoch)
         if self.trainer.is_global_zero:

@@ -19,6 +19,7 @@ from drgrade.grading.models import MODEL, TENSORS, load_model
 from drgrade.grading.photographs import Parts, parts_of
 from drgrade.images.dataset import CroppedDataset
 from drgrade.lesions import mask_store
+from drgrade.memory import peak_memory_gb
 from drgrade.params import Crop, Encoded, Experiment
 from drgrade.params.start import EXPERIMENT
 from drgrade.params.trainings import TrainingId
@@ -122,6 +123,7 @@ def grade(
             masked=masked,
         )
         grader.fit(job)
+        run.metrics({"peak_memory_gb": peak_memory_gb()})  # graders without a network too
         columns = {"experiment": name, "seed": seed, "fold": fold}
         rows = []
         own = inputs.data
