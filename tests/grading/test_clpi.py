@@ -10,6 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from safetensors.torch import load_file, save_file
 
 import drgrade.networks.clpi as networks
 from drgrade.errors import UserError
@@ -268,6 +269,30 @@ def test_a_saved_grader_predicts_alike_without_masks(tiny, tmp_path, monkeypatch
     assert Clpi.needs == {"masks"}
     scores = grader.explainable().network(torch.rand(2, 3, SIDE, SIDE))
     assert scores.shape == (2,)
+
+
+def test_a_model_with_a_missing_tensor_is_refused(tiny, tmp_path):
+    grader = Clpi(params(), Crop())
+    grader.network = grader.new_network("random")
+    grader.save(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["head.bias"]
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"model\.safetensors: not the tensors of .*head\.bias"):
+        Clpi.load(tmp_path)
+
+
+def test_a_step_in_bfloat16_is_close_to_one_in_float32(tiny):
+    found = []
+    for half in (False, True):
+        torch.manual_seed(0)
+        grader = Clpi(params(attn_stopgrad=False), Crop())
+        module = Joint(grader.new_network("random"), grader.params, grader.preprocess, job())
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            module.training_step(module.prepare(np.arange(3), 0), 0).backward()
+        assert all(one.grad.isfinite().all() for one in module.network.parameters())
+        found.append({name: float(values[0]) for name, values in module.terms.items()})
+    assert found[1] == pytest.approx(found[0], rel=0.05)
 
 
 def test_activation_maps_are_the_weighted_features_of_the_best_grade(tiny):

@@ -2,8 +2,9 @@
 
 A photograph at low resolution is enlarged, its lesions are segmented, and both together are graded. There are
 three phases: super-resolution and segmentation; grading alone; all together, where super-resolution also
-learns what helps the other two tasks. The networks are in :mod:`drgrade.networks.deepmt`, the phases in
-:mod:`drgrade.grading.deepmt_phases`, the losses in :mod:`drgrade.grading.deepmt_losses`.
+learns what helps the other two tasks. The networks are in :mod:`drgrade.networks.deepmt` and
+:mod:`.deepmt_network`; the training is in :mod:`.deepmt_training`, with :mod:`.deepmt_phases`,
+:mod:`.deepmt_batches`, :mod:`.deepmt_losses`, :mod:`.deepmt_pseudo_masks` and :mod:`.deepmt_psnr`.
 
 Crops are high-resolution images: ``crop.size`` is ``input_size`` times ``scale``. The low-resolution image is
 made from them by area averaging, also for prediction.
@@ -161,6 +162,12 @@ class Params(Encoded):
         """Side of the high-resolution images in pixels."""
         return self.input_size * self.scale
 
+    @property
+    def passes(self) -> int:
+        """Photographs that all phases go over for each graded one: pairs in ``restoration`` and ``joint``."""
+        restores = self.super_resolution != "none" or self.segmentation != "none"
+        return 2 * (restores * self.restoration.epochs + self.joint.epochs) + self.grading.epochs
+
     @model_validator(mode="after")
     def _halves(self) -> Self:
         if self.high_size % MULTIPLE:
@@ -203,7 +210,7 @@ class DeepMT(Finetune):
 
     def fit(self, job: Job) -> None:
         """Train in three phases; a training that was killed continues in the phase it was in."""
-        from drgrade.grading.deepmt_phases import train
+        from drgrade.grading.deepmt_training import train
         from drgrade.seeding import seed_everything
 
         seed_everything(job.seed, "networks")

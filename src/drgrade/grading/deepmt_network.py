@@ -18,6 +18,9 @@ from drgrade.schema import GRADES
 if TYPE_CHECKING:
     from drgrade.grading.deepmt import Params
 
+UNCHANGED = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+"""Mean and standard deviation of the input: images stay in 0-1, the grading network normalises them."""
+
 
 class DeepMTNetwork(EncoderWithHead):
     """The three networks with a linear head. Input: low-resolution images (B, 3, h, w) in 0-1.

@@ -1,12 +1,9 @@
-"""The three phases of training of the grader ``deepmt``, see :mod:`drgrade.grading.deepmt`.
+"""The three phases of training of the grader ``deepmt``: what each trains, its losses, its validation.
 
-Phases 1 and 3 pair each graded photograph with one that has drawn lesions. The weights after a finished phase
-are kept in a file, so that a killed training does not repeat it.
+They run one after another in :mod:`drgrade.grading.deepmt_training`.
 """
 
 import math
-import resource
-import shutil
 from abc import abstractmethod
 from collections.abc import Mapping
 from copy import deepcopy
@@ -15,61 +12,26 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from drgrade.device import exact
 from drgrade.evaluate.metrics import qwk, to_grades
 from drgrade.grading import deepmt_losses as losses
-from drgrade.grading.base import Job, Photographs
-from drgrade.grading.deepmt_network import DeepMTNetwork
+from drgrade.grading.base import Job
+from drgrade.grading.deepmt_batches import BatchReader, Images, Sample, augmented, augmented_masks
+from drgrade.grading.deepmt_network import UNCHANGED, DeepMTNetwork
+from drgrade.grading.deepmt_pseudo_masks import follow, pseudo_masks
+from drgrade.grading.deepmt_psnr import restoration_psnr
 from drgrade.grading.optimise import optimizer, schedule
 from drgrade.grading.regression import Best
-from drgrade.grading.sampling import class_weights
-from drgrade.images.augment import Plan, apply, draw, plan, warp
 from drgrade.images.scaled import at_size
 from drgrade.inference import outputs as outputs_of
-from drgrade.lesions.mask_store import BITS
-from drgrade.networks.deepmt.super_resolution import bicubic, psnr, shrink
-from drgrade.rank import rank
-from drgrade.rng import derive, derive_each, numpy_rng
-from drgrade.schema import GRADES
-from drgrade.training import CHECKPOINTS, Batches, Loader, Module, fingerprint, fit, pictures, save_tensors
+from drgrade.networks.deepmt.super_resolution import shrink
+from drgrade.rng import derive
+from drgrade.training import Loader, Module
 
 if TYPE_CHECKING:
     from drgrade.grading.deepmt import Params
-
-UNCHANGED = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-"""Mean and standard deviation that leave images in 0-1 as they are."""
-
-
-class Images(NamedTuple):
-    """Photographs with their augmentation: uint8 (B, 3, S, S)."""
-
-    pictures: Tensor
-    changes: Plan
-
-
-class Sample(NamedTuple):
-    """A training batch.
-
-    Attributes:
-        graded: graded photographs.
-        grades: int64 (B,).
-        weights: weight of each grade in the loss (5,), or None.
-        drawn: as many photographs with drawn lesions; None in the phase ``grading``.
-        masks: their lesions, a bit for each kind, uint8 (B, S, S).
-        annotated: which kinds were looked for, uint8 (B,).
-    """
-
-    graded: Images
-    grades: Tensor
-    weights: Tensor | None
-    drawn: Images | None = None
-    masks: Tensor | None = None
-    annotated: Tensor | None = None
 
 
 class Terms(NamedTuple):
@@ -92,21 +54,6 @@ def weighted(terms: Mapping[str, Tensor], weights: Mapping[str, float]) -> Tenso
     return torch.stack([weights[name] * term for name, term in terms.items()]).sum()
 
 
-def pairs(graded: int, drawn: int, size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """The batches of one epoch, (B, 2): positions of graded photographs, and of ones with drawn lesions.
-
-    Each graded photograph occurs once, as in :class:`.Batches`; the others equally often, give or take one.
-    """
-    rounds = range(math.ceil(graded / drawn))
-    others = np.concatenate([numpy_rng(seed, "drawn", epoch, turn).permutation(drawn) for turn in rounds])
-    batches = list(Batches(graded, size, seed, epoch))
-    starts = np.cumsum([0, *map(len, batches)])
-    return [
-        np.stack([batch, others[start : start + len(batch)]], axis=1)
-        for start, batch in zip(starts[:-1], batches, strict=True)
-    ]
-
-
 class Phase(Module):
     """One phase of the training: batches, augmentation at high resolution, losses by name.
 
@@ -120,18 +67,13 @@ class Phase(Module):
     """Key of the phase in the params."""
     with_drawn: ClassVar[bool] = True
     """Whether photographs with drawn lesions take part."""
-    bits: Tensor
 
     def __init__(self, network: DeepMTNetwork, params: "Params", job: Job) -> None:
         super().__init__()
         self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.params, self.settings = params, getattr(params, self.name)
-        self.augment = params.augment.model_dump()
         self.seed = derive(job.seed, self.name)
-        assert job.masked is not None
-        self.graded, self.val, self.drawn = job.train, job.val, job.masked
-        self.counts = np.bincount(job.train.grades, minlength=len(GRADES))
-        self.register_buffer("bits", torch.tensor(list(BITS.values()), dtype=torch.uint8), persistent=False)
+        self.reader, self.val = BatchReader(params, job, self.seed), job.val
         self.values: dict[str, list[Tensor]] = {}
 
     @abstractmethod
@@ -151,37 +93,7 @@ class Phase(Module):
 
     def train_dataloader(self) -> Loader:
         """Batches of this epoch."""
-        epoch, size = self.current_epoch, self.settings.batch_size
-        batches: Any = Batches(len(self.graded), size, self.seed, epoch)
-        if self.with_drawn:
-            batches = pairs(len(self.graded), len(self.drawn), size, self.seed, epoch)
-        return Loader(batches, partial(self.prepare, epoch=epoch))
-
-    def prepare(self, items: np.ndarray, epoch: int) -> Sample:
-        """Read a batch and draw its augmentation.
-
-        Args:
-            items: positions of graded photographs (B,), or :func:`pairs` (B, 2).
-            epoch: counted from 0.
-        """
-        positions = items if items.ndim == 1 else items[:, 0]
-        graded = self._images(self.graded, positions, derive_each(positions, self.seed, "graded", epoch))
-        weights = class_weights(self.params.class_weights, self.counts, epoch)
-        by_grade = None if weights is None else torch.from_numpy(weights.astype(np.float32))
-        sample = Sample(graded, torch.from_numpy(self.graded.grades[positions]), by_grade)
-        if items.ndim == 1:
-            return sample
-        places, masks = items[:, 1], self.drawn.masks
-        assert masks is not None
-        return sample._replace(
-            drawn=self._images(self.drawn, places, derive_each(items, self.seed, "drawn", epoch)),
-            masks=torch.from_numpy(masks[places]),
-            annotated=torch.from_numpy(masks.annotated[places]),
-        )
-
-    def _images(self, photographs: Photographs, positions: np.ndarray, seeds: np.ndarray) -> Images:
-        changes = plan(self.augment, draw(self.augment, seeds))
-        return Images(pictures(photographs.images, photographs.rows[positions]), changes)
+        return self.reader.loader(self.settings.batch_size, self.current_epoch, paired=self.with_drawn)
 
     def training_step(self, batch: Sample, _: int) -> Tensor:
         """Weighted sum of the losses of a batch."""
@@ -202,31 +114,23 @@ class Phase(Module):
             part.train()
         self.network.training = True  # dropout before the head
 
-    def on_train_start(self) -> None:
-        """The peak of memory is that of this phase."""
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
-
     def validate(self) -> dict[str, float]:
-        """Mean of each loss in this epoch, unweighted, and the peak of memory so far in GB."""
+        """Mean of each loss in this epoch, unweighted."""
         means = {f"loss_{name}": float(torch.stack(values).mean()) for name, values in self.values.items()}
         self.values.clear()
-        return means | {"peak_memory_gb": peak_memory() / 1e9}
+        return means
 
     def configure_optimizers(self) -> Any:
         """Adam and the schedule; both are stepped once every ``accumulate`` batches."""
         params, settings = self.params, self.settings
         tuned = optimizer(self.network, name="adam", lr=settings.lr, weight_decay=params.weight_decay)
-        batches = len(Batches(len(self.graded), settings.batch_size, self.seed, 0))
-        steps = math.ceil(batches / settings.accumulate)
+        steps = math.ceil(self.reader.count(settings.batch_size) / settings.accumulate)
         timed = schedule(tuned, params.schedule, steps, settings.epochs)
         return [tuned], [{"scheduler": timed, "interval": "step"}]
 
     def in_high_resolution(self, *several: Images) -> Tensor:
         """Augmented images (B, 3, H, W) in 0-1 of one or more groups of photographs."""
-        with exact(self.bits.device):
-            size = self.params.high_size
-            return torch.cat([apply(one.pictures, one.changes, size).clamp(0, 1) for one in several])
+        return augmented(*several, size=self.params.high_size)
 
     @property
     def trains_restoration(self) -> bool:
@@ -252,7 +156,7 @@ class Phase(Module):
         """
         if not any(part is self.network.encoder.segment for part in self.trained()):
             return {}
-        masks, annotated = self.masks(batch)
+        masks, annotated = augmented_masks(batch, self.params.high_size)
         return {"segmentation": losses.dice_loss(lesions[len(batch.grades) :], masks, annotated)}
 
     def segmentation_aware(self, lesions: Tensor, original: Tensor) -> dict[str, Tensor]:
@@ -260,17 +164,6 @@ class Phase(Module):
         if not self.aware_of("segmentation") or not lesions.shape[1]:
             return {}
         return {"segmentation_aware": F.mse_loss(lesions.float(), original.float())}
-
-    def masks(self, batch: Sample) -> tuple[Tensor, Tensor]:
-        """Drawn lesions (n, 4, H, W), augmented like their photographs, and kinds looked for (n, 4)."""
-        assert batch.drawn is not None
-        assert batch.masks is not None
-        assert batch.annotated is not None
-        masks = ((batch.masks[:, None] & self.bits[:, None, None]) > 0).float()
-        if batch.drawn.changes.moves is not None:
-            with exact(masks.device):
-                masks = (warp(masks, batch.drawn.changes.moves, self.params.high_size) >= 0.5).float()
-        return masks, ((batch.annotated[:, None] & self.bits) > 0).float()
 
 
 class Restoration(Phase):
@@ -409,7 +302,8 @@ class Joint(Graded):
         own = self.image_terms(images, restored) | self.segmentation_terms(batch, lesions)
         own["grade"] = self.grade_term(batch, features)
         if self.makes_masks:
-            masks = self.pseudo_masks(images[:count], batch.grades)
+            teacher = self.teacher or self.network
+            masks = pseudo_masks(teacher, images[:count], batch.grades, self.params.threshold)
             own["pseudo"] = losses.pseudo_mask_loss(lesions[:count], masks)
         aware = {}
         if self.aware_of("segmentation") or self.aware_of("grading"):
@@ -436,30 +330,12 @@ class Joint(Graded):
         wanted = threshold(self.network.evidence_of(images, original))
         return {"grading_aware": F.mse_loss(seen, wanted)}
 
-    def pseudo_masks(self, images: Tensor, grades: Tensor) -> Tensor:
-        """Masks (B, H, W) of high-resolution images: where evidence is above the threshold.
-
-        They are empty for grade 0. The evidence of an image always reaches 1, so a healthy eye would get
-        lesions otherwise.
-        """
-        network = self.teacher or self.network
-        evidence = network.evidence_of(images, network.encoder.lesions_in_parts(images))
-        evidence = F.interpolate(
-            evidence[:, None], size=images.shape[-2:], mode="bilinear", align_corners=False
-        )
-        found = losses.above(evidence[:, 0], self.params.threshold, None)
-        return found * (grades > 0).to(found.dtype)[:, None, None]
-
     def on_train_batch_end(self, *_: Any) -> None:
         """Move the teacher once per optimiser step."""
         if self.teacher is None or self.trainer.global_step == self.step:
             return
         self.step = self.trainer.global_step
-        theirs, own = self.teacher.state_dict(), self.network.state_dict()
-        moving = [key for key, value in theirs.items() if value.is_floating_point()]
-        update = get_ema_multi_avg_fn(self.params.pseudo_masks.teacher_decay)
-        with torch.no_grad():
-            update([theirs[key] for key in moving], [own[key] for key in moving], None)
+        follow(self.teacher, self.network, self.params.pseudo_masks.teacher_decay)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the teacher's step too."""
@@ -470,99 +346,3 @@ class Joint(Graded):
         """Restore the teacher's step too."""
         super().on_load_checkpoint(checkpoint)
         self.step = checkpoint["step"]
-
-
-PHASES: tuple[type[Phase], ...] = (Restoration, Grading, Joint)
-"""In order."""
-
-
-class Prefixed:
-    """Reports the metrics of a phase under names of their own.
-
-    Args:
-        run: MLflow run of the training.
-        prefix: put before each name.
-    """
-
-    def __init__(self, run: Any, prefix: str) -> None:
-        self.run, self.prefix = run, prefix
-
-    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Log metrics of one epoch of the phase (``step``)."""
-        self.run.metrics({self.prefix + name: value for name, value in values.items()}, step)
-
-
-def train(network: DeepMTNetwork, params: "Params", job: Job) -> None:
-    """Train ``network`` in three phases, resuming after the last finished epoch.
-
-    Weights after each finished phase are kept until the last one ends. Metrics of the last phase have
-    the names that other graders use; those of the others begin with the name of the phase.
-
-    Args:
-        network: trained in place.
-        params: params of the experiment.
-        job: photographs, seed, key.
-    """
-    folder = CHECKPOINTS / fingerprint(job.name, job.key, "finished phases")
-    for kind in PHASES:
-        finished = folder / f"{kind.name}.safetensors"
-        if finished.exists():
-            network.load_state_dict(load_file(finished))
-            continue
-        phase = kind(network, params, job)
-        if not phase.trained():
-            continue
-        network.requires_grad_(False)
-        for part in phase.trained():
-            part.requires_grad_(True)
-        fit(
-            phase,
-            name=f"{job.name} {kind.name}",
-            epochs=phase.settings.epochs,
-            seed=phase.seed,
-            key=(job.key, kind.name),
-            run=job.run if kind is Joint else Prefixed(job.run, f"{kind.name}_"),
-            accumulate=phase.settings.accumulate,
-            clip=params.clip,
-        )
-        phase.finish()
-        if rank() == 0 and kind is not Joint:
-            save_tensors(network.state_dict(), finished)
-    network.requires_grad_(True).eval()
-    if rank() == 0:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-class Errors(nn.Module):
-    """Mean squared errors of a super-resolution network and of bicubic interpolation, (B, 2).
-
-    Input: high-resolution images (B, 3, H, W) in 0-1, computed one by one to limit memory.
-    """
-
-    def __init__(self, restore: nn.Module) -> None:
-        super().__init__()
-        self.restore = restore
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Errors of each image."""
-        return torch.cat([self._errors(image) for image in images.split(1)])
-
-    def _errors(self, images: Tensor) -> Tensor:
-        scale: int = self.restore.scale  # type: ignore[assignment]
-        low = shrink(images, scale)
-        both = [self.restore(low), bicubic(low, scale)]
-        return torch.stack([(one - images).square().mean(dim=(1, 2, 3)) for one in both], dim=1)
-
-
-def restoration_psnr(restore: nn.Module, photographs: Photographs) -> dict[str, float]:
-    """Mean PSNR in dB over photographs of a super-resolution network, and of bicubic interpolation."""
-    errors = outputs_of(Errors(restore).eval(), photographs.images, photographs.rows, *UNCHANGED, (2,))
-    own, baseline = psnr(torch.from_numpy(errors)).mean(dim=0).tolist()
-    return {"val_psnr": own, "val_psnr_bicubic": baseline}
-
-
-def peak_memory() -> int:
-    """Largest memory in bytes that tensors took on the GPU; without one, that the process took."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
