@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from drgrade.estimate import estimate, stage_costs, train_share, trainings
+from drgrade.estimate import StageCost, estimate, stage_costs, train_share, trainings
 from drgrade.params import Dataset, Demo, Download, Grade, Index, Params, Roles
 
 
@@ -85,6 +85,30 @@ def test_pretraining_and_frozen_encoders_are_counted(tmp_path, monkeypatch):
     alone = {"lesion_contrastive": {"start": "simclr"}}
     assert passes("pretrain", **folds, experiments=alone) == 10_016 * 5 * 4 / 5
     assert passes("grade", **folds, experiments=alone) == 10_016 * 5 * 3 / 5 * Grade().epochs
+
+
+def test_deepmt_costs_all_its_phases_at_high_resolution():
+    """One training on 60 % of 10,016 photographs of 256 px, with half the published width of segmentation."""
+    phases = {"restoration": {"epochs": 3}, "grading": {"epochs": 2}, "joint": {"epochs": 4}}
+
+    def cost(**own: Any) -> StageCost:
+        row = {"grader": "deepmt", "input_size": 64, "segmentation_width": 32, **phases, **own}
+        params = Params(
+            crop={"size": 256}, download=Download(demo=Demo(patients=5000)), experiments={"deepmt": row},
+            pretrain={}, explanations={},
+        )  # fmt: skip
+        (found,) = stage_costs(params)
+        assert (found.stage, found.trainings) == ("grade", 1)
+        return found
+
+    train = 10_016 * 0.6
+    once = train * (256 / 288) ** 2 / 9 / 3600  # hours of a pass of EfficientNet-Lite0
+    assert cost().passes == pytest.approx(train * (2 * 3 + 2 + 2 * 4))  # pairs in the outer phases
+    assert cost().hours == pytest.approx(16 * once * (1 + 50 / 4))
+    without = cost(segmentation="none")
+    assert (without.passes, without.hours) == (pytest.approx(train * 16), pytest.approx(16 * once))
+    neither = cost(segmentation="none", super_resolution="none")  # its first phase trains nothing
+    assert (neither.passes, neither.hours) == (pytest.approx(train * 10), pytest.approx(10 * once))
 
 
 def test_features_and_out_of_fold_trainings_are_counted(tmp_path, monkeypatch):

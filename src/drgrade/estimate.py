@@ -4,7 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from drgrade.grading.deepmt import Params as DeepMT
 from drgrade.params import Contrastive, Encoded, Grade, LesionContrastive, Params, Pretraining, SimCLR
+from drgrade.params.grading import Shared
 from drgrade.params.trainings import folds as folds_of
 from drgrade.params.trainings import part_trainings as part_trainings_of
 from drgrade.params.trainings import trainings as trainings_of
@@ -19,6 +21,10 @@ SIZE = {"raw": 1.0, "png": 0.35, "jpeg": 0.09}
 CPU_RATE = 9.0  # images a second, forward and backward, EfficientNet-Lite0 at 288 px on 2 cores
 FORWARD = 1 / 3
 """Share of a training step that a forward pass takes."""
+SEGMENTATION = 50.0
+"""Time that a pixel takes in DeepMT-DR's segmentation of the published width, relative to EfficientNet-Lite0,
+on a CPU. It is proportional to the square of the width."""
+PUBLISHED_WIDTH = 64
 SEARCH_RATE = 2.0  # megapixels a second of rtmdet-tiny_tiles on 2 cores, benchmarks/detect.py
 MEGAPIXELS = 12.0  # of a photograph, as in IDRiD; synthetic ones have a configured width
 
@@ -51,8 +57,15 @@ def trainings(params: Params) -> dict[str, int]:
 
     Networks that leave out a part of the patients (``out_of_fold``) are counted too.
     """
-    tuned = [name for name, row in params.experiments.items() if isinstance(row, Grade)]
+    tuned = [name for name, row in params.experiments.items() if isinstance(row, Grade | DeepMT)]
     return {name: len(trainings_of(params, name)) + len(part_trainings_of(params, name)) for name in tuned}
+
+
+def probes(params: Params) -> dict[str, Encoded]:
+    """Experiments that learn from features of a frozen encoder, with the shared keys filled in."""
+    whole = trainings(params)
+    rows = {name: params.experiment(name) for name in params.experiments if name not in whole}
+    return {name: row for name, row in rows.items() if isinstance(row, Encoded)}
 
 
 def train_share(params: Params, dataset: str, select: str = "best") -> float:
@@ -84,7 +97,7 @@ def stage_costs(params: Params) -> Iterator[StageCost]:
     if params.pretrain:
         yield _pretraining(params)
     yield _grading(params)
-    if any(isinstance(row, Encoded) and not isinstance(row, Grade) for row in params.experiments.values()):
+    if probes(params):
         yield _probes(params)
     if params.features:
         yield _features(params)
@@ -141,36 +154,44 @@ def _pixels(params: Params, block: Pretraining) -> float:
     return 2 * (1 + FORWARD) * block.global_size**2 + block.local_crops * block.local_size**2
 
 
+def _pixels_of(block: Shared) -> float:
+    """Pixels of a photograph as a network processes it, weighted by time relative to EfficientNet-Lite0."""
+    if not isinstance(block, DeepMT):
+        return block.input_size**2
+    width = 0 if block.segmentation == "none" else block.segmentation_width
+    return block.high_size**2 * (1 + SEGMENTATION * (width / PUBLISHED_WIDTH) ** 2)
+
+
 def _grading(params: Params) -> StageCost:
+    """Trainings of whole networks, counted as forward and backward passes.
+
+    Further forward passes of DeepMT-DR's task-aware losses are not counted; its second phase, which passes
+    forward only through the segmentation, is counted in full.
+    """
     graded, networks = count(params, params.roles.grade), trainings(params)
     passes = hours = 0.0
     for name, times in networks.items():
         block = params.experiment(name)
-        assert isinstance(block, Grade)
+        assert isinstance(block, Grade | DeepMT)
         share = train_share(params, params.roles.grade, block.select) * block.label_fraction
-        own = graded * share * block.epochs * times
+        each = block.passes if isinstance(block, DeepMT) else block.epochs
+        own = graded * share * each * times
         passes += own
-        hours += own * (block.input_size / 288) ** 2 / CPU_RATE / 3600
+        hours += own * _pixels_of(block) / 288**2 / CPU_RATE / 3600
     return StageCost("grade", sum(networks.values()), passes, hours)
 
 
 def _probes(params: Params) -> StageCost:
     """Features of frozen encoders: each photograph once per training, forward only."""
     graded = count(params, params.roles.grade) + sum(count(params, name) for name in params.roles.external)
-    probes = {
-        name: row
-        for name, row in params.experiments.items()
-        if isinstance(row, Encoded) and not isinstance(row, Grade)
-    }
-    passes = hours = 0.0
-    times = {name: len(trainings_of(params, name)) for name in probes}
-    for name in probes:
-        block = params.experiment(name)
-        assert isinstance(block, Encoded)
-        own = graded * times[name]
-        passes += own
-        hours += own * (block.input_size / 288) ** 2 * FORWARD / CPU_RATE / 3600
-    return StageCost("probes", sum(times.values()), passes, hours)
+    times = passes = 0
+    hours = 0.0
+    for name, block in probes(params).items():
+        own = len(trainings_of(params, name))
+        times += own
+        passes += graded * own
+        hours += graded * own * _pixels_of(block) / 288**2 * FORWARD / CPU_RATE / 3600
+    return StageCost("probes", times, passes, hours)
 
 
 def _features(params: Params) -> StageCost:
@@ -181,12 +202,13 @@ def _features(params: Params) -> StageCost:
     jobs, passes, hours = 0, 0.0, 0.0
     for name, block in params.features.items():
         source = params.experiment(block.experiment)
+        assert isinstance(source, Encoded)
         times = len(trainings_of(params, block.experiment))
         # with parts, a training photograph has features of one model, others of each; this counts all of each
         own = photographs * block.transforms * times * max(1, params.parts_of_features(name))
         jobs += times
         passes += own
-        hours += own * (getattr(source, "input_size", 0) / 288) ** 2 * FORWARD / CPU_RATE / 3600
+        hours += own * _pixels_of(source) / 288**2 * FORWARD / CPU_RATE / 3600
     return StageCost("features", jobs, passes, hours)
 
 
