@@ -9,6 +9,7 @@ import yaml
 from dvc.dependency import ParamsDependency
 from dvc.repo import Repo
 
+from drgrade.cli import main
 from drgrade.params import check, load
 
 ROOT = Path(__file__).parents[1]
@@ -69,3 +70,22 @@ def test_a_committed_file_is_short(path: Path) -> None:
     """What one would change and what differs from the defaults; the rest is in the schema."""
     rows = len(yaml.safe_load(path.read_text())["experiments"])
     assert len(path.read_text().splitlines()) - rows <= 40
+
+
+def test_the_ablation_of_deepmt_is_checked_and_says_what_it_costs(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """18 rows of three seeds; nothing is missing but the weights that its first lines name."""
+    monkeypatch.chdir(tmp_path)
+    path = ROOT / "params/deepmt_ablation.yaml"
+    assert main(["check", str(path)]) == 2
+    said = capsys.readouterr()
+    weights = "data/weights/resnet18.tv_in1k.safetensors"
+    assert weights in path.read_text()
+    (line,) = said.err.splitlines()
+    assert f"{weights}: no such file" in line
+    # of 14,430 photographs 6,835 in 13,673 train, for 10, 10 and 5 epochs, in pairs in the outer phases
+    passes = 3 * (17 * (2 * 10 + 10 + 2 * 5) + 10 + 2 * 5) * 14_430 * 6_835 / 13_673
+    assert f"grade: 54 runs, {passes:.0f} photograph passes" in said.out
+    assert round(passes / 1e6) == 15  # as its first lines say
+    assert "15 million passes" in path.read_text()
