@@ -87,8 +87,9 @@ def test_pretraining_and_frozen_encoders_are_counted(tmp_path, monkeypatch):
     assert passes("grade", **folds, experiments=alone) == 10_016 * 5 * 3 / 5 * Grade().epochs
 
 
-def test_deepmt_costs_all_its_phases_at_high_resolution():
+def test_deepmt_costs_all_its_phases_at_high_resolution(tmp_path, monkeypatch):
     """One training on 60 % of 10,016 photographs of 256 px, with half the published width of segmentation."""
+    monkeypatch.chdir(tmp_path)
     phases = {"restoration": {"epochs": 3}, "grading": {"epochs": 2}, "joint": {"epochs": 4}}
 
     def cost(**own: Any) -> StageCost:

@@ -13,7 +13,7 @@ BLOCKS = {"explain": "explanations"}
 """Blocks that are not named as their rule."""
 
 
-PARTS = {"all_patches", "all_masks", "lesions_shard"}
+PARTS = {"all_patches", "all_masks", "all_segmentations", "all_segmentation_metrics", "lesions_shard"}
 """A name for several jobs, and a part of one."""
 
 

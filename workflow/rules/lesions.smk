@@ -179,7 +179,9 @@ rule lesion_metrics:
 
 
 # a training for each part: one with the split of the index, or one a fold
-PARTS_OF_MASKED = part_names(PARAMS.segmentation) if PARAMS.segmentation.use else []
+PARTS_OF_MASKED = part_names(PARAMS.segmentation)
+# wanted where the detector runs too: other runs need no dataset with masks
+SEGMENTED = PARAMS.segmentation.use and bool(SOURCES_OF_BOXES)
 
 
 rule segmentation:
@@ -246,13 +248,16 @@ rule segmentation_metrics:
 
 rule all_segmentations:
     input:
-        expand(rules.segmentation.output.training, part=PARTS_OF_MASKED),
+        expand(
+            rules.segmentation.output.training,
+            part=PARTS_OF_MASKED if SEGMENTED else [],
+        ),
     localrule: True
 
 
 rule all_segmentation_metrics:
     input:
-        rules.segmentation_metrics.output.metrics if PARTS_OF_MASKED else [],
+        rules.segmentation_metrics.output.metrics if SEGMENTED else [],
     localrule: True
 
 

@@ -79,8 +79,8 @@ class LesionMetrics(Block):
 class Segmentation(Block):
     """Train a network that marks the lesions of each kind pixel by pixel."""
 
-    use: bool = False
-    """Whether to train it; it is not needed for grading."""
+    use: bool = True
+    """Whether to train it with the lesion detector; grading does not need it."""
     folds: Annotated[int, Field(ge=3)] | None = None
     """Cross-validation over the photographs with masks, which tests each of them once; null: the split of the
     index."""
@@ -96,24 +96,24 @@ class Segmentation(Block):
     """Initial weights of the encoder: imagenet, random, or a weights file."""
     scale: Annotated[float, Field(gt=0, le=2)] = 0.75
     """Resize the photographs by this factor before tiling; microaneurysms need a scale near 1."""
-    tile: Annotated[int, Field(ge=64, le=2048, multiple_of=32)] = 256
+    tile: Annotated[int, Field(ge=64, le=2048, multiple_of=32)] = 128
     """Side of a tile in pixels after scaling."""
     overlap: Annotated[float, Field(ge=0, lt=0.9)] = 0.25
     """Minimum overlap of neighbouring tiles in prediction, as a share of their side."""
-    tiles_per_photograph: Annotated[int, Field(ge=1)] = 8
+    tiles_per_photograph: Annotated[int, Field(ge=1)] = 6
     """Tiles that are cut from each photograph, at random places, in an epoch."""
-    lesion_share: Fraction = 0.75
+    lesion_share: Fraction = 1.0
     """Share of the training tiles around a lesion, all kinds equally often; the others lie anywhere."""
-    zoom: Pair = [0.5, 2.0]
+    zoom: Pair = [0.8, 1.25]
     """Range of the random enlargement of a training tile, log-uniform."""
     loss: Literal["dice_squared", "dice", "bce", "dice_squared_bce", "focal", "tversky"] = "dice_squared_bce"
     """dice_squared: Dice with squared probabilities in the denominator; dice_squared_bce: its sum with binary
     cross-entropy; the others are those of segmentation-models-pytorch."""
-    epochs: Annotated[int, Field(ge=1)] = 30
+    epochs: Annotated[int, Field(ge=1)] = 5
     """Passes over the training photographs."""
     batch_size: Annotated[int, Field(ge=1)] = 8
     """Tiles per step."""
-    lr: Annotated[float, Field(gt=0)] = 0.001
+    lr: Annotated[float, Field(gt=0)] = 0.005
     """Peak learning rate of AdamW, in a one-cycle schedule."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """Of AdamW."""

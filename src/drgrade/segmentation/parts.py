@@ -50,7 +50,7 @@ def parts(index: pd.DataFrame, params: Segmentation) -> dict[str, pd.Series]:
             if needed not in named[name].array:
                 raise UserError(
                     f"segmentation: {name} has no photograph with masks in split {needed}; give the dataset "
-                    "more of them, or see status and reason in its index.parquet"
+                    "more of them, see their status in its index.parquet, or set use to false"
                 )
     return named
 
