@@ -213,8 +213,8 @@ rule segmentation:
 
 rule segmentation_metrics:
     input:
-        expand(rules.segmentation.output.training, part=PARTS_OF_MASKED),
         ancient(expand(rules.segmentation.output.model, part=PARTS_OF_MASKED)),
+        trainings=expand(rules.segmentation.output.training, part=PARTS_OF_MASKED),
         raw=at(LESIONS, "download/manifest.tsv"),  # holds digests of masks
         index=at(LESIONS, "index/index.parquet"),
         crops=at(LESIONS, "crop/crops.parquet"),
@@ -235,7 +235,7 @@ rule segmentation_metrics:
     params:
         software=software("segmentation_metrics", f"drgrade.data.{LESIONS}"),
         block=block("segmentation_metrics"),
-        models=at(LESIONS, "segmentation"),
+        models=lambda wildcards, input: Path(input.trainings[0]).parents[1],
         folder=subpath(output.metrics, parent=True),
         dataset=LESIONS,
     message:
