@@ -139,7 +139,7 @@ def test_fixed_networks_stay_as_they_are(tmp_path, monkeypatch):
 def best(
     qwks: list[float], select: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[int], bool]:
-    """Train the joint phase with told QWKs; says whether the grader holds the weights after an epoch."""
+    """Train with told QWKs; says whether the grader holds the weights after an epoch of the joint phase."""
     told, after = iter(qwks), []
     monkeypatch.setattr(deepmt_phases, "qwk", lambda *_: next(told))
     validate = deepmt_phases.Joint.validate
@@ -153,10 +153,21 @@ def best(
     return lambda epoch: same(state(grader), after[epoch])
 
 
-@pytest.mark.parametrize(("select", "epoch"), [("best", 0), ("last", 1)])
-def test_the_selected_epoch_is_kept(select, epoch, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("select", "qwks", "epoch"),
+    [("best", [0.4, 0.1, 0.4, 0.5, 0.3], 0), ("last", [0.4, 0.1, 0.5, 0.3], 1)],
+)
+def test_the_selected_epoch_is_kept(select, qwks, epoch, tmp_path, monkeypatch):
     """Two epochs of grading, two of the joint phase, whose first is the better one."""
     monkeypatch.chdir(tmp_path)
-    holds = best([0.9, 0.1, 0.5, 0.3], select, tmp_path, monkeypatch)
+    holds = best(qwks, select, tmp_path, monkeypatch)
     assert holds(epoch)
     assert not holds(1 - epoch)
+
+
+def test_a_joint_phase_that_makes_it_worse_is_not_kept(tmp_path, monkeypatch):
+    """The third QWK is measured before the joint phase, of the better of two epochs of grading."""
+    monkeypatch.chdir(tmp_path)
+    holds = best([0.9, 0.1, 0.9, 0.5, 0.3], "best", tmp_path, monkeypatch)
+    assert not holds(0)
+    assert not holds(1)

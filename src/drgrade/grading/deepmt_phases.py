@@ -214,16 +214,19 @@ class Graded(Phase):
 
     def validate(self) -> dict[str, float]:
         """Losses, validation QWK and MSE."""
-        values = super().validate()
+        return super().validate() | self.graded()
+
+    def graded(self) -> dict[str, float]:
+        """Validation QWK and MSE, if there are such photographs; keeps the best weights."""
         if not len(self.val):
-            return values
+            return {}
         network, low = self.network.eval(), at_size(self.val.images, self.params.input_size)
         found = outputs_of(network, low, self.val.rows, *UNCHANGED, network.shape)
         scores = network.score(torch.from_numpy(found)).double().numpy()
         value = qwk(self.val.grades, to_grades(scores))
         if self.params.select == "best" and value > self.best.merit:
             self.best = Best(value, {key: kept.clone() for key, kept in network.state_dict().items()})
-        return values | {"val_qwk": value, "val_mse": float(np.mean((scores - self.val.grades) ** 2))}
+        return {"val_qwk": value, "val_mse": float(np.mean((scores - self.val.grades) ** 2))}
 
     def finish(self) -> None:
         """Take the weights of the best epoch."""
@@ -272,6 +275,11 @@ class Joint(Graded):
         encoder, params = self.network.encoder, self.params
         parts = [(params.super_resolution, encoder.restore), (params.segmentation, encoder.segment)]
         return [*(part for task, part in parts if task == "joint" and part is not None), *super().trained()]
+
+    def on_train_start(self) -> None:
+        """The weights of phase 2 are the best so far: training all networks may make them worse."""
+        if self.current_epoch == 0 and self.params.select == "best":
+            self.graded()
 
     def set_modes(self) -> None:
         """As in the other phases; BatchNorm in evaluation mode if ``joint_norms`` says so."""
