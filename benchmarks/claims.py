@@ -98,6 +98,7 @@ def params(dataset: str, quick: bool) -> dict[str, Any]:
         "experiments": experiments,
         "explanations": {"cam": {"experiment": name("imagenet", "finetune", 1.0), "images": 2}},
         "evaluate": {"bootstrap": 2000},
+        "segmentation": {"use": False},
     }  # fmt: skip
     if dataset == "idrid":
         own = yaml.safe_load((ROOT / "params/idrid.yaml").read_text())
