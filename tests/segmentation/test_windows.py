@@ -149,5 +149,7 @@ def test_outside_a_small_photograph_it_is_black() -> None:
 def test_small_lesions_survive_shrinking() -> None:
     masks = np.zeros((HEIGHT, WIDTH), np.uint8)
     masks[100, 120] = 1
-    made = windows(region(masks), lesion_share=1.0, zoom=[0.4, 0.4]).tiles(np.arange(8), 0)
+    made = windows(region(masks), lesion_share=1.0, zoom=[0.4, 0.4], tiles_per_photograph=8).tiles(
+        np.arange(8), 0
+    )
     assert (made.masks.flatten(1) > 0).any(dim=1).all()
