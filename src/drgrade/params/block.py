@@ -2,13 +2,23 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]
 Seed = Annotated[int, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Pair = Annotated[list[float], Field(min_length=2, max_length=2)]
 """A range: lower and upper end."""
+
+
+def _is_a_range(zoom: list[float]) -> list[float]:
+    if not 0 < zoom[0] <= zoom[1]:
+        raise ValueError("must be two numbers above 0, the smaller one first")
+    return zoom
+
+
+Zoom = Annotated[Pair, AfterValidator(_is_a_range)]
+"""A range of factors: two numbers above 0, the smaller one first."""
 
 
 class Block(BaseModel):
@@ -56,20 +66,13 @@ class Augment(Block):
     """Largest hue shift as a share of the colour circle, uniform within plus and minus this."""
     grayscale: Fraction = 0.0
     """Probability of conversion to greyscale."""
-    zoom: Pair = [1.0, 1.0]
+    zoom: Zoom = [1.0, 1.0]
     """Range of the zoom of each axis about the image centre, log-uniform, drawn independently for both axes;
     above 1 enlarges (o_O: 1/1.15 to 1.15)."""
     pca: Annotated[float, Field(ge=0)] = 0.0
     """Strength of PCA colour noise (Krizhevsky et al., 2012), which adds one colour to the whole image: the
     principal axes of pixel colours, each times a normally distributed factor with this standard deviation
     (o_O: 0.25 or 0.5)."""
-
-    @field_validator("zoom")
-    @classmethod
-    def _is_a_range(cls, zoom: list[float]) -> list[float]:
-        if not 0 < zoom[0] <= zoom[1]:
-            raise ValueError("must be two numbers above 0, the smaller one first")
-        return zoom
 
 
 class TestTime(Block):

@@ -2,9 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from drgrade.params.block import Block, Fraction, Pair, Seed
+from drgrade.params.block import Block, Fraction, Seed, Zoom
 
 
 class LesionBoxes(Block):
@@ -104,7 +104,7 @@ class Segmentation(Block):
     """Tiles that are cut from each photograph, at random places, in an epoch."""
     lesion_share: Fraction = 1.0
     """Share of the training tiles around a lesion, all kinds equally often; the others lie anywhere."""
-    zoom: Pair = [0.8, 1.25]
+    zoom: Zoom = [0.8, 1.25]
     """Range of the random enlargement of a training tile, log-uniform."""
     loss: Literal["dice_squared", "dice", "bce", "dice_squared_bce", "focal", "tversky"] = "dice_squared_bce"
     """dice_squared: Dice with squared probabilities in the denominator; dice_squared_bce: its sum with binary
@@ -123,13 +123,6 @@ class Segmentation(Block):
     """Test-time augmentation: 8 averages over all flips and rotations by right angles."""
     seed: Seed = 1
     """Seed of initialisation, order and augmentation."""
-
-    @field_validator("zoom")
-    @classmethod
-    def _is_a_range(cls, zoom: list[float]) -> list[float]:
-        if not 0 < zoom[0] <= zoom[1]:
-            raise ValueError("must be two numbers above 0, the smaller one first")
-        return zoom
 
 
 class SegmentationMetrics(Block):
