@@ -24,18 +24,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import yaml
+from checkout import checkout
 
 from drgrade.bootstrap import interval
 from drgrade.evaluate.intervals import bootstrap
 from drgrade.evaluate.metrics import qwk
 from drgrade.evaluate.predictions import fitted_thresholds, gather, tested
-from drgrade.params import check
 from drgrade.schema import INDEX, read_table
 
-ROOT = Path(__file__).parents[1]
 WORK = Path(".cache/drgrade/benchmarks/ablation")
-LINKED = ("Snakefile", "workflow", "params", "profiles", "src")
 SIZES = (128, 256, 512)
 KERNELS = ("4x4", "5x5")
 CHECKPOINTS = ("best_mse", "best", "last")
@@ -136,12 +133,7 @@ def params(sizes: Sequence[int], quick: bool) -> dict[str, Any]:
 def run(sizes: Sequence[int], quick: bool) -> Path:
     """Everything, in a folder that looks like a checkout."""
     folder = WORK / ("quick" if quick else "demo")
-    folder.mkdir(parents=True, exist_ok=True)
-    for one in LINKED:
-        if not (folder / one).is_symlink():
-            (folder / one).symlink_to(ROOT / one)
-    values = check(params(sizes, quick), "ablation").model_dump(mode="json")
-    (folder / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    checkout(folder, params(sizes, quick))
     subprocess.run(
         ["snakemake", "--cores", str(os.cpu_count()), "--", "results/demo/evaluate/leaderboard.csv"],
         cwd=folder,

@@ -22,16 +22,15 @@ from typing import Any
 
 import numpy as np
 import yaml
+from checkout import ROOT, checkout
 from matplotlib.figure import Figure
 
 from drgrade.bootstrap import interval
 from drgrade.evaluate.leaderboard import resampled, seed_values
 from drgrade.evaluate.predictions import Measured, gather, tested
-from drgrade.params import Evaluate, check
+from drgrade.params import Evaluate
 
-ROOT = Path(__file__).parents[1]
 WORK = Path(".cache/drgrade/benchmarks/claims")
-LINKED = ("Snakefile", "workflow", "params", "profiles", "src")
 LITE, VIT = "tf_efficientnet_lite0", "vit_tiny_patch16_224"
 STARTS = {
     "random": "random weights",
@@ -129,12 +128,7 @@ def name(start: str, grader: str, share: float) -> str:
 def run(dataset: str, quick: bool) -> tuple[Path, dict[str, Any]]:
     """Everything, in a folder that looks like a checkout; returns it and its params."""
     folder = WORK / f"{dataset}{'_quick' * quick}"
-    folder.mkdir(parents=True, exist_ok=True)
-    for one in LINKED:
-        if not (folder / one).is_symlink():
-            (folder / one).symlink_to(ROOT / one)
-    values = check(params(dataset, quick), "claims").model_dump(mode="json")
-    (folder / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    values = checkout(folder, params(dataset, quick))
     # two trainings side by side: each waits on one thread for much of its time
     side_by_side = ["--resources", "gpu=2", "--set-threads", "pretrain=1", "grade=1"]
     subprocess.run(["snakemake", "--cores", "2", *side_by_side], cwd=folder, check=True, stdout=sys.stderr)

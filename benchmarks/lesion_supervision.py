@@ -23,11 +23,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import yaml
-from ablation import LINKED, RESAMPLES, ROOT, Row, gain, read, shown, signed  # benchmarks/ablation.py
+from ablation import RESAMPLES, Row, gain, read, shown, signed
+from checkout import checkout
 
 from drgrade.bootstrap import interval, resample_weights
-from drgrade.params import check
 from drgrade.schema import INDEX, read_table
 
 WORK = Path(".cache/drgrade/benchmarks/lesion_supervision")
@@ -125,12 +124,7 @@ def name(system: str, share: float) -> str:
 def run(contrast: float, quick: bool) -> Path:
     """Everything, in a folder that looks like a checkout."""
     folder = WORK / f"{contrast}{'_quick' * quick}"
-    folder.mkdir(parents=True, exist_ok=True)
-    for one in LINKED:
-        if not (folder / one).is_symlink():
-            (folder / one).symlink_to(ROOT / one)
-    values = check(params(contrast, quick), "lesion_supervision").model_dump(mode="json")
-    (folder / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    values = checkout(folder, params(contrast, quick))
     wanted = ["results/demo/evaluate/leaderboard.csv"]
     wanted += [f"results/demo/explain/{explanation}/scores.json" for explanation in values["explanations"]]
     side_by_side = ["--resources", "gpu=2", "--set-threads", "pretrain=1", "grade=1"]

@@ -1,20 +1,17 @@
 """The comparison of lesion supervision: fair pairs, maps scored outside the training, figures by hand."""
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from ablation import Row
+from benchmarks import lesion_supervision as benchmark
 
 from drgrade.params import check
 from drgrade.schema import INDEX
-
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))  # it imports ablation, which lies beside it
-import lesion_supervision as benchmark
-from ablation import Row
 
 
 def found(**means: float) -> dict[str, Row]:

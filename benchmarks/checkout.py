@@ -1,0 +1,30 @@
+"""A folder that looks like a checkout, for a benchmark that is a Snakemake run of its own."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from drgrade.params import check
+
+ROOT = Path(__file__).parents[1]
+LINKED = ("Snakefile", "workflow", "params", "profiles", "src")
+
+
+def checkout(folder: Path, params: dict[str, Any]) -> dict[str, Any]:
+    """Make the folder, which is kept so that a run that was killed goes on.
+
+    Args:
+        folder: where the run writes its results.
+        params: its params file; defaults are filled in.
+
+    Returns:
+        The params with all defaults.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for one in LINKED:
+        if not (folder / one).is_symlink():
+            (folder / one).symlink_to(ROOT / one)
+    values = check(params, str(folder / "params.yaml")).model_dump(mode="json")
+    (folder / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    return values
