@@ -27,9 +27,10 @@ import numpy as np
 from checkout import checkout
 
 from drgrade.bootstrap import interval
+from drgrade.evaluate.fitted import fitted_thresholds, tested
 from drgrade.evaluate.intervals import bootstrap
 from drgrade.evaluate.metrics import qwk
-from drgrade.evaluate.predictions import fitted_thresholds, gather, tested
+from drgrade.evaluate.predictions import gather
 from drgrade.schema import INDEX, read_table
 
 WORK = Path(".cache/drgrade/benchmarks/ablation")

@@ -26,8 +26,9 @@ from checkout import ROOT, checkout
 from matplotlib.figure import Figure
 
 from drgrade.bootstrap import interval
-from drgrade.evaluate.leaderboard import resampled, seed_values
-from drgrade.evaluate.predictions import Measured, gather, tested
+from drgrade.evaluate.fitted import tested
+from drgrade.evaluate.measures import qwk_draws, seed_values
+from drgrade.evaluate.predictions import Measured, gather
 from drgrade.params import Evaluate
 
 WORK = Path(".cache/drgrade/benchmarks/claims")
@@ -141,7 +142,7 @@ def read(folder: Path, dataset: str, experiments: dict[str, Any]) -> Found:
     for experiment in experiments:
         paths = sorted((folder / f"results/{dataset}/grade/{experiment}").glob("*/predictions.parquet"))
         measured = tested(experiment, gather(paths)[experiment])
-        found[experiment] = measured, resampled(measured, Evaluate(bootstrap=2000))
+        found[experiment] = measured, qwk_draws(measured, Evaluate(bootstrap=2000))
     return found
 
 

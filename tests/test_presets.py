@@ -72,8 +72,9 @@ def test_majority_of_the_local_to_global_protocol(
     data = CroppedDataset("eyepacs", tmp_path / "eyepacs")
     majority = params.experiment("majority")
     grade("majority", majority, params.crop, Inputs(data), seed=0, fold=None, out=tmp_path / "seed0")
-    evaluate([tmp_path / "seed0/predictions.parquet"], Evaluate(bootstrap=100), tmp_path / "evaluate")
-    (row,) = pd.read_csv(tmp_path / "evaluate/leaderboard.csv").to_dict("records")
+    paths = [tmp_path / "seed0/predictions.parquet"]
+    evaluate(paths, data.graded(), Evaluate(bootstrap=100), tmp_path / "evaluate")
+    _, row = pd.read_csv(tmp_path / "evaluate/leaderboard.csv").to_dict("records")
     assert (row["experiment"], row["n"], row["qwk"]) == ("majority", 53576, 0)
     assert row["accuracy"] == pytest.approx(39533 / 53576, abs=1e-6)
     assert round(row["accuracy"], 4) == 0.7379

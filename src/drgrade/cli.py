@@ -192,6 +192,7 @@ def _grading(verb: Verb) -> None:
 def _results(verb: Verb) -> None:
     """Verbs of the rules in results.smk."""
     sub = verb(do.evaluate)
+    _dataset(sub)
     sub.add_argument("--predictions", type=Path, nargs="+", required=True, metavar="PATH")
     _paths(sub, "out")
     sub = verb(do.explain)

@@ -236,9 +236,11 @@ def features(args: Arguments) -> None:
 def evaluate(args: Arguments) -> None:
     """Measure the predictions of all experiments; write the leaderboard."""
     from drgrade.evaluate.leaderboard import evaluate, final_results
+    from drgrade.images.dataset import CroppedDataset
     from drgrade.tracking import publish
 
-    evaluate(args.predictions, _block(args.params, "evaluate"), args.out)
+    graded = CroppedDataset(args.dataset, args.data).graded()
+    evaluate(args.predictions, graded, _block(args.params, "evaluate"), args.out)
     results, best = final_results(args.predictions)
     trainings: dict[str, Path] = {}
     for path in args.predictions:  # of several seeds and folds the first

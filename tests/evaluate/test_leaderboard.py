@@ -4,7 +4,8 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn.metrics import cohen_kappa_score, f1_score, roc_auc_score
+from sklearn.metrics import average_precision_score, cohen_kappa_score, f1_score, roc_auc_score
+from tests.evaluate.tables import PATIENTS, graded, in_folds, predictions, scored, written
 
 from drgrade.errors import UserError
 from drgrade.evaluate.leaderboard import COLUMNS, EXTERNAL_COLUMNS, evaluate, final_results
@@ -14,53 +15,19 @@ from drgrade.params import Evaluate
 from drgrade.schema import PREDICTIONS, write_table
 
 PARAMS = Evaluate(bootstrap=200, seed=3)
-PATIENTS = 30
 
 
-def predictions(name, noise, seeds=(0,), split="test", rng_seed=0):
-    """Both eyes of the same patients in every experiment; the more noise, the worse the grades."""
-    truth = np.repeat(np.random.default_rng(11).integers(0, 5, PATIENTS), 2)
-    tables = []
-    for seed in seeds:
-        rng = np.random.default_rng([rng_seed, seed])
-        score = np.clip(truth + noise * rng.normal(size=len(truth)), 0, 4)
-        grades = np.clip(np.floor(score + 0.5), 0, 4)
-        table = pd.DataFrame(
-            {
-                "dataset": "own",
-                "image_id": [f"{patient}_{eye}" for patient in range(PATIENTS) for eye in ("left", "right")],
-                "patient_id": np.repeat(np.arange(PATIENTS), 2).astype(str),
-                "eye": ["left", "right"] * PATIENTS,
-                "split": split,
-                "grade": truth,
-                "score": score,
-                "predicted": grades,
-                "experiment": name,
-                "seed": seed,
-                "fold": pd.NA,
-            }
-        )
-        for grade in range(5):
-            table[f"p{grade}"] = (grades == grade).astype(float)
-        tables.append(table)
-    return pd.concat(tables, ignore_index=True)
-
-
-def written(folder, *tables):
-    """A table a training, as the stage grade writes them."""
-    paths = []
-    for table in tables:
-        for seed, rows in table.groupby("seed"):
-            experiment = str(rows["experiment"].iloc[0])
-            paths.append(folder / experiment / f"seed{seed}" / "predictions.parquet")
-            write_table(rows, paths[-1], PREDICTIONS)
-    return paths
+@pytest.fixture(autouse=True)
+def no_figures(monkeypatch):
+    """Figures take most of the time; the test that reads them undoes this."""
+    for chart in ("leaderboard_chart", "confusion_chart"):
+        monkeypatch.setattr(f"drgrade.evaluate.leaderboard.{chart}", lambda *args: None)
 
 
 def majority():
     table = predictions("majority", 0)
     table["predicted"], table["score"] = 0, 0.0
-    return table
+    return table.assign(p0=1.0, p1=0.0, p2=0.0, p3=0.0, p4=0.0)
 
 
 @pytest.fixture
@@ -72,9 +39,9 @@ def three(tmp_path):
 
 
 def test_leaderboard_against_scikit_learn(three, tmp_path):
-    evaluate(three, PARAMS, tmp_path / "out")
+    evaluate(three, graded(), PARAMS, tmp_path / "out")
     table = pd.read_csv(tmp_path / "out/leaderboard.csv").set_index("experiment")
-    assert list(table.index) == ["good", "poor", "majority"]
+    assert list(table.index) == ["good", "poor", "class_prior", "majority"]
     assert ("experiment", *table.columns) == COLUMNS
     test = predictions("good", 0.6, seeds=(0, 1, 2))
     by_seed = [rows for _, rows in test.groupby("seed")]
@@ -94,7 +61,7 @@ def test_leaderboard_against_scikit_learn(three, tmp_path):
 
 
 def test_differences_are_paired_and_signed(three, tmp_path):
-    evaluate(three, PARAMS, tmp_path / "out")
+    evaluate(three, graded(), PARAMS, tmp_path / "out")
     table = pd.read_csv(tmp_path / "out/leaderboard.csv").set_index("experiment")
     assert table.loc["majority", "qwk"] == 0
     assert table.loc["good", "vs_majority"] == table.loc["good", "qwk"]
@@ -106,20 +73,73 @@ def test_differences_are_paired_and_signed(three, tmp_path):
     assert math.isnan(table.loc["majority", "vs_majority"])
 
 
-def test_without_the_baseline_its_columns_are_empty(tmp_path):
-    paths = written(tmp_path, predictions("poor", 1.8), predictions("good", 0.6))
-    evaluate(paths, PARAMS, tmp_path / "out")
-    table = pd.read_csv(tmp_path / "out/leaderboard.csv")
-    assert len(table) == 2
-    assert table["vs_majority"].isna().all()
+def test_both_baselines_are_always_there(tmp_path):
+    evaluate(written(tmp_path, predictions("good", 0.6)), graded(), PARAMS, tmp_path / "out")
+    table = pd.read_csv(tmp_path / "out/leaderboard.csv").set_index("experiment")
+    assert list(table.index) == ["good", "class_prior", "majority"]
+    assert table.loc["good", "vs_majority"] == table.loc["good", "qwk"]
+    assert (table.loc[["class_prior", "majority"], "qwk"] == 0).all()
+    assert list(table.columns[:27]) == list(COLUMNS[1:28])
+
+
+def test_an_experiment_named_as_a_baseline_is_its_row(three, tmp_path):
+    """The table of the experiment says grade 0, as the training grades do not."""
+    others = graded().assign(grade=lambda table: table["grade"].where(table["split"] != "train", 3))
+    evaluate(three, others, PARAMS, tmp_path / "out")
+    table = pd.read_csv(tmp_path / "out/leaderboard.csv").set_index("experiment")
+    truth = predictions("any", 0)["grade"]
+    assert table.loc["majority", "accuracy"] == pytest.approx((truth == 0).mean(), abs=1e-6)
+    assert table.loc["class_prior", "accuracy"] == pytest.approx((truth == 3).mean(), abs=1e-6)
+
+
+def test_p_values_against_the_best_are_corrected_for_all_rows(three, tmp_path, caplog):
+    """Every resample favours the best over each other row: Holm multiplies the smallest p-value by 3."""
+    evaluate(three, graded(), PARAMS, tmp_path / "out")
+    table = pd.read_csv(tmp_path / "out/leaderboard.csv").set_index("experiment")
+    smallest = 2 / (PARAMS.bootstrap + 1)
+    assert table["p_vs_best"].tolist()[1:] == pytest.approx([smallest] * 3, abs=1e-6)
+    assert table["p_vs_best_holm"].tolist()[1:] == pytest.approx([3 * smallest] * 3, abs=1e-6)
+    assert table.loc["good", ["p_vs_best", "p_vs_best_holm"]].isna().all()
+    assert "p_vs_best_holm" not in caplog.text
+
+
+def test_too_few_resamples_for_any_p_value_are_warned_of_once(three, tmp_path, caplog):
+    evaluate(three, graded(), Evaluate(bootstrap=110), tmp_path / "out")
+    assert caplog.text.count("at least 0.054, never below 0.05; raise evaluate.bootstrap to 120") == 1
+
+
+def test_columns_on_detection_and_calibration_against_scikit_learn(three, tmp_path):
+    evaluate(three, graded(), PARAMS, tmp_path / "out")
+    row = pd.read_csv(tmp_path / "out/leaderboard.csv").set_index("experiment").loc["good"]
+    seeds = [rows for _, rows in predictions("good", 0.6, seeds=(0, 1, 2)).groupby("seed")]
+    expected = {
+        "referable_auprc": [average_precision_score(rows["grade"] >= 2, rows["score"]) for rows in seeds],
+        "sight_threatening_auc": [roc_auc_score(rows["grade"] >= 3, rows["score"]) for rows in seeds],
+        "brier": [2 * (rows["grade"] != rows["predicted"]).mean() for rows in seeds],  # certain of one grade
+        "ece": [(rows["grade"] != rows["predicted"]).mean() for rows in seeds],
+    }
+    for name, values in expected.items():
+        assert row[name] == pytest.approx(np.mean(values), abs=1e-6), name
+
+
+def test_what_a_training_cost_is_beside_its_results(tmp_path):
+    paths = written(tmp_path, predictions("good", 0.6), predictions("poor", 1.8))
+    record = {"experiment": "good", "parameters": 3_400_000, "peak_memory_gb": 1.25}
+    paths[0].with_name("training.json").write_text(json.dumps(record))
+    evaluate(paths, graded(), PARAMS, tmp_path / "out")
+    text = (tmp_path / "out/leaderboard.csv").read_text()
+    assert text.splitlines()[1].endswith(",3400000,,1.25,")
+    assert text.splitlines()[2].endswith(",,,,")
+    metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+    assert (metrics["good"]["parameters"], metrics["good"]["train_minutes"]) == (3_400_000, None)
 
 
 def test_metrics_are_plain_numbers_in_sorted_json(three, tmp_path):
-    evaluate(three, PARAMS, tmp_path / "out")
+    evaluate(three, graded(), PARAMS, tmp_path / "out")
     text = (tmp_path / "out/metrics.json").read_text()
     values = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert text == json.dumps(values, indent=2, sort_keys=True) + "\n"
-    assert set(values) == {"good", "poor", "majority"}
+    assert set(values) == {"good", "poor", "majority", "class_prior"}
     assert [row["seed"] for row in values["good"]["seeds"]] == [0, 1, 2]
     assert values["poor"]["qwk_sd"] is None
     assert values["good"]["qwk"] == pytest.approx(
@@ -130,7 +150,7 @@ def test_metrics_are_plain_numbers_in_sorted_json(three, tmp_path):
 
 
 def test_confusion_is_that_of_the_first_seed(three, tmp_path):
-    evaluate(three, PARAMS, tmp_path / "out")
+    evaluate(three, graded(), PARAMS, tmp_path / "out")
     table = pd.read_csv(tmp_path / "out/confusion.csv")
     assert list(table.columns) == ["experiment", "actual", "predicted"]
     good = table[table["experiment"] == "good"]
@@ -139,9 +159,10 @@ def test_confusion_is_that_of_the_first_seed(three, tmp_path):
     assert good["predicted"].tolist() == first["predicted"].astype(int).tolist()
 
 
-def test_same_predictions_same_bytes(three, tmp_path):
+def test_same_predictions_same_bytes(three, tmp_path, monkeypatch):
+    monkeypatch.undo()
     for name in ("one", "two"):
-        evaluate(three, PARAMS, tmp_path / name)
+        evaluate(three, graded(), PARAMS, tmp_path / name)
     files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.*"))
     assert [str(path) for path in files] == [
         "confusion.csv",
@@ -170,7 +191,7 @@ def test_experiments_tested_differently_are_refused(change, tmp_path):
     assert table["grade"][14] != 2
     paths = written(tmp_path, predictions("one", 1), change(table))
     with pytest.raises(UserError, match=r"one: .*7_left"):
-        evaluate(paths, PARAMS, tmp_path / "out")
+        evaluate(paths, graded(), PARAMS, tmp_path / "out")
     assert not (tmp_path / "out/metrics.json").exists()
 
 
@@ -178,7 +199,7 @@ def test_seeds_tested_differently_are_refused(tmp_path):
     table = predictions("one", 1, seeds=(0, 1))
     table = table[~((table["seed"] == 1) & (table["image_id"] == "7_left"))]
     with pytest.raises(UserError, match=r"seed 0: tested on 1 photographs that seed 1 lacks \(7_left"):
-        evaluate(written(tmp_path, table), PARAMS, tmp_path / "out")
+        evaluate(written(tmp_path, table), graded(), PARAMS, tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -189,6 +210,7 @@ def test_seeds_tested_differently_are_refused(tmp_path):
         ("grade", None, "7_left: grade is <NA>"),
         ("predicted", 5, "7_left: predicted is 5"),
         ("patient_id", None, "7_left: no patient_id"),
+        ("p2", 0.7, "one: 7_left: p0 to p4 are .*, not probabilities with sum 1"),
         ("image_id", "7_right", "7_right: tested twice"),
         ("experiment", "two", "one a table"),
     ],
@@ -197,18 +219,20 @@ def test_impossible_rows_are_named(column, value, message, tmp_path):
     table = predictions("one", 1).astype({"grade": "Int8", "predicted": "Int8"})
     table.loc[table["image_id"] == "7_left", column] = value
     with pytest.raises(UserError, match=message):
-        evaluate(written(tmp_path, table), PARAMS, tmp_path / "out")
+        evaluate(written(tmp_path, table), graded(), PARAMS, tmp_path / "out")
 
 
 def test_no_test_rows_and_two_tables_of_one_training(tmp_path):
     with pytest.raises(UserError, match="one: no predictions of the split test"):
-        evaluate(written(tmp_path / "a", predictions("one", 1, split="val")), PARAMS, tmp_path / "out")
+        evaluate(
+            written(tmp_path / "a", predictions("one", 1, split="val")), graded(), PARAMS, tmp_path / "out"
+        )
     twice = written(tmp_path / "a", predictions("one", 1)) + written(tmp_path / "b", predictions("one", 1))
     with pytest.raises(
         UserError,
         match=r"b/one/seed0/.*: the same experiment, seed and fold as .*a/one/seed0",
     ):
-        evaluate(twice, PARAMS, tmp_path / "out")
+        evaluate(twice, graded(), PARAMS, tmp_path / "out")
 
 
 def test_the_best_model_is_chosen_on_validation(tmp_path):
@@ -234,27 +258,27 @@ def test_external_datasets_stand_beside_and_change_nothing_else(tmp_path):
     good, bad = predictions("good", 0.3, seeds=(0, 1)), predictions("bad", 3, seeds=(0, 1))
     for table in (good, bad):
         table["dataset"] = "own"
-    evaluate(written(tmp_path / "alone", good, bad), PARAMS, tmp_path / "alone/out")
+    evaluate(written(tmp_path / "alone", good, bad), graded(), PARAMS, tmp_path / "alone/out")
     there = [
         predictions(name, noise, seeds=(0, 1), split="external", rng_seed=7).assign(dataset=site)
         for site, name, noise in (("b", "bad", 2), ("b", "good", 0.5), ("a", "bad", 2), ("a", "good", 0.5))
     ]
     both = [pd.concat([table, *(one for one in there if one["experiment"][0] == table["experiment"][0])])
             for table in (good, bad)]  # fmt: skip
-    evaluate(written(tmp_path / "both", *both), PARAMS, tmp_path / "both/out")
+    evaluate(written(tmp_path / "both", *both), graded(), PARAMS, tmp_path / "both/out")
     for name in ("leaderboard.csv", "metrics.json", "confusion.csv"):
         assert (tmp_path / "both/out" / name).read_bytes() == (tmp_path / "alone/out" / name).read_bytes()
     table = pd.read_csv(tmp_path / "both/out/external.csv")
     assert list(table.columns) == list(EXTERNAL_COLUMNS)
     assert list(zip(table["dataset"], table["experiment"], strict=True)) == [
-        ("a", "good"), ("a", "bad"), ("b", "good"), ("b", "bad"),
-    ]  # fmt: skip
+        (site, name) for site in "ab" for name in ("good", "bad", "class_prior", "majority")
+    ]
     seeds = [rows for _, rows in there[1].groupby("seed")]
     kappas = [cohen_kappa_score(rows["grade"], rows["predicted"], weights="quadratic") for rows in seeds]
     expected = np.mean(kappas)
-    assert table["qwk"][2] == pytest.approx(expected, abs=1e-6)
+    assert table["qwk"][4] == pytest.approx(expected, abs=1e-6)
     own = pd.read_csv(tmp_path / "both/out/leaderboard.csv").set_index("experiment")["qwk"]
-    assert table["drop"][2] == pytest.approx(own["good"] - expected, abs=2e-6)
+    assert table["drop"][4] == pytest.approx(own["good"] - expected, abs=2e-6)
     empty = pd.read_csv(tmp_path / "alone/out/external.csv")
     assert list(empty.columns) == list(EXTERNAL_COLUMNS)
     assert empty.empty
@@ -278,21 +302,9 @@ def test_an_external_photograph_is_graded_by_the_mean_of_the_folds(tmp_path):
     assert (external[["score", "predicted"]] == [2.5, 3]).all(axis=None)
 
 
-def scored(name, factors, split="test"):
-    """Exact predictions whose score is the truth times a factor, one for each seed."""
-    tables = [predictions(name, 0, seeds=(seed,), split=split) for seed in range(len(factors))]
-    scores = [table["score"] * factor for table, factor in zip(tables, factors, strict=True)]
-    return pd.concat(
-        [
-            table.assign(score=score, predicted=np.floor(score + 0.5))
-            for table, score in zip(tables, scores, strict=True)
-        ]
-    )
-
-
 def results(folder, *tables):
     """Leaderboard by experiment, and metrics."""
-    evaluate(written(folder, *tables), PARAMS, folder / "out")
+    evaluate(written(folder, *tables), graded(), PARAMS, folder / "out")
     table = pd.read_csv(folder / "out/leaderboard.csv").set_index("experiment")
     return table, json.loads((folder / "out/metrics.json").read_text())
 
@@ -331,7 +343,7 @@ def test_thresholds_come_from_validation_even_if_others_suit_the_test_better(tmp
 def test_the_leaderboard_stays_in_the_order_of_the_midpoints(tmp_path):
     better_fitted = pd.concat([scored("a", [0.5]), scored("a", [0.5], split="val")])
     table, _ = results(tmp_path, better_fitted, predictions("b", 0.6))
-    assert list(table.index) == ["b", "a"]
+    assert list(table.index[:2]) == ["b", "a"]
     assert table.loc["a", "qwk_fitted"] == 1 > table.loc["b", "qwk"]
 
 
@@ -349,29 +361,11 @@ def test_without_validation_of_every_training_nothing_is_fitted(tmp_path):
         assert metrics[name]["thresholds"] == []
 
 
-def in_folds(folder, factors):
-    """Tables of two folds, validated on each other, as ``select: best`` makes them.
-
-    The score is the truth times the factor of the model (by seed and fold), also on an external dataset.
-    """
-    paths = []
-    for (seed, fold), factor in factors.items():
-        test = scored("one", [factor]).iloc[fold::2]
-        val = scored("one", [factor], split="val").iloc[1 - fold :: 2]
-        there = scored("one", [factor], split="external").assign(dataset="site")
-        for grade in range(5):  # the score is shared between the two neighbouring grades
-            there[f"p{grade}"] = (1 - (there["score"] - grade).abs()).clip(lower=0)
-        paths.append(folder / f"seed{seed}_fold{fold}/predictions.parquet")
-        table = pd.concat([test, val, there]).assign(seed=seed, fold=fold)
-        write_table(table, paths[-1], PREDICTIONS)
-    return paths
-
-
 def test_each_fold_has_thresholds_of_its_own_and_external_photographs_their_mean(tmp_path):
     factors = {(0, 0): 0.3, (0, 1): 0.8, (1, 0): 0.9, (1, 1): 0.9}
-    evaluate(in_folds(tmp_path, factors), PARAMS, tmp_path / "out")
-    (row,) = pd.read_csv(tmp_path / "out/leaderboard.csv").to_dict("records")
-    assert row["qwk"] < 0.95
+    evaluate(in_folds(tmp_path, factors), graded(folds=3), PARAMS, tmp_path / "out")
+    row = pd.read_csv(tmp_path / "out/leaderboard.csv").to_dict("records")[0]
+    assert (row["experiment"], row["qwk"] < 0.95) == ("one", True)
     assert row["qwk_fitted"] == 1
     found = json.loads((tmp_path / "out/metrics.json").read_text())["one"]["thresholds"]
     assert [(entry["seed"], entry["fold"]) for entry in found] == list(factors)
@@ -379,8 +373,8 @@ def test_each_fold_has_thresholds_of_its_own_and_external_photographs_their_mean
         factor = factors[entry["seed"], entry["fold"]]
         assert entry["thresholds"] == pytest.approx([factor * cut for cut in MIDPOINTS])
     # seed 0: the mean score is 0.55 of the truth, the mean thresholds 0.55 of the midpoints
-    (there,) = pd.read_csv(tmp_path / "out/external.csv").to_dict("records")
-    assert there["qwk"] < 0.95
+    there = pd.read_csv(tmp_path / "out/external.csv").to_dict("records")[0]
+    assert (there["experiment"], there["qwk"] < 0.95) == ("one", True)
     assert (there["qwk_fitted"], there["qwk_fitted_low"]) == (1, 1)
     assert there["fitted_gain"] == pytest.approx(1 - there["qwk"], abs=2e-6)
 
@@ -398,4 +392,4 @@ def test_impossible_validation_rows_are_named(tmp_path):
     val.loc[val["image_id"] == "7_left", "score"] = np.nan
     paths = written(tmp_path, pd.concat([predictions("one", 1), val]))
     with pytest.raises(UserError, match="one: 7_left: score is not a number"):
-        evaluate(paths, PARAMS, tmp_path / "out")
+        evaluate(paths, graded(), PARAMS, tmp_path / "out")

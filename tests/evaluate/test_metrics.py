@@ -13,13 +13,6 @@ from drgrade.evaluate import metrics
 PAIRS = st.integers(1, 60).flatmap(
     lambda n: st.tuples(*[hnp.arrays(np.int64, n, elements=st.integers(0, 4))] * 2)
 )
-SCORED = st.integers(1, 40).flatmap(
-    lambda n: st.tuples(
-        hnp.arrays(np.int64, n, elements=st.integers(0, 4)),
-        # few distinct values, so that ties and exact midpoints are common
-        hnp.arrays(np.float64, n, elements=st.sampled_from([-0.3, 0, 0.4, 0.5, 1, 1.49, 1.5, 2.2, 3.5, 4.1])),
-    )
-)
 
 
 def brute_kappa(y, predicted, cost):
@@ -46,7 +39,7 @@ def test_kappa_is_the_mean_over_all_pairings(weights, pair):
 @given(pair=PAIRS)
 def test_grade_metrics_match_scikit_learn(pair):
     y, predicted = pair
-    values = metrics.summary(y, predicted, predicted.astype(float))
+    values = metrics.summary(metrics.confusion(y, predicted))
     if len(set(y) | set(predicted)) > 1:  # scikit-learn leaves a kappa of one grade undefined
         for name, weights in (("qwk", "quadratic"), ("linear_kappa", "linear"), ("unweighted_kappa", None)):
             expected = sk.cohen_kappa_score(y, predicted, labels=range(5), weights=weights)
@@ -61,24 +54,22 @@ def test_grade_metrics_match_scikit_learn(pair):
     np.testing.assert_allclose(metrics.recall(metrics.confusion(y, predicted))[present], recalls, atol=1e-9)
 
 
-@given(SCORED)
-def test_referable_matches_counting(scored):
-    y, score = scored
-    values = metrics.referable(y, score)
-    positive = [s for g, s in zip(y, score, strict=True) if g >= 2]
-    negative = [s for g, s in zip(y, score, strict=True) if g < 2]
-    if positive and negative:
-        wins = sum((p > n) + (p == n) / 2 for p in positive for n in negative)
-        assert values["referable_auc"] == pytest.approx(wins / len(positive) / len(negative), abs=1e-9)
-        assert values["referable_auc"] == pytest.approx(sk.roc_auc_score(y >= 2, score), abs=1e-9)
-    else:
-        assert math.isnan(values["referable_auc"])
-    for name, group, called in (
-        ("referable_sensitivity", positive, [s >= 1.5 for s in positive]),
-        ("referable_specificity", negative, [s < 1.5 for s in negative]),
+@given(pair=PAIRS, lowest=st.integers(1, 4))
+def test_sensitivity_and_specificity_are_recalls_of_two_classes(pair, lowest):
+    y, predicted = (values >= lowest for values in pair)
+    matrix = metrics.confusion(*pair)
+    for value, label in (
+        (metrics.sensitivity(matrix, lowest), True),
+        (metrics.specificity(matrix, lowest), False),
     ):
-        expected = sum(called) / len(group) if group else math.nan
-        assert values[name] == pytest.approx(expected, nan_ok=True)
+        expected = sk.recall_score(y, predicted, pos_label=label, zero_division=np.nan)
+        assert float(value) == pytest.approx(expected, nan_ok=True)
+
+
+def test_referable_means_grade_2_or_higher():
+    values = metrics.summary(metrics.confusion([0, 1, 2, 3, 4], [0, 2, 1, 2, 4]))
+    assert values["referable_sensitivity"] == pytest.approx(2 / 3)
+    assert values["referable_specificity"] == 0.5
 
 
 def test_confusion_has_the_truth_in_rows():
@@ -106,8 +97,8 @@ def test_recall_of_an_absent_grade_is_nan():
 
 
 def test_degenerate_input_raises_no_warning(recwarn):
-    metrics.summary([], [], [])
-    metrics.summary([3], [3], [3.0])
+    metrics.summary(metrics.confusion([], []))
+    metrics.summary(metrics.confusion([3], [3]))
     assert not recwarn.list
 
 

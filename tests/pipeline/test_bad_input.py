@@ -84,7 +84,7 @@ def test_a_dataset_behind_a_form_says_what_to_put_where(finished):
     assert "drgrade: error:" in output
     assert "trainLabels.csv" in output
     assert yaml.safe_load((finished.folder / "params.yaml").read_text())["datasets"]["eyepacs"] == {}
-    assert pd.read_csv(finished.file("evaluate/leaderboard.csv")).shape[0] == 2
+    assert pd.read_csv(finished.file("evaluate/leaderboard.csv")).shape[0] == 3
 
 
 def test_a_params_file_that_yaml_misreads_is_one_line(fresh):

@@ -5,6 +5,8 @@ rule evaluate:
     input:
         predictions=of_trainings("predictions.parquet"),
         models=of_trainings("training.json"),
+        index=at(GRADE, "index/index.parquet"),
+        crops=at(GRADE, "crop/crops.parquet"),
     output:
         metrics=at(GRADE, "evaluate/metrics.json"),
         confusion=at(GRADE, "evaluate/confusion.csv"),
@@ -34,11 +36,12 @@ rule evaluate:
         software=software("evaluate"),
         block=block("evaluate"),
         folder=subpath(output.metrics, parent=True),
+        dataset=GRADE,
     message:
         "Measure all experiments"
     shell:
-        "drgrade evaluate --params {params.block:q} --predictions {input.predictions}"
-        " --out {params.folder} > {log} 2>&1"
+        "drgrade evaluate --params {params.block:q} --dataset {params.dataset} --data results/{params.dataset}"
+        " --predictions {input.predictions} --out {params.folder} > {log} 2>&1"
 
 
 rule explain:

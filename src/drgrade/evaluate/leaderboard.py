@@ -1,61 +1,64 @@
-"""The stage ``evaluate``: compare all experiments, using their prediction tables only.
+"""The stage ``evaluate``: compare all experiments, using their prediction tables and the training grades.
 
 The leaderboard shows the split ``test``; with cross-validation these are the out-of-fold predictions.
 Scores are converted to grades at the midpoints and, for comparison, at thresholds fitted on validation
-photographs. The results of the same models on external datasets are written to a separate table.
+photographs. Two baselines are always in it. The results of the same models on external datasets are written
+to a separate table.
 """
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from drgrade.bootstrap import interval
-from drgrade.evaluate.intervals import bootstrap
-from drgrade.evaluate.metrics import confusion, qwk, recall, summary
-from drgrade.evaluate.predictions import Measured, gather, same_photographs, tested, tested_externally
+from drgrade.evaluate.baselines import MAJORITY, baselines
+from drgrade.evaluate.comparisons import holm, paired_p_value
+from drgrade.evaluate.costs import COSTS, training_costs
+from drgrade.evaluate.fitted import tested, tested_externally
+from drgrade.evaluate.measures import FITTED, ends, measure, seed_values
+from drgrade.evaluate.metrics import confusion, qwk
+from drgrade.evaluate.predictions import Measured, gather, same_photographs
 from drgrade.files import atomic_write, write_json
 from drgrade.params import Evaluate
 from drgrade.report.plots import confusion_chart, leaderboard_chart
-from drgrade.schema import GRADES
 
 log = logging.getLogger(__name__)
 
-BASELINE = "majority"
 DIGITS = 6
-PER_SEED = ("qwk", "accuracy", "macro_f1", "mae", "referable_auc")
-"""Metrics in ``metrics.json`` for each training seed; for other metrics it has only the mean over seeds."""
-FITTED = (
-    "qwk_fitted", "qwk_fitted_low", "qwk_fitted_high", "fitted_gain", "fitted_gain_low", "fitted_gain_high",
+LEVEL = 0.05
+"""p-values below it are called significant."""
+DETECTION = (
+    "macro_auroc", "referable_auprc", "sight_threatening_auc", "sight_threatening_auprc",
+    "referable_sensitivity_at_specificity_87", "ece", "ece_calibrated", "brier", "brier_calibrated",
 )  # fmt: skip
-"""QWK with thresholds fitted on validation photographs, and its gain over ``qwk``; both with intervals.
-
-Empty if a training has no validation photographs.
-"""
+"""Columns on detection and calibration, of both tables."""
 COLUMNS = (
     "experiment", "qwk", "qwk_low", "qwk_high", "qwk_sd", "seeds", "n", "patients", "accuracy",
     "balanced_accuracy", "macro_f1", "mae", "referable_auc", "referable_sensitivity", "referable_specificity",
     *FITTED, "vs_majority", "vs_majority_low", "vs_majority_high", "vs_best", "vs_best_low", "vs_best_high",
+    *DETECTION, "p_vs_best", "p_vs_best_holm", *COSTS,
 )  # fmt: skip
 """Columns of ``leaderboard.csv``."""
-EXTERNAL_COLUMNS = ("dataset", *COLUMNS[:13], *FITTED, "drop")
+EXTERNAL_COLUMNS = ("dataset", *COLUMNS[:13], *FITTED, "drop", *DETECTION)
 """Columns of ``external.csv``; ``drop`` is the QWK on the own test photographs minus that on these."""
 
 
-def evaluate(predictions: Sequence[Path], params: Evaluate, out: Path) -> None:
+def evaluate(predictions: Sequence[Path], graded: pd.DataFrame, params: Evaluate, out: Path) -> None:
     """Evaluate all experiments on their common test photographs.
 
-    Writes ``metrics.json`` (by experiment: means over seeds, intervals, per grade, per seed, fitted
-    thresholds), ``leaderboard.csv`` (highest ``qwk`` first), ``external.csv`` (the same for each external
-    dataset, in the leaderboard's order; only a header if there are none), ``confusion.csv`` (first seed:
-    experiment, actual, predicted), ``figures/leaderboard.png`` and ``figures/confusion.png``.
+    Writes ``metrics.json`` (by experiment: means over seeds, intervals, calibration, per grade, per seed,
+    fitted thresholds), ``leaderboard.csv`` (highest ``qwk`` first), ``external.csv`` (the same for each
+    external dataset, in the leaderboard's order; only a header if there are none), ``confusion.csv`` (first
+    seed: experiment, actual, predicted), ``figures/leaderboard.png`` and ``figures/confusion.png``.
 
     Args:
-        predictions: one ``predictions.parquet`` for each training of each experiment.
+        predictions: one ``predictions.parquet`` for each training of each experiment; the ``training.json``
+            beside it, if it is there, says what the training cost.
+        graded: graded photographs of the dataset with their split, for the baselines; see
+            :meth:`drgrade.images.dataset.CroppedDataset.graded`.
         params: number of bootstrap resamples and their seed.
         out: folder to write to.
 
@@ -65,20 +68,35 @@ def evaluate(predictions: Sequence[Path], params: Evaluate, out: Path) -> None:
     tables = gather(predictions)
     experiments = [tested(name, table) for name, table in tables.items()]
     same_photographs(experiments)
-    draws = {experiment.name: resampled(experiment, params) for experiment in experiments}
-    metrics = {one.name: measure(one, draws[one.name], params) for one in experiments}
-    table = leaderboard(metrics, draws)
+    always = baselines(next(iter(tables.values())), graded)
+    experiments += [tested(name, table) for name, table in always.items() if name not in tables]
+    tables = always | tables
+    results = {one.name: measure(one, params) for one in experiments}
+    costs = training_costs([path.with_name("training.json") for path in predictions])
+    metrics = {name: result.entry | costs.get(name, {}) for name, result in results.items()}
+    table = leaderboard(metrics, {name: result.draws for name, result in results.items()})
     write_json(rounded(metrics), out / "metrics.json")
     write_csv(table, out / "leaderboard.csv")
     elsewhere = [one for name, table in tables.items() for one in tested_externally(name, table)]
     write_csv(external(elsewhere, table, params), out / "external.csv")
-    ranked = sorted(experiments, key=lambda experiment: list(table["experiment"]).index(experiment.name))
-    write_csv(pd.concat([first_seed(experiment) for experiment in ranked]), out / "confusion.csv")
+    place = {name: row for row, name in enumerate(table["experiment"])}
+    draw(sorted(experiments, key=lambda experiment: place[experiment.name]), table, out)
+    for row in table.itertuples():
+        log.info("%s: QWK %.3f (%.3f to %.3f)", row.experiment, row.qwk, row.qwk_low, row.qwk_high)
+
+
+def draw(ranked: Sequence[Measured], table: pd.DataFrame, out: Path) -> None:
+    """Write ``confusion.csv`` and the figures.
+
+    Args:
+        ranked: the experiments in the leaderboard's order.
+        table: the leaderboard.
+        out: folder to write to.
+    """
+    write_csv(pd.concat([first_seed(one) for one in ranked]), out / "confusion.csv")
     leaderboard_chart(table, {one.name: seed_values(one) for one in ranked}, out / "figures/leaderboard.png")
     matrices = {f"{one.name}, seed {one.seeds[0]}": confusion(one.grades, one.predicted[0]) for one in ranked}
     confusion_chart(matrices, out / "figures/confusion.png")
-    for row in table.itertuples():
-        log.info("%s: QWK %.3f (%.3f to %.3f)", row.experiment, row.qwk, row.qwk_low, row.qwk_high)
 
 
 def final_results(predictions: Sequence[Path]) -> tuple[dict[str, float], str | None]:
@@ -99,90 +117,42 @@ def final_results(predictions: Sequence[Path]) -> tuple[dict[str, float], str | 
     return results, max(held_out, key=lambda name: held_out[name]) if held_out else None
 
 
-def seed_values(experiment: Measured) -> list[float]:
-    """Return the test QWK of each seed."""
-    return [qwk(experiment.grades, predicted) for predicted in experiment.predicted]
-
-
-def resampled(experiment: Measured, params: Evaluate) -> np.ndarray:
-    """Return the QWK, mean over seeds, on each bootstrap resample of the patients; (R,)."""
-    return bootstrap(
-        experiment.grades, experiment.predicted, experiment.patients, params.bootstrap, params.seed
-    )
-
-
-def measure(experiment: Measured, draws: np.ndarray, params: Evaluate) -> dict[str, Any]:
-    """Return the entry of one experiment in ``metrics.json``.
-
-    All metrics but those in FITTED use the grades at the midpoints.
-
-    Args:
-        experiment: test predictions.
-        draws: (R,) values from :func:`resampled`.
-        params: number of bootstrap resamples and their seed, as for ``draws``.
-    """
-    seeds = [
-        summary(experiment.grades, predicted, score)
-        for predicted, score in zip(experiment.predicted, experiment.score, strict=True)
-    ]
-    low, high = map(float, interval(draws))
-    matrices = np.stack([confusion(experiment.grades, predicted) for predicted in experiment.predicted])
-    counts, recalls = matrices[0].sum(axis=1), recall(matrices).mean(axis=0)
-    return {
-        **{name: float(np.mean([values[name] for values in seeds])) for name in seeds[0]},
-        "qwk_low": low,
-        "qwk_high": high,
-        "qwk_sd": float(np.std([values["qwk"] for values in seeds], ddof=1)) if len(seeds) > 1 else np.nan,
-        **measure_fitted(experiment, draws, params),
-        "n": len(experiment.photographs),
-        "patients": int(experiment.photographs["patient_id"].nunique()),
-        # lists, because `dvc metrics show` skips them and so shows one column per metric and experiment
-        "grades": [
-            {"grade": grade, "n": int(counts[grade]), "recall": float(recalls[grade])} for grade in GRADES
-        ],
-        "seeds": [
-            {"seed": seed, **{name: values[name] for name in PER_SEED}}
-            for seed, values in zip(experiment.seeds, seeds, strict=True)
-        ],
-        "thresholds": [
-            {"seed": seed, "fold": fold, "thresholds": list(thresholds)}
-            for (seed, fold), thresholds in experiment.thresholds.items()
-        ],
-    }
-
-
-def measure_fitted(experiment: Measured, draws: np.ndarray, params: Evaluate) -> dict[str, float]:
-    """Return the metrics in FITTED; NaN if there are no fitted thresholds.
-
-    The interval of the gain is paired: both kinds of thresholds are evaluated on the same resamples.
-    """
-    if experiment.fitted is None:
-        return dict.fromkeys(FITTED, np.nan)
-    by_seed = [qwk(experiment.grades, predicted) for predicted in experiment.fitted]
-    value, gain = np.mean(by_seed), np.mean(by_seed) - np.mean(seed_values(experiment))
-    fitted = resampled(replace(experiment, predicted=experiment.fitted), params)
-    values = value, *interval(fitted), gain, *interval(fitted - draws)
-    return dict(zip(FITTED, map(float, values), strict=True))
-
-
 def leaderboard(metrics: Mapping[str, dict[str, Any]], draws: Mapping[str, np.ndarray]) -> pd.DataFrame:
     """Return the leaderboard with the columns COLUMNS: one row per experiment, best QWK first.
 
-    Intervals of differences are paired: both experiments are evaluated on the same resamples. The columns
-    ``vs_majority`` are empty if there is no experiment ``majority``.
+    Intervals and p-values of differences are paired: both experiments are evaluated on the same resamples.
+    ``p_vs_best_holm`` is corrected for the number of comparisons with the best.
+
+    Args:
+        metrics: entries of ``metrics.json``, with that of the baseline MAJORITY.
+        draws: QWK on each resample (R,), by experiment.
     """
     best = min(metrics, key=lambda name: (-metrics[name]["qwk"], name))
     rows = []
     for name, values in metrics.items():
         row = {"experiment": name, **values, "seeds": len(values["seeds"])}
-        for column, other in (("vs_majority", BASELINE), ("vs_best", best)):
-            if other in metrics and other != name:
+        for column, other in (("vs_majority", MAJORITY), ("vs_best", best)):
+            if other != name:
                 row[column] = values["qwk"] - metrics[other]["qwk"]
-                ends = interval(draws[name] - draws[other])
-                row[f"{column}_low"], row[f"{column}_high"] = map(float, ends)
+                row[f"{column}_low"], row[f"{column}_high"] = ends(draws[name] - draws[other])
+        row["p_vs_best"] = paired_p_value(draws[name], draws[best]) if name != best else np.nan
         rows.append(row)
-    table = pd.DataFrame(rows).reindex(columns=list(COLUMNS))
-    return table.sort_values(["qwk", "experiment"], ascending=[False, True], ignore_index=True).round(DIGITS)
+    table = pd.DataFrame(rows).assign(p_vs_best_holm=lambda table: holm(table["p_vs_best"]))
+    warn_of_few_resamples(comparisons=len(rows) - 1, resamples=len(draws[best]))
+    table = table.reindex(columns=list(COLUMNS))
+    table = table.sort_values(["qwk", "experiment"], ascending=[False, True], ignore_index=True).round(DIGITS)
+    return table.astype({"parameters": "Int64"})
+
+
+def warn_of_few_resamples(comparisons: int, resamples: int) -> None:
+    """Log a warning if no corrected p-value can reach LEVEL: the smallest is 2 M / (R + 1)."""
+    smallest = 2 * comparisons / (resamples + 1)
+    if smallest > LEVEL:
+        log.warning(
+            "p_vs_best_holm: with %d comparisons and %d resamples it is at least %.2g, never below %g; "
+            "raise evaluate.bootstrap to %d",
+            comparisons, resamples, smallest, LEVEL, np.ceil(2 * comparisons / LEVEL),
+        )  # fmt: skip
 
 
 def external(measured: Sequence[Measured], table: pd.DataFrame, params: Evaluate) -> pd.DataFrame:
@@ -203,7 +173,7 @@ def external(measured: Sequence[Measured], table: pd.DataFrame, params: Evaluate
         there = sorted((one for one in measured if one.dataset == dataset), key=lambda one: place[one.name])
         same_photographs(there)
         for one in there:
-            values = measure(one, resampled(one, params), params)
+            values = measure(one, params).entry
             about = {"dataset": dataset, "experiment": one.name, "seeds": len(one.seeds)}
             rows.append({**values, **about, "drop": float(own[one.name]) - values["qwk"]})
     return pd.DataFrame(rows).reindex(columns=list(EXTERNAL_COLUMNS)).round(DIGITS)

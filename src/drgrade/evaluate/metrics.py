@@ -25,6 +25,8 @@ MIDPOINTS = (0.5, 1.5, 2.5, 3.5)
 """A score at or above the k-th midpoint (counted from 1) is at least grade k."""
 REFERABLE = 2
 """Lowest referable grade: moderate non-proliferative DR."""
+SIGHT_THREATENING = 3
+"""Lowest sight-threatening grade: severe non-proliferative DR."""
 
 Floats = NDArray[np.float64]
 
@@ -66,7 +68,7 @@ def confusion(y: ArrayLike, predicted: ArrayLike) -> NDArray[np.int64]:
     return np.bincount(cell, minlength=N_GRADES**2).reshape(N_GRADES, N_GRADES)
 
 
-def _divide(numerator: ArrayLike, denominator: ArrayLike) -> Floats:
+def divide(numerator: ArrayLike, denominator: ArrayLike) -> Floats:
     """Divide elementwise; NaN, without a warning, where the denominator is 0."""
     numerator, denominator = np.asarray(numerator, dtype=float), np.asarray(denominator, dtype=float)
     shape = np.broadcast_shapes(numerator.shape, denominator.shape)
@@ -89,45 +91,46 @@ def kappa(matrix: ArrayLike, weights: Weights) -> Floats:
     n = matrix.sum((-2, -1))
     observed = (matrix * cost).sum((-2, -1))
     chance = matrix.sum(-1)[..., :, None] * matrix.sum(-2)[..., None, :]
-    expected = _divide((chance * cost).sum((-2, -1)), n)
+    expected = divide((chance * cost).sum((-2, -1)), n)
     # The expected disagreement is 0 only if all true and predicted grades are the same grade.
-    return np.where(expected == 0, 1.0, 1 - _divide(observed, expected))
+    return np.where(expected == 0, 1.0, 1 - divide(observed, expected))
 
 
 def accuracy(matrix: ArrayLike) -> Floats:
     """Return the share of correctly graded photographs (...) of confusion matrices (..., 5, 5)."""
     matrix = np.asarray(matrix, dtype=np.float64)
-    return _divide(np.trace(matrix, axis1=-2, axis2=-1), matrix.sum((-2, -1)))
+    return divide(np.trace(matrix, axis1=-2, axis2=-1), matrix.sum((-2, -1)))
 
 
 def recall(matrix: ArrayLike) -> Floats:
     """Return the recall of each grade, (..., 5); NaN for a grade that does not occur in the truth."""
     matrix = np.asarray(matrix, dtype=np.float64)
-    return _divide(np.diagonal(matrix, axis1=-2, axis2=-1), matrix.sum(-1))
+    return divide(np.diagonal(matrix, axis1=-2, axis2=-1), matrix.sum(-1))
 
 
-def _mean_of_present(values: Floats) -> Floats:
+def mean_of_present(values: Floats) -> Floats:
+    """Mean over the last axis of the values that are not NaN; NaN if there are none."""
     present = ~np.isnan(values)
-    return _divide(np.where(present, values, 0).sum(-1), present.sum(-1))
+    return divide(np.where(present, values, 0).sum(-1), present.sum(-1))
 
 
 def balanced_accuracy(matrix: ArrayLike) -> Floats:
     """Mean recall over the grades that occur in the truth."""
-    return _mean_of_present(recall(matrix))
+    return mean_of_present(recall(matrix))
 
 
 def macro_f1(matrix: ArrayLike) -> Floats:
     """Mean F1 over the grades that occur in truth or prediction (scikit-learn's default labels)."""
     matrix = np.asarray(matrix, dtype=np.float64)
     hits = np.diagonal(matrix, axis1=-2, axis2=-1)
-    return _mean_of_present(_divide(2 * hits, matrix.sum(-1) + matrix.sum(-2)))
+    return mean_of_present(divide(2 * hits, matrix.sum(-1) + matrix.sum(-2)))
 
 
 def mean_absolute_error(matrix: ArrayLike) -> Floats:
     """Return the mean absolute difference between predicted and true grade, in grades."""
     matrix = np.asarray(matrix, dtype=np.float64)
     distance = np.abs(np.subtract.outer(np.arange(N_GRADES), np.arange(N_GRADES)))
-    return _divide((matrix * distance).sum((-2, -1)), matrix.sum((-2, -1)))
+    return divide((matrix * distance).sum((-2, -1)), matrix.sum((-2, -1)))
 
 
 def qwk(y: ArrayLike, predicted: ArrayLike) -> float:
@@ -143,64 +146,32 @@ def qwk(y: ArrayLike, predicted: ArrayLike) -> float:
     return float(kappa(confusion(y, predicted), "quadratic"))
 
 
-def auc(positive: ArrayLike, score: ArrayLike) -> float:
-    """Return the area under the ROC curve: the probability that a positive scores higher than a negative.
+def sensitivity(matrix: ArrayLike, lowest: int) -> Floats:
+    """Return the share (...) of photographs of grade ``lowest`` or higher that are graded so."""
+    matrix = np.asarray(matrix, dtype=np.float64)
+    return divide(matrix[..., lowest:, lowest:].sum((-2, -1)), matrix[..., lowest:, :].sum((-2, -1)))
 
-    Args:
-        positive: (N,) bool.
-        score: (N,) finite numbers.
 
-    Returns:
-        0 to 1 (ties count half), or NaN if there are no positives or no negatives.
+def specificity(matrix: ArrayLike, lowest: int) -> Floats:
+    """Return the share (...) of photographs below grade ``lowest`` that are graded so."""
+    matrix = np.asarray(matrix, dtype=np.float64)
+    return divide(matrix[..., :lowest, :lowest].sum((-2, -1)), matrix[..., :lowest, :].sum((-2, -1)))
+
+
+def summary(matrix: ArrayLike) -> dict[str, Floats]:
+    """Return all scalar metrics (...) of confusion matrices (..., 5, 5), by name.
+
+    ``referable_sensitivity`` and ``referable_specificity`` are those of the predicted grades, which are at
+    least 2 at a score of 1.5 or more.
     """
-    from sklearn.metrics import roc_auc_score  # slow to import, and trainings do not need it
-
-    positive = np.asarray(positive, dtype=bool)
-    if positive.all() or not positive.any():
-        return float("nan")
-    return float(roc_auc_score(positive, score))
-
-
-def referable(y: ArrayLike, score: ArrayLike) -> dict[str, float]:
-    """Return metrics for the detection of referable DR (grade 2 or higher) by the score.
-
-    Args:
-        y: (N,) true grades 0-4.
-        score: (N,) expected grades.
-
-    Returns:
-        ``referable_auc``, and ``referable_sensitivity`` and ``referable_specificity`` at a score threshold
-        of 1.5. NaN if there are no eyes of the class it needs.
-    """
-    positive = np.asarray(y) >= REFERABLE
-    score = np.asarray(score, dtype=np.float64)
-    called = score >= MIDPOINTS[REFERABLE - 1]
     return {
-        "referable_auc": auc(positive, score),
-        "referable_sensitivity": float(_divide((called & positive).sum(), positive.sum())),
-        "referable_specificity": float(_divide((~called & ~positive).sum(), (~positive).sum())),
-    }
-
-
-def summary(y: ArrayLike, predicted: ArrayLike, score: ArrayLike) -> dict[str, float]:
-    """Return all scalar metrics of one set of predictions, by name.
-
-    Args:
-        y: (N,) true grades 0-4.
-        predicted: (N,) predicted grades 0-4.
-        score: (N,) expected grades.
-
-    Raises:
-        ValueError: the lengths differ, or a grade is not an integer 0-4.
-    """
-    matrix = confusion(y, predicted)
-    return {
-        "qwk": float(kappa(matrix, "quadratic")),
-        "linear_kappa": float(kappa(matrix, "linear")),
-        "unweighted_kappa": float(kappa(matrix, "unweighted")),
-        "accuracy": float(accuracy(matrix)),
-        "balanced_accuracy": float(balanced_accuracy(matrix)),
-        "macro_f1": float(macro_f1(matrix)),
-        "mae": float(mean_absolute_error(matrix)),
-        **referable(y, score),
+        "qwk": kappa(matrix, "quadratic"),
+        "linear_kappa": kappa(matrix, "linear"),
+        "unweighted_kappa": kappa(matrix, "unweighted"),
+        "accuracy": accuracy(matrix),
+        "balanced_accuracy": balanced_accuracy(matrix),
+        "macro_f1": macro_f1(matrix),
+        "mae": mean_absolute_error(matrix),
+        "referable_sensitivity": sensitivity(matrix, REFERABLE),
+        "referable_specificity": specificity(matrix, REFERABLE),
     }

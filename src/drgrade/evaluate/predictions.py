@@ -1,7 +1,7 @@
 """Read prediction tables and check them before metrics are computed."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,11 +11,14 @@ import pandas as pd
 
 from drgrade.errors import UserError
 from drgrade.evaluate.metrics import to_grades
-from drgrade.evaluate.thresholds import Thresholds, fit_thresholds, grades_by
+from drgrade.evaluate.probabilities import checked_probabilities
+from drgrade.evaluate.thresholds import Thresholds
 from drgrade.schema import GRADES, PREDICTIONS, conform, read_table
 
 Training = tuple[int, int | None]
 """Seed and fold of one training; the fold is None without cross-validation."""
+PROBABILITIES = [f"p{grade}" for grade in GRADES]
+"""Columns of the probabilities of the grades."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +32,13 @@ class Measured:
         photographs: image_id, patient_id, grade; one row per photograph (N).
         predicted: predicted grades, int64 (S, N).
         score: expected grades, float64 (S, N).
+        probabilities: class probabilities, float64 (S, N, 5).
         thresholds: thresholds fitted on the validation photographs of each training; empty if a training has
             none.
         fitted: grades predicted by these thresholds, int64 (S, N); None if there are none.
+        calibrated: probabilities by method of calibration, fitted on these validation photographs, each
+            (S, N, 5).
+        uncalibrated: for each other method the reason why it was not fitted.
     """
 
     name: str
@@ -40,8 +47,11 @@ class Measured:
     photographs: pd.DataFrame
     predicted: np.ndarray
     score: np.ndarray
+    probabilities: np.ndarray
     thresholds: Mapping[Training, Thresholds] = field(default_factory=dict)
     fitted: np.ndarray | None = None
+    calibrated: Mapping[str, np.ndarray] = field(default_factory=dict)
+    uncalibrated: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def grades(self) -> np.ndarray:
@@ -83,86 +93,18 @@ def _mean_of_folds(table: pd.DataFrame) -> pd.DataFrame:
     """Average the predictions of all folds: one row for each seed and external photograph."""
     outside = table["split"] == "external"
     keys = ["dataset", "seed", "image_id"]
-    columns = [f"p{grade}" for grade in GRADES]
     external = table[outside]
     if not external.duplicated(keys).any():
         return table
-    means = external.groupby(keys, sort=False)[columns].mean().reset_index()
-    facts = external.drop_duplicates(keys).drop(columns=columns).assign(fold=None)
+    means = external.groupby(keys, sort=False)[PROBABILITIES].mean().reset_index()
+    facts = external.drop_duplicates(keys).drop(columns=PROBABILITIES).assign(fold=None)
     merged = facts.merge(means, on=keys, validate="one_to_one")
-    score = merged[columns].to_numpy(float) @ np.array(GRADES)
+    score = merged[PROBABILITIES].to_numpy(float) @ np.array(GRADES)
     merged = merged.assign(score=score, predicted=to_grades(score))
     return conform(pd.concat([table[~outside], merged]), PREDICTIONS)
 
 
-def tested(name: str, table: pd.DataFrame) -> Measured:
-    """Return the test predictions of one experiment after checking them.
-
-    ``fitted`` uses the thresholds of the same training: with cross-validation, those of the photograph's own
-    fold.
-
-    Raises:
-        UserError: there are no test rows, or they are invalid; see :func:`checked`.
-    """
-    test = table[table["split"] == "test"].sort_values(["seed", "image_id"], ignore_index=True)
-    if test.empty:
-        raise UserError(f"{name}: no predictions of the split test; is index.test_fraction 0?")
-    measured = checked(test, name)
-    thresholds = fitted_thresholds(name, table)
-    if not thresholds:
-        return measured
-    fitted = np.empty(len(test), dtype=np.int64)
-    for training, rows in _trainings(test):
-        fitted[rows.index] = grades_by(rows["score"], thresholds[training])
-    return replace(measured, thresholds=thresholds, fitted=fitted.reshape(measured.score.shape))
-
-
-def tested_externally(name: str, table: pd.DataFrame) -> list[Measured]:
-    """Return the predictions of one experiment on each external dataset, by dataset name; may be empty.
-
-    ``fitted`` uses the thresholds fitted on the validation photographs of the experiment's own dataset. With
-    cross-validation, the score is the mean over folds, and so are the thresholds.
-
-    Raises:
-        UserError: the rows are invalid; see :func:`checked`.
-    """
-    outside = table[table["split"] == "external"]
-    found = [checked(rows, name) for _, rows in outside.groupby("dataset", sort=True)]
-    thresholds = fitted_thresholds(name, table)
-    return [_by_mean(one, thresholds) for one in found] if thresholds else found
-
-
-def _by_mean(measured: Measured, thresholds: Mapping[Training, Thresholds]) -> Measured:
-    """Add the grades by the thresholds of each seed, averaged over its folds."""
-    fitted = np.empty(measured.score.shape, dtype=np.int64)
-    for row, seed in enumerate(measured.seeds):
-        folds = [cuts for (trained, _), cuts in thresholds.items() if trained == seed]
-        fitted[row] = grades_by(measured.score[row], np.mean(folds, axis=0))
-    return replace(measured, thresholds=thresholds, fitted=fitted)
-
-
-def fitted_thresholds(name: str, table: pd.DataFrame) -> dict[Training, Thresholds]:
-    """Fit thresholds on the graded validation photographs of each training of one experiment.
-
-    No test photograph is used.
-
-    Returns:
-        Thresholds by training; empty if a training that was tested has no such photographs.
-
-    Raises:
-        UserError: a validation row is invalid.
-    """
-    val = table[(table["split"] == "val") & table["grade"].notna()]
-    check_rows(val, name)
-    thresholds = {
-        training: fit_thresholds(rows["score"], rows["grade"].astype(int))
-        for training, rows in _trainings(val)
-    }
-    trained = {training for training, _ in _trainings(table[table["split"] == "test"])}
-    return thresholds if trained <= set(thresholds) else {}
-
-
-def _trainings(table: pd.DataFrame) -> Iterator[tuple[Training, pd.DataFrame]]:
+def trainings(table: pd.DataFrame) -> Iterator[tuple[Training, pd.DataFrame]]:
     """Yield each training with its rows, ascending."""
     for key, rows in table.groupby(["seed", "fold"], dropna=False):
         yield _training(*key), rows
@@ -176,8 +118,9 @@ def checked(table: pd.DataFrame, name: str) -> Measured:
     """Check the rows of one experiment and dataset, all seeds, and return them as arrays.
 
     Raises:
-        UserError: a grade is missing or invalid, a score is not a finite number, a patient_id is missing, a
-            photograph occurs twice, or the seeds were tested on different photographs.
+        UserError: a grade is missing or invalid, a score is not a finite number, p0 to p4 are no
+            probabilities, a patient_id is missing, a photograph occurs twice, or the seeds were tested on
+            different photographs.
     """
     table = table.sort_values(["seed", "image_id"])
     check_rows(table, name)
@@ -195,6 +138,7 @@ def checked(table: pd.DataFrame, name: str) -> Measured:
         photographs=parts[0][facts],
         predicted=np.stack([part["predicted"].to_numpy(np.int64) for part in parts]),
         score=np.stack([part["score"].to_numpy(np.float64) for part in parts]),
+        probabilities=np.stack([part[PROBABILITIES].to_numpy(np.float64) for part in parts]),
     )
 
 
@@ -202,7 +146,8 @@ def check_rows(table: pd.DataFrame, name: str) -> None:
     """Check the values of each row of one experiment.
 
     Raises:
-        UserError: a grade is missing or invalid, a score is not a finite number, or a patient_id is missing.
+        UserError: a grade is missing or invalid, a score is not a finite number, p0 to p4 are no
+            probabilities, or a patient_id is missing.
     """
     for column in ("grade", "predicted"):
         bad = table[~table[column].isin(GRADES).fillna(False)]
@@ -213,6 +158,12 @@ def check_rows(table: pd.DataFrame, name: str) -> None:
     bad = table[~np.isfinite(table["score"].to_numpy(float, na_value=np.nan))]
     if len(bad):
         raise UserError(f"{name}: {bad['image_id'].iloc[0]}: score is not a number; train it again")
+    try:
+        checked_probabilities(
+            table[PROBABILITIES].to_numpy(float, na_value=np.nan), table["image_id"].tolist()
+        )
+    except UserError as error:
+        raise UserError(f"{name}: {error}") from None
 
 
 def same_rows(one: pd.DataFrame, other: pd.DataFrame, name: str, other_name: str) -> None:
