@@ -110,7 +110,7 @@ def test_page_can_be_read_aloud(page):
     assert page.all("html")[0]["lang"] == "en"
     assert len(page.all("h1")) == 1
     assert all("scope" in head for head in page.all("th"))
-    assert len(page.all("caption")) == len(page.all("table")) == 8
+    assert len(page.all("caption")) == len(page.all("table")) == 11
     targets = {attrs["id"] for _, attrs in page.tags if "id" in attrs}
     links = [link["href"].removeprefix("#") for link in page.all("a")]
     assert links
@@ -122,6 +122,13 @@ def test_page_says_what_was_found(page):
     for part in (
         "0.712",
         "-0.011 to 0.033",
+        "0.004",
+        "0.138",
+        "0.062",
+        "0.812",
+        "3,371,024",
+        "1.250",
+        "majority (the most common training grade)",
         "AP",
         "0.123",
         "On 6 validation photographs with masks",
@@ -153,6 +160,19 @@ def test_page_warns_where_no_two_photographs_are_of_one_patient(run, tmp_path):
         page = Page("title", "notice")
         add_leaderboard(page, folder / "leaderboard.csv")
         assert ("two eyes of one person may be in both training and test" in page.render()) == warned
+
+
+def test_costs_are_shown_only_where_one_is_known(run, tmp_path):
+    folder = tmp_path / "evaluate"
+    shutil.copytree(run["leaderboard"].parent / "figures", folder / "figures")
+    table = pd.read_csv(run["leaderboard"])
+    for known in (True, False):
+        unknown = {} if known else dict.fromkeys(("parameters", "peak_memory_gb"))
+        table.assign(**unknown).to_csv(folder / "leaderboard.csv", index=False)
+        page = Page("title", "notice")
+        add_leaderboard(page, folder / "leaderboard.csv")
+        assert ("Cost of a training" in page.render()) == known
+        assert page.render().count("<table>") == 2 + known
 
 
 def test_the_detector_is_reported_on_test_photographs_where_there_are_some(run, tmp_path):

@@ -25,9 +25,13 @@ METRICS = {
     "balanced_accuracy": "Balanced accuracy",
     "macro_f1": "Macro F1",
     "mae": "Mean absolute error, grades",
+    "macro_auroc": "Mean AUC of the grades, one against all others",
     "referable_auc": "Referable DR (grade 2 or more): AUC",
     "referable_sensitivity": "Referable DR: sensitivity, score of 1.5 or more",
     "referable_specificity": "Referable DR: specificity",
+    "sight_threatening_auc": "Sight-threatening DR (grade 3 or more): AUC",
+    "ece": "Expected calibration error of the most probable grade, without calibration",
+    "brier": "Brier score of the grades (0 to 2), without calibration",
 }
 SCHEMES = {
     "official": "the dataset's own split, its training part divided into training and validation; training "

@@ -51,6 +51,10 @@ class Page:
         """Start a section; what is added next belongs to it."""
         self._sections.append((title, [f"<p>{escape(text)}</p>"] if text else []))
 
+    def text(self, text: str) -> None:
+        """Add a paragraph."""
+        self._add(f"<p>{escape(text)}</p>")
+
     def _add(self, html: str) -> None:
         self._sections[-1][1].append(html)
 

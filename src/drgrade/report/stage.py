@@ -12,6 +12,7 @@ import yaml
 
 from drgrade.data.patients import UNKNOWN
 from drgrade.errors import UserError
+from drgrade.evaluate.costs import COSTS
 from drgrade.files import atomic_write
 from drgrade.images.store import Crops
 from drgrade.report.detection import add_detector
@@ -30,6 +31,19 @@ FITTED = (
     "difference from QWK. Both are empty where a training had no validation photographs."
 )
 """Explanation of the columns on fitted thresholds."""
+BASELINES = (
+    "The rows majority (the most common training grade) and class_prior (the shares of the training grades) "
+    "look at no photograph."
+)
+"""Explanation of the baselines."""
+DETECTION = (
+    "Referable is grade 2 or higher, sight-threatening grade 3 or higher. AUC and average precision (AUPRC) "
+    "rank photographs by the score; macro AUC is the mean over grades, one against all others, by their "
+    "probabilities. Sensitivity is the highest at a specificity of at least 0.87. ECE (expected calibration "
+    "error) and Brier score measure the error of the grades' probabilities; 0 is best. Calibrated: by a "
+    "temperature fitted on the validation photographs of the same training, empty where there are too few."
+)
+"""Explanation of the table on detection and calibration."""
 
 
 def make_report(
@@ -148,9 +162,14 @@ def add_leaderboard(page: Page, leaderboard: Path) -> None:
         f"Best: {first['experiment']}, QWK {first['qwk']:.3f} (95 % interval {first['qwk_low']:.3f} to "
         f"{first['qwk_high']:.3f}) on {first['n']} test photographs of {first['patients']} patients. "
         "Intervals are a bootstrap over patients; differences are paired, and one whose interval holds 0 may "
-        f"be chance. {FITTED}{warning}",
+        f"be chance. p is the p-value of the difference from the best, corrected for the number of rows "
+        f"(Holm). {BASELINES} {FITTED}{warning}",
     )
-    page.table(shown(table), "Means over training seeds, best QWK first")
+    page.table(agreement(table), "Agreement: means over training seeds, best QWK first")
+    page.text(DETECTION)
+    page.table(detection(table), "Detection and calibration: means over training seeds")
+    if table[list(COSTS)].notna().any(axis=None):
+        page.table(costs(table), "Cost of a training: mean over seeds and folds, of memory the highest")
     page.image(
         figures / "leaderboard.png",
         "Bar chart of the quadratic weighted kappa of each experiment; its numbers are in the table above.",
@@ -192,13 +211,15 @@ def add_external(page: Page, path: Path) -> None:
         "gain": table["fitted_gain"],
         "accuracy": table["accuracy"],
         "mean error": table["mae"],
-        "referable AUC": table["referable_auc"],
     }
-    page.table(pd.DataFrame(lines), "Means over training seeds; intervals over patients")
+    page.table(pd.DataFrame(lines), "Agreement: means over training seeds; intervals over patients")
+    there = detection(table)
+    there.insert(0, "dataset", table["dataset"])
+    page.table(there, "Detection and calibration on other datasets: means over training seeds")
 
 
-def shown(table: pd.DataFrame) -> pd.DataFrame:
-    """Return the leaderboard as shown on the page: selected columns, each interval in a single column."""
+def agreement(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the columns on agreement as shown on the page, each interval in a single column."""
     return pd.DataFrame(
         {
             "experiment": table["experiment"],
@@ -208,13 +229,46 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
             "seeds": table["seeds"],
             "accuracy": table["accuracy"],
             "mean error": table["mae"],
-            "referable AUC": table["referable_auc"],
             "QWK, fitted": table["qwk_fitted"],
             "gain": table["fitted_gain"],
             "interval of gain": intervals(table, "fitted_gain"),
             "vs majority": table["vs_majority"],
             "vs best": table["vs_best"],
             "interval of vs best": intervals(table, "vs_best"),
+            "p": table["p_vs_best_holm"],
+        }
+    )
+
+
+def detection(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the columns on detection and calibration as shown on the page."""
+    return pd.DataFrame(
+        {
+            "experiment": table["experiment"],
+            "macro AUC": table["macro_auroc"],
+            "referable AUC": table["referable_auc"],
+            "referable AUPRC": table["referable_auprc"],
+            "sensitivity": table["referable_sensitivity_at_specificity_87"],
+            "sight-threatening AUC": table["sight_threatening_auc"],
+            "sight-threatening AUPRC": table["sight_threatening_auprc"],
+            "ECE": table["ece"],
+            "ECE, calibrated": table["ece_calibrated"],
+            "Brier": table["brier"],
+            "Brier, calibrated": table["brier_calibrated"],
+        }
+    )
+
+
+def costs(table: pd.DataFrame) -> pd.DataFrame:
+    """Return the columns on what a training cost as shown on the page."""
+    weights = [None if pd.isna(value) else f"{value:,.0f}" for value in table["parameters"]]
+    return pd.DataFrame(
+        {
+            "experiment": table["experiment"],
+            "weights": weights,
+            "minutes": table["train_minutes"],
+            "peak memory, GB": table["peak_memory_gb"],
+            "images/s": table["images_per_s"],
         }
     )
 
