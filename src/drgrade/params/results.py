@@ -10,8 +10,8 @@ from drgrade.params.block import Block, Name, Seed
 class Evaluate(Block):
     """Evaluate predictions and build the leaderboard."""
 
-    bootstrap: Annotated[int, Field(ge=100)] = 1000
-    """Bootstrap resamples of patients for the 95 % confidence intervals."""
+    bootstrap: Annotated[int, Field(ge=100)] = 2000
+    """Bootstrap resamples of patients, for 95 % intervals and p-values."""
     seed: Seed = 1
     """Seed of the bootstrap."""
 
