@@ -7,6 +7,7 @@ import textwrap
 import time
 import tomllib
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -144,7 +145,8 @@ def test_libraries_are_those_of_the_stage_as_locked_else_as_installed(package):
 def test_every_library_is_found_by_the_name_it_is_installed_by():
     """A name missing in DISTRIBUTIONS would leave a library out."""
     project = tomllib.loads((sources.PACKAGE.parents[1] / "pyproject.toml").read_text())["project"]
-    declared = {re.split(r"[<>=]", line)[0] for line in project["dependencies"]}
+    lines = [*project["dependencies"], *chain.from_iterable(project["optional-dependencies"].values())]
+    declared = {re.split(r"[<>=]", line)[0] for line in lines}
     tops = set()
     for path in sources.PACKAGE.rglob("*.py"):
         tops |= {name.split(".")[0] for name in sources._read(path).imports}
