@@ -14,6 +14,7 @@ from xdist.scheduler import LoadScopeScheduling
 
 # tests run side by side, and what they train is tiny: more threads would wait for each other
 os.environ.setdefault("DRGRADE_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of tests that call torch or NumPy themselves
 # a busy machine is not a failure: no test is judged by the seconds of a single example
 settings.register_profile(
     "default", max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]

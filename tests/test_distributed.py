@@ -3,13 +3,13 @@
 import json
 import os
 import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.pipeline.fork_server import PYTHON
 from timm.layers import BatchNormAct2d
 from torch import nn
 
@@ -130,7 +130,7 @@ sys.exit(max(job.exitcode if job.exitcode is not None else 99 for job in jobs))
 def trained(tmp_path_factory) -> dict[str, dict]:
     folder = tmp_path_factory.mktemp("two")
     alone = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM_", "DRGRADE_DEV"))}
-    subprocess.run([sys.executable, "-c", SCRIPT], cwd=folder, env=alone, check=True, timeout=540)
+    subprocess.run([*PYTHON, "-c", SCRIPT], cwd=folder, env=alone, check=True, timeout=540)
     return {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
 
 

@@ -5,7 +5,6 @@ import json
 import logging
 import signal
 import subprocess
-import sys
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.pipeline.fork_server import PYTHON
 from torch import nn
 
 from drgrade import callbacks, training
@@ -90,7 +90,7 @@ print(json.dumps(codes))
 def killed(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("killed")
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], cwd=folder, check=True, capture_output=True, text=True, timeout=300
+        [*PYTHON, "-c", SCRIPT], cwd=folder, check=True, capture_output=True, text=True, timeout=300
     )
     codes = json.loads(done.stdout)
     assert codes.pop("undisturbed") == [0], done.stderr

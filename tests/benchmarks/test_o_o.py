@@ -1,13 +1,12 @@
 """The benchmark of o_O's networks: its baseline is the published network, and it prints what it promises."""
 
 import json
-import os
 import subprocess
-import sys
 
 import pytest
 import torch
 from benchmarks import o_o
+from tests.pipeline.fork_server import PYTHON
 
 PUBLISHED = {  # parameters with the head, from the published layouts
     "o_o_128_5x5": 1_808_481, "o_o_128_4x4": 2_804_577, "o_o_256_5x5": 4_601_057,
@@ -63,9 +62,8 @@ def test_hours_of_the_published_solution_count_every_image() -> None:
 
 
 def test_toy_run_prints_the_result() -> None:
-    command = [sys.executable, o_o.__file__, "--toy", "--only", "o_o_128_5x5"]
-    shared = os.environ | {"GOMP_SPINCOUNT": "4000"}  # as the package sets it: other tests run beside this
-    done = subprocess.run(command, text=True, capture_output=True, timeout=300, check=False, env=shared)
+    command = [*PYTHON, o_o.__file__, "--toy", "--only", "o_o_128_5x5"]
+    done = subprocess.run(command, text=True, capture_output=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     result = json.loads(done.stdout.splitlines()[-1])
     assert set(result) >= {"name", "value", "unit", "baseline", "ratio", "target", "holds"}

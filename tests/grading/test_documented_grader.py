@@ -4,8 +4,9 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
+
+from tests.pipeline.fork_server import PYTHON
 
 ROOT = Path(__file__).parents[2]
 
@@ -83,6 +84,6 @@ def test_the_grader_of_the_docs_is_one_file(dataset, tmp_path):
     (package / "grading/soft_labels.py").write_text(code)
     data = dataset("own")
     environment = os.environ | {"PYTHONPATH": str(tmp_path / "src"), "DRGRADE_TRACKING": "off"}
-    command = [sys.executable, "-c", CHECK, str(data.folder), str(tmp_path / "out")]
+    command = [*PYTHON, "-c", CHECK, str(data.folder), str(tmp_path / "out")]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -5,12 +5,12 @@ import os
 import socket
 import sqlite3
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+from tests.pipeline.fork_server import PYTHON
 
 from drgrade.schema import PREDICTIONS, read_table
 
@@ -74,9 +74,8 @@ def stages(dataset, tmp_path: Path) -> Path:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     tracked = {"DRGRADE_TRACKING": "on", "MLFLOW_TRACKING_URI": "sqlite:///mlflow.db"}
-    subprocess.run(
-        [sys.executable, "-c", SCRIPT, port], cwd=tmp_path, env=alone | tracked, check=True, timeout=300
-    )
+    command = [*PYTHON, "-c", SCRIPT, port]
+    subprocess.run(command, cwd=tmp_path, env=alone | tracked, check=True, timeout=300)
     return tmp_path
 
 
