@@ -5,8 +5,8 @@ from torch import nn
 
 from drgrade.encoders import create_encoder
 from drgrade.errors import UserError
-from drgrade.explain.base import EXPLAINERS
-from drgrade.explain.cam import expected_grade, last_feature_map
+from drgrade.explain.base import EXPLAINERS, expected_grade
+from drgrade.explain.cam import last_feature_map
 
 
 class Bright(nn.Module):
@@ -101,8 +101,10 @@ def test_timm_backbones_even_frozen(name):
 
 
 def test_transformers_are_refused():
-    with pytest.raises(UserError, match="convolutional"):
-        last_feature_map(Regressor("vit_tiny_patch16_224"), torch.zeros(1, 3, 224, 224))
+    model, batch = Regressor("test_vit"), torch.zeros(1, 3, 160, 160)
+    for method in ("cam", "layercam"):
+        with pytest.raises(UserError, match=f"^explanations.<name>.method: {method} needs a convolutional"):
+            EXPLAINERS.get(method)().heat(model, batch)
 
 
 def test_expected_grade():

@@ -182,7 +182,7 @@ def test_small_differences_are_found():
 
 
 REFUSED = {
-    "class token": ("test_vit", {}, None, "differs from its score"),
+    "class token": ("test_vit", {}, None, "that of its class token"),
     "norm after the mean": ("test_convnext", {}, None, "differs from its score"),
     "layer after the mean": ("mobilenetv3_small_050", {}, nn.Linear(1024, 1), "takes 1024 features"),
     "maximum": ("test_resnet", {"global_pool": "max"}, None, "differs from its score"),

@@ -48,6 +48,9 @@ def test_against_brute_force(levels):
     assert result["random_pointing"] == pytest.approx(near[fov].mean())
     assert result["energy"] == pytest.approx(brute_energy(heat, lesion, fov))
     assert result["random_energy"] == pytest.approx(lesion[fov].mean())
+    field = scores(fov.astype(np.float32), lesion, fov, tolerance=0.1)
+    for name in ("auc", "pointing", "energy"):
+        assert result[f"fov_{name}"] == pytest.approx(field[name])
     prior = brute_distance(fov.shape, ~fov)
     assert result["prior_auc"] == pytest.approx(brute_auc(prior[fov].round(4), lesion[fov]), abs=2e-3)
     central = fov & (prior > prior.max() - 1e-3)

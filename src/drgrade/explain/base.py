@@ -2,17 +2,25 @@
 
 >>> @EXPLAINERS.register("cam")
 ... class GradCam: ...
+
+Most explain a grader's network (:class:`Explainer`). Some show lesions in a photograph, whatever its grade
+(:class:`LesionExplainer`); these are listed in ``drgrade.params.results.NEEDS``.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from drgrade.explain.photographs import Photograph
+from drgrade.images.dataset import CroppedDataset
 from drgrade.plugins import Registry
 from drgrade.schema import GRADES
 
@@ -30,9 +38,9 @@ Values = npt.NDArray[np.float32]
 class Explainer(Protocol):
     """Computes heat maps: how much each image region contributes to a network's grade.
 
-    The colour scale depends on the method. ``cam``, ``gmsv``: each image is scaled on its own, so its hottest
-    region is 1 whatever its grade. ``ram``: one common scale, on which grade 4 is 1. ``lesion_maps``
-    does not depend on the grade: it shows the probability of a lesion.
+    The colour scale depends on the method. ``cam``, ``layercam``, ``gmsv``, ``attention``: each image is
+    scaled on its own, so its hottest region is 1 whatever its grade. ``ram``: one common scale, on which
+    grade 4 is 1. ``lesion_maps`` does not depend on the grade: it shows the probability of a lesion.
     """
 
     def heat(self, model: nn.Module, batch: torch.Tensor) -> Heat:
@@ -66,6 +74,62 @@ class InGrades(Explainer, Protocol):
         ...
 
 
+@runtime_checkable
+class PerHead(Explainer, Protocol):
+    """Explains a transformer, with a map for each attention head; the heat map is that of their mean."""
+
+    def heads(self, model: nn.Module, batch: torch.Tensor) -> Values:
+        """Return maps (B, K, h, w) of the K heads, not scaled, for normalised images (B, 3, H, W).
+
+        Args:
+            model: a grader's network.
+            batch: images on the model's device.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class LesionResults:
+    """Results of the lesion stages, for explainers that show lesions.
+
+    Attributes:
+        masked: dataset with lesion masks, on which these stages were trained.
+        boxes: folders with ``lesions.parquet`` and ``searched.parquet``, by name of the searched dataset.
+        segmentation: folder of the trained networks, ``<part>/model``; None unless it is needed.
+    """
+
+    masked: CroppedDataset
+    boxes: Mapping[str, Path]
+    segmentation: Path | None = None
+
+
+class LesionExplainer(Protocol):
+    """Shows the lesions in a photograph; created with :class:`LesionResults`."""
+
+    def explains(self, source: CroppedDataset) -> set[str]:
+        """Return image ids of a dataset: the photographs that can be explained by what was not trained on
+        them.
+        """
+        ...
+
+    def heat(self, photograph: Photograph) -> Heat:
+        """Return a heat map (H, W) in pixels of the photograph."""
+        ...
+
+
+def expected_grade(output: Tensor) -> Tensor:
+    """Return the scalar to explain from one sample's output: its score, or its expected grade (softmax)."""
+    if output.numel() == 1:
+        return output.reshape(())
+    grades = torch.arange(output.numel(), dtype=output.dtype, device=output.device)
+    return (output.softmax(dim=0) * grades).sum()
+
+
+def scaled(maps: Values) -> Heat:
+    """Divide each of the maps (..., h, w), values >= 0, by its maximum; a map of zeros stays."""
+    return maps / np.maximum(maps.max(axis=(-2, -1), keepdims=True), np.finfo(np.float32).tiny)
+
+
 def to_heat(values: Values) -> Heat:
     """Return the heat of values in grade units on the common scale: grade 4 and above is 1, below 0 is 0."""
     return (values / GRADES[-1]).clip(0, 1)
@@ -83,6 +147,18 @@ def nested(model: nn.Module) -> list[nn.Module]:
 def encoder_of(model: nn.Module) -> nn.Module:
     """Return the innermost of :func:`nested`: the encoder, or ``model`` itself where it wraps nothing."""
     return nested(model)[-1]
+
+
+@contextmanager
+def outputs_of(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
+    """Context manager: its list receives the outputs of modules, in the order in which they are computed."""
+    found: list[Tensor] = []
+    handles = [module.register_forward_hook(lambda _, __, output: found.append(output)) for module in modules]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def margin(model: nn.Module, side: int) -> int:

@@ -4,15 +4,12 @@ Deviations from algorithm 1: four stages, not all layers, as in the authors' cod
 not by learned convolutions.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from drgrade.errors import UserError
-from drgrade.explain.base import EXPLAINERS, Heat, encoder_of, over_input
+from drgrade.explain.base import EXPLAINERS, Heat, encoder_of, outputs_of, over_input
 from drgrade.networks.deepmt.gmsv import STAGES, gmsv, unit_range
 
 
@@ -56,18 +53,6 @@ def stages_of(model: nn.Module) -> list[nn.Module]:
     if not known or getattr(encoder, "output_fmt", "NCHW") != "NCHW":
         raise refusal(f"{type(encoder).__name__} has none")
     return [encoder.get_submodule(name) for name in known]
-
-
-@contextmanager
-def outputs_of(modules: list[nn.Module]) -> Iterator[list[Tensor]]:
-    """Context manager: its list receives the outputs of modules, in the order in which they are computed."""
-    maps: list[Tensor] = []
-    handles = [module.register_forward_hook(lambda _, __, output: maps.append(output)) for module in modules]
-    try:
-        yield maps
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def refusal(reason: str) -> UserError:

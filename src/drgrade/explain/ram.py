@@ -72,6 +72,8 @@ def positions(encoder: nn.Module, batch: Tensor) -> Tensor:
     if features.ndim == 4:
         channels_last = getattr(encoder, "output_fmt", "NCHW") == "NHWC"
         return features if channels_last else features.permute(0, 2, 3, 1)
+    if getattr(encoder, "global_pool", "avg") == "token":  # a clipped score would hide it from check_mean
+        raise refusal(f"the score of {type(encoder).__name__} is that of its class token")
     tokens = features[:, getattr(encoder, "num_prefix_tokens", 0) :]
     side = math.isqrt(tokens.shape[1])
     if features.ndim != 3 or side**2 != tokens.shape[1]:

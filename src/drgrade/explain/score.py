@@ -1,4 +1,4 @@
-"""Score how well a heat map locates lesions, compared with a distance-based prior and with chance.
+"""Score how well a heat map locates lesions, compared with maps that know nothing of the image.
 
 All scores use only pixels inside the field of view, so black borders do not improve them.
 """
@@ -41,7 +41,7 @@ def to_original(heat: Floats, geometry: CropGeometry, width: int, height: int) -
 
 
 def scores(heat: Floats, lesion: Mask, fov: Mask, tolerance: float = TOLERANCE) -> dict[str, float]:
-    """Return how well a heat map, a prior without image content, and a random map locate lesions.
+    """Return how well a heat map and three maps without image content locate lesions.
 
     Args:
         heat: (H, W) in original pixels.
@@ -55,17 +55,20 @@ def scores(heat: Floats, lesion: Mask, fov: Mask, tolerance: float = TOLERANCE) 
         maxima, the share that does). ``energy``: share of the map's sum that lies on lesions, 0-1 (see
         :func:`energy`). ``prior_auc``, ``prior_pointing``, ``prior_energy``: the same for a map of the
         distance from the edge of the field of view. ``random_auc``, ``random_pointing``, ``random_energy``:
-        the expected values for a random map. Empty if no pixel of the field of view, or every pixel, is a
-        lesion.
+        the expected values for a random map. ``fov_auc``, ``fov_pointing``, ``fov_energy``: the values for
+        the field of view itself, a map that is 1 in it; they are those of a random map, because only pixels
+        in the field count and all of them are tied. Empty if no pixel of the field of view, or every pixel,
+        is a lesion.
 
     """
-    fov = _filled(fov)
+    fov = filled(fov)
     inside = lesion[fov]
     if not inside.any() or inside.all():
         return {}
     diameter = 2 * np.sqrt(fov.sum() / np.pi)
     near = _squared_distance(~lesion)[fov] <= (tolerance * diameter) ** 2
-    prior = _squared_distance(np.pad(fov, 1))[1:-1, 1:-1][fov]
+    prior = centre_prior(fov)[fov]
+    chance = {"auc": 0.5, "pointing": float(near.mean()), "energy": float(inside.mean())}
     return {
         "auc": float(roc_auc_score(inside, heat[fov])),
         "pointing": _pointing(heat[fov], near),
@@ -73,10 +76,14 @@ def scores(heat: Floats, lesion: Mask, fov: Mask, tolerance: float = TOLERANCE) 
         "prior_auc": float(roc_auc_score(inside, prior)),
         "prior_pointing": _pointing(prior, near),
         "prior_energy": energy(np.sqrt(prior), inside),
-        "random_auc": 0.5,
-        "random_pointing": float(near.mean()),
-        "random_energy": float(inside.mean()),
+        **{f"random_{name}": value for name, value in chance.items()},
+        **{f"fov_{name}": value for name, value in chance.items()},
     }
+
+
+def centre_prior(fov: Mask) -> Floats:
+    """Return the squared distance (H, W) of each pixel from the edge of the field of view."""
+    return _squared_distance(np.pad(fov, 1))[1:-1, 1:-1]
 
 
 def energy(values: Floats, lesion: Mask) -> float:
@@ -111,11 +118,11 @@ def _pointing(values: Floats, hit: Mask) -> float:
     return float(hit[values == values.max()].mean())
 
 
-def _filled(fov: Mask) -> Mask:
-    """Return the largest region of a mask with its holes filled (dark vessels and lesions belong to it)."""
+def filled(fov: Mask) -> Mask:
+    """Return the largest region of a mask (H, W) without its holes: dark vessels and lesions belong to it."""
     outlines, _ = cv2.findContours(fov.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    filled = np.zeros(fov.shape, np.uint8)
+    found = np.zeros(fov.shape, np.uint8)
     if outlines:
         largest = max(outlines, key=cv2.contourArea)
-        cv2.drawContours(filled, [largest], -1, 1, cv2.FILLED)
-    return filled.astype(bool)
+        cv2.drawContours(found, [largest], -1, 1, cv2.FILLED)
+    return found.astype(bool)

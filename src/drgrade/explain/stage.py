@@ -1,32 +1,34 @@
-"""The stage ``explain``: heat maps of one or more models in original pixels, scored against lesion masks."""
+"""The stage ``explain``: heat maps in original pixels, and scores of them."""
 
-import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from math import ceil, sqrt
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pandas as pd
 
-from drgrade.data.registry import DATASETS, raw_root
 from drgrade.errors import UserError
-from drgrade.explain.base import EXPLAINERS, Explainer, Heat, InGrades, over_input, to_heat
+from drgrade.explain.base import EXPLAINERS, Heat, InGrades, LesionResults, to_heat
+from drgrade.explain.maps import Explained, of_lesions, of_networks
 from drgrade.explain.overlay import contact_sheet, legend, overlay, shrunk
-from drgrade.explain.score import Mask, scores, to_original
+from drgrade.explain.photographs import test_rows, with_masks
+from drgrade.explain.score import scores
 from drgrade.files import atomic_write, write_json
 from drgrade.grading.base import Explainable
 from drgrade.grading.models import load_model
 from drgrade.images.dataset import CroppedDataset
-from drgrade.images.read import read_photograph
 from drgrade.images.rules import RGBImage
-from drgrade.lesions.masks import read_mask
 from drgrade.params import Explanation
 from drgrade.schema import GRADES
 
-log = logging.getLogger(__name__)
-
-SIDE = 1024  # longest side of a written map in pixels
+SIDE = 1024
+"""Longest side of a written map in pixels."""
+PANEL = 480
+"""Width in pixels of the maps of all attention heads on the sheet."""
 REFERABLE = 2 / GRADES[-1]
 """Heat of grade 2, from which on a patient is referred, on the common scale."""
 
@@ -36,19 +38,23 @@ def explain(
     *,
     graded: CroppedDataset,
     masked: CroppedDataset,
-    models: Sequence[Path],
+    models: Sequence[Path] = (),
+    boxes: Mapping[str, Path] | None = None,
+    segmentation: Path | None = None,
     out: Path,
 ) -> None:
-    """Write ``maps/<image_id>.png`` (0-255, over the whole photograph), ``heat_maps.png``, ``scores.json``.
+    """Write ``maps/``, ``heat_maps.png`` and ``scores.json``: maps of photographs with masks, and of graded
+    test photographs.
 
-    Photographs with lesion masks are scored by pixel AUC, pointing game and share of the heat on lesions,
-    compared with a map that depends only on the distance from the edge of the retina, and with a random map
-    (see :func:`.score.scores`). Up to the same number of graded test photographs is shown without scores.
-
-    A method with a unit (``ram``, unless ``params.scale`` is ``each``) also writes ``maps/<image_id>.npy``,
-    float32 in grade units; ``heat_maps.png`` then has a legend, shows each photograph beside its map, and
-    draws a line around regions of grade 2 and above. Maps are 0 where no network looks: outside the crop, and
-    in the margin that an encoder cuts off.
+    - ``maps/<image_id>.png``: the heat, 0-255, over the whole photograph; ``.npy``: the same as float16, 0-1.
+      A method with a unit (``ram``, unless ``params.scale`` is ``each``) writes float32 in grade units. Maps
+      are 0 where no network looks: outside the crop, and in the margin that an encoder cuts off.
+    - ``maps/<image_id>_head<k>.png``: the heat of an attention head, k from 0, with ``attention`` only.
+    - ``heat_maps.png``: the maps over their photographs. With a unit it has a legend, shows each photograph
+      beside its map, and draws a line around regions of grade 2 and above.
+    - ``scores.json``: of photographs with masks, how well the map locates lesions (:func:`.score.scores`); of
+      ``params.faithfulness`` photographs, of the test split first, insertion and deletion
+      (:mod:`.faithfulness`), if a network is explained. ``n`` and ``n_faithfulness`` count them.
 
     Args:
         params: method, and number of photographs of each of the two groups.
@@ -56,33 +62,30 @@ def explain(
         masked: dataset with lesion masks.
         models: folders of the models to explain, ``results/.../<experiment>/<training>/model``. The maps of
             several are averaged in original pixels.
+        boxes: for ``lesion_boxes``: folders with the detections, see :class:`.LesionResults`.
+        segmentation: for ``segmentation``: folder of the trained networks.
         out: folder to write to.
 
     Raises:
         UserError: an input is missing or damaged, or a grader has no network that the method can explain.
     """
-    explainer: Explainer = EXPLAINERS.get(params.method)()
-    networks = [network_of(model) for model in models]
+    method: Any = EXPLAINERS.get(params.method)
+    if params.needs == "networks":
+        if not models:
+            raise UserError(f"--model: needed by the method {params.method}; give the folder of a model")
+        explainer = method()
+        draw = partial(of_networks, explainer, [network_of(model) for model in models], params.scale)
+        known = [set(source.crops.rows) for source in (masked, graded)]
+    else:
+        explainer = method(LesionResults(masked, boxes or {}, segmentation))
+        draw = partial(of_lesions, explainer)
+        known = [explainer.explains(source) for source in (masked, graded)]
+    lesions = with_masks(masked, known[0], params.images)
+    test = test_rows(graded, known[1], params.images)
+    explained = (one for group in ((masked, lesions), (graded, test)) for one in draw(*group))
+    measured = test_split_first(lesions, test)[: params.faithfulness]
     in_grades = isinstance(explainer, InGrades) and params.scale == "common"
-    shutil.rmtree(out / "maps", ignore_errors=True)
-    (out / "maps").mkdir(parents=True)
-    table, panels = {}, []
-    for source, rows in (
-        (masked, with_masks(masked, params.images)),
-        (graded, test_rows(graded, params.images)),
-    ):
-        found = [maps(explainer, network, source, rows, params.scale) for network in networks]
-        for (_, row), *crops in zip(rows.iterrows(), *found, strict=True):
-            drawn, values = one(source, row, crops, out / "maps", in_grades=in_grades)
-            panels += drawn
-            if values:
-                table[str(row["image_id"])] = values
-    means = pd.DataFrame(list(table.values())).mean().sort_index()
-    summary = {key: round(value, 6) for key, value in means.items()}
-    write_json({"mean": summary, "photographs": table, "n": len(table)}, out / "scores.json")
-    sheet = contact_sheet([*panels, legend(GRADES[-1], REFERABLE)] if in_grades else panels, columns=4)
-    with atomic_write(out / "heat_maps.png") as partial:
-        cv2.imwrite(str(partial), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
+    write(explained, measured, out, in_grades=in_grades)
 
 
 def network_of(model: Path) -> Explainable:
@@ -101,106 +104,77 @@ def network_of(model: Path) -> Explainable:
     return explained
 
 
-def with_masks(source: CroppedDataset, images: int) -> pd.DataFrame:
-    """Return up to ``images`` photographs with lesion masks: test first, then validation, then training."""
-    table = source.index[(source.index["subset"] == "segmentation") & (source.index["status"] == "ok")]
-    table = table[table["image_id"].isin(list(source.crops.rows))]
-    first = table["split"].map({"test": 0, "val": 1, "train": 2})
-    return table.assign(first=first).sort_values(["first", "image_id"]).head(images)
+def test_split_first(lesions: pd.DataFrame, test: pd.DataFrame) -> list[str]:
+    """Return the image ids of photographs with masks and of graded test photographs, test split first."""
+    in_test = lesions["split"].eq("test").fillna(False).astype(bool)
+    parts = (lesions[in_test], test, lesions[~in_test])
+    return [str(image_id) for part in parts for image_id in part["image_id"]]
 
 
-def test_rows(source: CroppedDataset, images: int) -> pd.DataFrame:
-    """Return up to ``images`` graded test photographs (with folds: of fold 0), alternating over the grades.
-
-    Higher grades come first.
-    """
-    table = source.index[(source.index["subset"] == "grading") & (source.index["status"] == "ok")]
-    table = table[table["image_id"].isin(list(source.crops.rows))]
-    table = table[table["fold"].eq(0).fillna(False) | (table["split"] == "test")].sort_values("image_id")
-    turn = table.groupby("grade").cumcount()
-    return table.assign(turn=turn).sort_values(["turn", "grade"], ascending=[True, False]).head(images)
-
-
-def maps(
-    explainer: Explainer, explained: Explainable, source: CroppedDataset, rows: pd.DataFrame, scale: str
-) -> Heat:
-    """Return maps (n, S, S) over the crops of ``rows``.
-
-    S is the network's input size, with ``lesion_maps`` the side of its lesion maps.
+def write(explained: Iterable[Explained], measured: Sequence[str], out: Path, *, in_grades: bool) -> None:
+    """Write the output of the stage, one photograph at a time.
 
     Args:
-        explainer: the method.
-        explained: network and preprocessing.
-        source: dataset of the photographs.
-        rows: rows of its index.
-        scale: as in ``explanations.<name>.scale``.
-
-    Returns:
-        float32; in grade units if the method has a unit and the scale is ``common``, otherwise heat, 0-1.
-    """
-    from drgrade.device import device
-    from drgrade.training import pictures
-
-    if rows.empty:
-        return np.empty((0, 1, 1), np.float32)
-    places = np.array([source.crops.rows[image_id] for image_id in rows["image_id"]])
-    batch = pictures(explained.preprocess.scaled(source.images), places)
-    network = explained.network.to(device()).eval()
-    inputs = explained.preprocess.normalised(batch.to(device()))
-    if not isinstance(explainer, InGrades):
-        return explainer.heat(network, inputs)
-    values = explainer.values(network, inputs)
-    return over_input(stretched(values) if scale == "each" else values, network, inputs.shape[-1])
-
-
-def stretched(values: Heat) -> Heat:
-    """Scale each of the maps (n, h, w) to 0-1 on its own; a constant map becomes 0."""
-    low, high = values.min(axis=(1, 2), keepdims=True), values.max(axis=(1, 2), keepdims=True)
-    return (values - low) / np.maximum(high - low, np.finfo(np.float32).tiny)
-
-
-def one(
-    source: CroppedDataset, row: pd.Series, crops: Sequence[Heat], folder: Path, *, in_grades: bool
-) -> tuple[list[RGBImage], dict[str, float]]:
-    """Write a photograph's map; return its panels of the contact sheet and, if it has masks, its scores.
-
-    Args:
-        source: dataset of the photograph.
-        row: row of the index.
-        crops: maps of its crop, (S, S), of one or more networks; S may differ.
-        folder: where to write the mean map of the whole photograph.
+        explained: photographs with their maps.
+        measured: image ids of those whose insertion and deletion are measured.
+        out: folder to write to.
         in_grades: whether the maps are in grade units, otherwise 0-1.
     """
-    image_id = str(row["image_id"])
-    root = raw_root(source.name)
-    photograph = read_photograph(root / str(row["path"]))
-    height, width = photograph.shape[:2]
-    geometry = source.crops.geometry(image_id)
-    spread = np.mean([to_original(crop, geometry, width, height) for crop in crops], axis=0)
-    write_map(spread, folder / image_id, in_grades=in_grades)
-    masks = DATASETS.get(source.name)().masks(root, image_id)
-    lesion: Mask | None = None
-    values: dict[str, float] = {}
-    if row["subset"] == "segmentation" and masks:
-        lesion = np.any([read_mask(path) for path in masks.values()], axis=0)
-        values = scores(spread, lesion, photograph.max(axis=2) > 20)
-    if in_grades:
-        drawing = overlay(photograph, to_heat(spread), lesion, level=REFERABLE)
-        return [shrunk(photograph), drawing], values
-    return [overlay(photograph, spread, lesion)], values
+    shutil.rmtree(out / "maps", ignore_errors=True)
+    (out / "maps").mkdir(parents=True)
+    table: dict[str, dict[str, float]] = {}
+    panels: list[RGBImage] = []
+    for one in explained:
+        photograph = one.photograph
+        panels += write_maps(one, out / "maps" / photograph.image_id, in_grades=in_grades)
+        values = {} if photograph.lesion is None else scores(one.heat, photograph.lesion, photograph.field)
+        if photograph.image_id in measured:
+            values |= one.faithfulness()
+        if values:
+            table[photograph.image_id] = values
+    means = pd.DataFrame(list(table.values())).mean().sort_index()
+    summary = {
+        "mean": {key: round(value, 6) for key, value in means.items()},
+        "photographs": table,
+        "n": sum("auc" in values for values in table.values()),
+        "n_faithfulness": sum("insertion" in values for values in table.values()),
+    }
+    write_json(summary, out / "scores.json")
+    sheet = contact_sheet([*panels, legend(GRADES[-1], REFERABLE)] if in_grades else panels, columns=4)
+    with atomic_write(out / "heat_maps.png") as partial_file:
+        cv2.imwrite(str(partial_file), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
 
 
-def write_map(spread: Heat, stem: Path, *, in_grades: bool) -> None:
-    """Write a map of a photograph (H, W), its longer side at most :data:`SIDE` pixels.
+def write_maps(explained: Explained, stem: Path, *, in_grades: bool) -> list[RGBImage]:
+    """Write the maps of a photograph; return its panels of the contact sheet.
 
     Args:
-        spread: in grade units, or heat.
-        stem: path without suffix: ``.png`` holds the heat, 0-255; ``.npy`` the values in grade units.
-        in_grades: whether ``spread`` is in grade units.
+        explained: the photograph with its map.
+        stem: path of the maps without suffix.
+        in_grades: whether the map is in grade units, otherwise 0-1.
     """
-    scale = min(1.0, SIDE / max(spread.shape))
-    small = cv2.resize(spread, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA).astype(np.float32)
+    photograph, heat = explained.photograph, explained.heat
+    values = small(heat)
+    np.save(f"{stem}.npy", values if in_grades else values.astype(np.float16))
+    write_heat(to_heat(values) if in_grades else values, Path(f"{stem}.png"))
     if in_grades:
-        np.save(f"{stem}.npy", small)
-    heat = to_heat(small) if in_grades else small
-    cv2.imwrite(f"{stem}.png", np.round(heat * 255).astype(np.uint8))
+        drawing = overlay(photograph.image, to_heat(heat), photograph.lesion, level=REFERABLE)
+        return [shrunk(photograph.image), drawing]
+    heads = []
+    for number, head in enumerate(explained.heads):
+        write_heat(small(head), Path(f"{stem}_head{number}.png"))
+        heads.append(overlay(photograph.image, head, photograph.lesion, side=PANEL))
+    columns = max(ceil(sqrt(len(heads))), 1)
+    small_panels = [contact_sheet(heads, columns, cell=PANEL // columns, gap=4)] if heads else []
+    return [overlay(photograph.image, heat, photograph.lesion), *small_panels]
+
+
+def small(spread: Heat) -> Heat:
+    """Scale a map of a photograph (H, W) down, if necessary, to :data:`SIDE` pixels on its longer side."""
+    scale = min(1.0, SIDE / max(spread.shape))
+    return cv2.resize(spread, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA).astype(np.float32)
+
+
+def write_heat(heat: Heat, path: Path) -> None:
+    """Write heat (h, w), 0-1, as a grey image, 0-255."""
+    cv2.imwrite(str(path), np.round(heat * 255).astype(np.uint8))
