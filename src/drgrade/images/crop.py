@@ -11,7 +11,7 @@ import numpy as np
 from drgrade import params
 from drgrade.images.contrast import GREY, without_local_mean, without_local_median
 from drgrade.images.geometry import CropGeometry
-from drgrade.images.read import read_photograph, read_reduced
+from drgrade.images.read import PhotographFile, opened
 from drgrade.images.rules import Box, RGBImage, find_box
 
 SMALLEST_EYE = 0.8
@@ -41,11 +41,13 @@ def cut(picture: RGBImage, geometry: CropGeometry, border: int = cv2.BORDER_CONS
     return cv2.resize(boxed, (side, side), interpolation=method).astype(np.uint8, copy=False)
 
 
-def crop_photograph(path: Path, options: params.Crop) -> tuple[RGBImage, CropGeometry, str]:
+def crop_photograph(
+    photograph: Path | PhotographFile, options: params.Crop
+) -> tuple[RGBImage, CropGeometry, str]:
     """Read one photograph, find the eye and crop it.
 
     Args:
-        path: the photograph.
+        photograph: its path, or its file where something else reads it too.
         options: rule, size and aspect; ``graham`` and ``clpi`` ignore aspect and keep the eye's shape.
 
     Returns:
@@ -54,16 +56,16 @@ def crop_photograph(path: Path, options: params.Crop) -> tuple[RGBImage, CropGeo
     Raises:
         ReadError: the photograph cannot be read.
     """
-    size = options.size
+    size, file = options.size, opened(photograph)
     if options.rule == "clpi":
-        picture, factor = read_reduced(path, size)
+        picture, factor = file.reduced(size)
         crop, geometry = centre_square_crop(picture, size, factor)
         return without_local_median(crop), geometry, "clpi"
     exact = options.rule == "o_O"
-    picture, factor = read_reduced(path, None if exact else size / SMALLEST_EYE)
+    picture, factor = file.reduced(None if exact else size / SMALLEST_EYE)
     box, rule = find_box(picture, options.rule)
     if factor > 1 and min(box[2] - box[0], box[3] - box[1]) < size:
-        picture, factor = read_photograph(path), 1
+        picture, factor = file.reduced(None)
         box, rule = find_box(picture, options.rule)
     aspect = "pad" if options.rule == "graham" else options.aspect
     box = _shape(box, aspect, picture.shape[1], picture.shape[0])

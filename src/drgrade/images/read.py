@@ -5,6 +5,9 @@ eighth of their resolution, without decoding the full-size image.
 """
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,10 +44,69 @@ DICM = slice(128, 132)
 JPEG_SYNTAXES = "1.2.840.10008.1.2.4.5"
 """Prefix of the DICOM transfer syntaxes with JPEG streams."""
 BASELINE_JPEG = "1.2.840.10008.1.2.4.50"
+JPEGS = ("JPEG", "MPO")
+"""Pillow's names of JPEG files: with one image, and with several."""
 
 
 class ReadError(Exception):
     """A photograph cannot be read; the message is a short reason for a table."""
+
+
+class PhotographFile:
+    """A photograph that is read once, and decoded once at each resolution.
+
+    Args:
+        file: its path, or its content.
+    """
+
+    def __init__(self, file: Path | bytes) -> None:
+        self._file = file
+        self._decoded: dict[int, RGBImage] = {}
+
+    @cached_property
+    def data(self) -> bytes:
+        """Content of the file.
+
+        Raises:
+            ReadError: it is missing or empty.
+        """
+        try:
+            data = self._file if isinstance(self._file, bytes) else self._file.read_bytes()
+        except OSError as error:
+            raise ReadError((error.strerror or type(error).__name__).lower()) from None
+        if not data:
+            raise ReadError("empty file")
+        return data
+
+    def size(self) -> tuple[int, int]:
+        """Width and height in pixels as displayed; only the header is decoded.
+
+        Raises:
+            ReadError: see :func:`read_size`.
+        """
+        return _dicom_size(self.data) if self._is_dicom() else _header_size(self.data)
+
+    def reduced(self, side: float | None) -> tuple[RGBImage, int]:
+        """Decode, see :func:`read_reduced`.
+
+        Raises:
+            ReadError: see :func:`read_photograph`.
+        """
+        with _decoding():
+            factor = 1 if self._is_dicom() else _reduction(self.data, side)
+            if factor not in self._decoded:
+                image = _read_dicom(self.data) if self._is_dicom() else _decode(self.data, factor)
+                self._decoded[factor] = image
+        return self._decoded[factor], factor
+
+    def _is_dicom(self) -> bool:
+        named = isinstance(self._file, Path) and self._file.suffix.lower() == ".dcm"
+        return named or self.data[DICM] == b"DICM"
+
+
+def opened(photograph: Path | PhotographFile) -> PhotographFile:
+    """Return the file of a path, or the file that is given."""
+    return photograph if isinstance(photograph, PhotographFile) else PhotographFile(photograph)
 
 
 def read_photograph(path: Path) -> RGBImage:
@@ -79,27 +141,24 @@ def read_reduced(path: Path, side: float | None) -> tuple[RGBImage, int]:
     Raises:
         ReadError: see :func:`read_photograph`.
     """
+    return PhotographFile(path).reduced(side)
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """Width and height in pixels of a photograph as displayed; only the header is decoded.
+
+    Raises:
+        ReadError: the file is missing, empty, not an image, has a damaged header, or is a DICOM file with
+            other than one frame.
+    """
+    return PhotographFile(path).size()
+
+
+@contextmanager
+def _decoding() -> Iterator[None]:
+    """Turn the errors of decoders into a ReadError."""
     try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ReadError((error.strerror or type(error).__name__).lower()) from None
-    if not data:
-        raise ReadError("empty file")
-    if data[DICM] == b"DICM" or path.suffix.lower() == ".dcm":
-        return _read_dicom(data), 1
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            _seek_largest(image)
-            _check_shape(*image.size)
-            if image.format in ("JPEG", "MPO") and image.mode in ("RGB", "L"):
-                turned = _orientation(image)
-                factor = _factor(image.size, side) if turned == 1 else 1  # others may start inside a pixel
-                return _upright(jpeg.decode(data, factor), turned), factor
-            if image.format in ("JPEG", "MPO"):
-                jpeg.check(data)
-            deep = _is_deep_colour(image)
-            image.load()
-            return (_deep_colour(data) if deep else _upright_rgb(image)), 1
+        yield
     except jpeg.DamagedError as error:
         raise ReadError(str(error)) from None
     except ReadError:
@@ -112,34 +171,48 @@ def read_reduced(path: Path, side: float | None) -> tuple[RGBImage, int]:
         raise ReadError(f"cannot be decoded ({type(error).__name__}: {error})") from None
 
 
-def read_size(path: Path) -> tuple[int, int]:
-    """Width and height in pixels of a photograph as displayed, read from its header only.
+def _reduction(data: bytes, side: float | None) -> int:
+    """Return the factor by which a file's resolution can be reduced, by its header."""
+    with Image.open(io.BytesIO(data)) as image:
+        _seek_largest(image)
+        _check_shape(*image.size)
+        # turned images may start inside a reduced pixel
+        reducible = _is_plain_jpeg(image) and _orientation(image) == 1
+        return _factor(image.size, side) if reducible else 1
 
-    Raises:
-        ReadError: the file is missing, empty, not an image, has a damaged header, or is a DICOM file with
-            other than one frame.
-    """
+
+def _decode(data: bytes, factor: int) -> RGBImage:
+    """Decode a file that is not DICOM; ``factor`` is that of :func:`_reduction`."""
+    with Image.open(io.BytesIO(data)) as image:
+        _seek_largest(image)
+        if _is_plain_jpeg(image):
+            return _upright(jpeg.decode(data, factor), _orientation(image))
+        if image.format in JPEGS:
+            jpeg.check(data)
+        deep = _is_deep_colour(image)
+        image.load()
+        return _deep_colour(data) if deep else _upright_rgb(image)
+
+
+def _is_plain_jpeg(image: Image.Image) -> bool:
+    """Whether an image is a JPEG in grey or colours, which :mod:`.jpeg` decodes."""
+    return image.format in JPEGS and image.mode in ("RGB", "L")
+
+
+def _header_size(data: bytes) -> tuple[int, int]:
+    """Size of a file that is not DICOM."""
     try:
-        if path.suffix.lower() == ".dcm":
-            return _dicom_size(path)
-        with Image.open(path) as image:
+        with Image.open(io.BytesIO(data)) as image:
             _seek_largest(image)
             width, height = image.size
             turned = image.format != "TIFF" and _orientation(image) >= 5  # for TIFF, Pillow swaps the size
             return (height, width) if turned else (width, height)
-    except ReadError:
-        raise
     except UnidentifiedImageError:
-        pass
+        raise ReadError("not an image") from None
     except OSError as error:
         raise ReadError((error.strerror or " ".join(str(error).split())).lower()) from None
     except Exception as error:  # broken headers raise SyntaxError, TypeError, ValueError, struct.error, ...
         raise ReadError(f"unreadable header: {' '.join(str(error).split())}") from None
-    with path.open("rb") as file:
-        start = file.read(DICM.stop)
-    if start[DICM] == b"DICM":
-        return _dicom_size(path)
-    raise ReadError("not an image" if start else "empty file")
 
 
 def _check_shape(width: int, height: int) -> None:
@@ -212,15 +285,14 @@ def _upright_rgb(image: Image.Image) -> RGBImage:
     return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def _open_dicom(file: Path | io.BytesIO, header: bool) -> "pydicom.Dataset":
+def _open_dicom(data: bytes, header: bool) -> "pydicom.Dataset":
     """Open a DICOM file with one image; without the pixels if only the ``header`` is needed."""
     import pydicom
 
     try:
-        found = pydicom.dcmread(file, stop_before_pixels=header, force=True)  # some files lack the preamble
+        # force, as some files lack the preamble
+        found = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=header, force=True)
         size, frames = (int(found.Columns), int(found.Rows)), int(found.get("NumberOfFrames") or 1)
-    except OSError as error:
-        raise ReadError((error.strerror or str(error)).lower()) from None
     except Exception:  # damaged files raise many types
         raise ReadError("not a DICOM image, or cut off in its header") from None
     if frames != 1:
@@ -230,10 +302,8 @@ def _open_dicom(file: Path | io.BytesIO, header: bool) -> "pydicom.Dataset":
     return found
 
 
-def _dicom_size(path: Path) -> tuple[int, int]:
-    if path.stat().st_size == 0:
-        raise ReadError("empty file")
-    found = _open_dicom(path, header=True)
+def _dicom_size(data: bytes) -> tuple[int, int]:
+    found = _open_dicom(data, header=True)
     return int(found.Columns), int(found.Rows)
 
 
@@ -241,7 +311,7 @@ def _read_dicom(data: bytes) -> RGBImage:
     """Decode a DICOM photograph to uint8 RGB (H, W, 3)."""
     from pydicom.pixels import apply_color_lut, pixel_array
 
-    found = _open_dicom(io.BytesIO(data), header=False)
+    found = _open_dicom(data, header=False)
     _check_shape(int(found.Columns), int(found.Rows))
     if "PixelData" not in found:
         raise ReadError("DICOM without pixels")

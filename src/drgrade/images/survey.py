@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from drgrade.images.fingerprint import perceptual_hash
 from drgrade.images.quality import looks_like_retina, measure
-from drgrade.images.read import ReadError, read_reduced, read_size
+from drgrade.images.read import PhotographFile, ReadError, opened
 from drgrade.images.rules import fit_disc
 from drgrade.images.workers import in_order
 
@@ -48,14 +48,15 @@ class Survey(NamedTuple):
     reason: str = ""
 
 
-def survey(path: Path) -> Survey:
+def survey(photograph: Path | PhotographFile) -> Survey:
     """Survey one photograph; does not raise for unreadable ones."""
+    file = opened(photograph)
     try:
-        width, height = read_size(path)
+        width, height = file.size()
     except ReadError as error:
         return Survey(reason=str(error))
     try:
-        picture, _ = read_reduced(path, SIDE)
+        picture, _ = file.reduced(SIDE)
     except ReadError as error:
         return Survey(width, height, reason=str(error))
     circle = fit_disc(picture)
