@@ -15,11 +15,12 @@ from drgrade.evaluate.metrics import to_grades
 from drgrade.files import sha256, write_json
 from drgrade.grading import feature_sets
 from drgrade.grading.base import GRADERS, Grader, Job, Photographs, Start
+from drgrade.grading.cost import COST, Meter, parameters
+from drgrade.grading.history import HISTORY
 from drgrade.grading.models import MODEL, TENSORS, load_model
 from drgrade.grading.photographs import Parts, parts_of
 from drgrade.images.dataset import CroppedDataset
 from drgrade.lesions import mask_store
-from drgrade.memory import peak_memory_gb
 from drgrade.params import Crop, Encoded, Experiment
 from drgrade.params.start import EXPERIMENT
 from drgrade.params.trainings import TrainingId
@@ -81,8 +82,10 @@ def grade(
     """Train and test one model.
 
     Writes ``out/model/`` (``model.json``, ``model.safetensors``), ``out/predictions.parquet`` (validation,
-    test and external rows; validation and left-out rows of a training that leaves out a part) and
-    ``out/training.json`` (seed, fold, start weights, digests of the model).
+    test and external rows; validation and left-out rows of a training that leaves out a part),
+    ``out/training.json`` (seed, fold, start weights, number of weights, digests of the model),
+    ``out/history.csv`` (metrics of each epoch, see :class:`.History`) and ``out/cost.json`` (time and memory,
+    see :class:`.Meter`, and the digest of ``training.json``).
 
     Args:
         name: name of the experiment.
@@ -112,18 +115,21 @@ def grade(
     about = {"experiment": experiment.model_dump(), "seed": seed, "fold": fold, "train": len(parts["train"])}
     with track("grade", label, about) as run:
         run.dataset("crops", inputs.data.crops_file)
+        key = key_of(experiment, crop, inputs, start, parts, seed=seed, fold=fold)
+        meter = Meter(run, label, key)
         job = Job(
             train=Photographs(inputs.data.images, parts["train"], dataset=inputs.data.name, **known),
             val=Photographs(inputs.data.images, parts["val"], dataset=inputs.data.name, **known),
             start=start,
             seed=seed,
             name=label,
-            key=key_of(experiment, crop, inputs, start, parts, seed=seed, fold=fold),
-            run=run,
+            key=key,
+            run=meter,
             masked=masked,
         )
-        grader.fit(job)
-        run.metrics({"peak_memory_gb": peak_memory_gb()})  # graders without a network too
+        with meter.running():
+            grader.fit(job)
+        run.metrics({"peak_memory_gb": meter.peak})  # graders without a network too
         columns = {"experiment": name, "seed": seed, "fold": fold}
         rows = []
         own = inputs.data
@@ -141,11 +147,15 @@ def grade(
             listed: dict[str, Any] = {
                 "grader": experiment.grader,
                 "start": began,
+                "parameters": parameters(grader),
                 "files": digests(out / "model"),
             }
             if part is not None:
                 listed |= {"part": list(part)}
             write_json(columns | listed, out / "training.json")
+            meter.history.write(out / HISTORY)
+            cost = meter.cost(experiment, len(parts["train"]))
+            write_json(cost | {"training": sha256(out / "training.json")}, out / COST)
             run.artifact(out / "model", "model")
             run.artifact(out / "predictions.parquet")
             run.tags({"models": models_digest(out / "training.json")})
