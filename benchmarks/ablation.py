@@ -27,10 +27,12 @@ import numpy as np
 from checkout import checkout
 
 from drgrade.bootstrap import interval
-from drgrade.evaluate.fitted import fitted_thresholds, tested
+from drgrade.evaluate.fits import by_whose, fit_experiment
+from drgrade.evaluate.fitted import tested
 from drgrade.evaluate.intervals import bootstrap
 from drgrade.evaluate.metrics import qwk
 from drgrade.evaluate.predictions import gather
+from drgrade.params import Calibrate
 from drgrade.schema import INDEX, read_table
 
 WORK = Path(".cache/drgrade/benchmarks/ablation")
@@ -149,10 +151,9 @@ def read(folder: Path, experiment: str, *, fitted: bool = False) -> Row:
     """Test QWK of an experiment at the midpoints, or at thresholds fitted on validation."""
     paths = sorted((folder / f"results/demo/grade/{experiment}").glob("seed?/predictions.parquet"))
     table = gather(paths)[experiment]
-    measured = tested(experiment, table)
+    measured = tested(experiment, table, by_whose(fit_experiment(experiment, table, Calibrate())))
     predicted = measured.predicted
     if fitted:
-        assert fitted_thresholds(experiment, table)
         assert measured.fitted is not None
         predicted = measured.fitted
     draws = bootstrap(measured.grades, predicted, measured.patients, RESAMPLES, 1)

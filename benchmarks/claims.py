@@ -141,7 +141,7 @@ def read(folder: Path, dataset: str, experiments: dict[str, Any]) -> Found:
     found = {}
     for experiment in experiments:
         paths = sorted((folder / f"results/{dataset}/grade/{experiment}").glob("*/predictions.parquet"))
-        measured = tested(experiment, gather(paths)[experiment])
+        measured = tested(experiment, gather(paths)[experiment], {})
         found[experiment] = measured, qwk_draws(measured, Evaluate(bootstrap=2000))
     return found
 

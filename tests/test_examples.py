@@ -69,7 +69,7 @@ def test_a_committed_file_as_params_yaml_is_read_by_snakemake_and_dvc(path: Path
 def test_a_committed_file_is_short(path: Path) -> None:
     """What one would change and what differs from the defaults; the rest is in the schema."""
     rows = len(yaml.safe_load(path.read_text())["experiments"])
-    assert len(path.read_text().splitlines()) - rows <= 40
+    assert len(path.read_text().splitlines()) - rows <= 42
 
 
 def test_the_ablation_of_deepmt_is_checked_and_says_what_it_costs(

@@ -9,12 +9,13 @@ import pytest
 from drgrade.cli import main
 from drgrade.data.eyepacs import EyePACS
 from drgrade.data.index import assemble
+from drgrade.evaluate.calibrate import FILE, calibrate
 from drgrade.evaluate.leaderboard import evaluate
 from drgrade.grading.stage import Inputs, grade
 from drgrade.images.dataset import CroppedDataset
 from drgrade.images.shards import write_store
 from drgrade.images.survey import Survey
-from drgrade.params import Evaluate, Params, load
+from drgrade.params import Calibrate, Evaluate, Params, load
 from drgrade.schema import CROPS, INDEX, write_table
 
 ROOT = Path(__file__).parents[1]
@@ -73,7 +74,8 @@ def test_majority_of_the_local_to_global_protocol(
     majority = params.experiment("majority")
     grade("majority", majority, params.crop, Inputs(data), seed=0, fold=None, out=tmp_path / "seed0")
     paths = [tmp_path / "seed0/predictions.parquet"]
-    evaluate(paths, data.graded(), Evaluate(bootstrap=100), tmp_path / "evaluate")
+    calibrate(paths, Calibrate(), tmp_path)
+    evaluate(paths, data.graded(), tmp_path / FILE, Evaluate(bootstrap=100), tmp_path / "evaluate")
     _, row = pd.read_csv(tmp_path / "evaluate/leaderboard.csv").to_dict("records")
     assert (row["experiment"], row["n"], row["qwk"]) == ("majority", 53576, 0)
     assert row["accuracy"] == pytest.approx(39533 / 53576, abs=1e-6)

@@ -4,6 +4,9 @@ import numpy as np
 import pandas as pd
 from scipy.special import softmax
 
+from drgrade.evaluate import leaderboard
+from drgrade.evaluate.calibrate import FILE, calibrate
+from drgrade.params import Calibrate
 from drgrade.schema import PREDICTIONS, write_table
 
 PATIENTS = 30
@@ -98,3 +101,9 @@ def graded(folds=None):
     if folds is not None:
         table = table.assign(split="train", fold=[place % folds for place in range(len(table))])
     return table.astype({"grade": "Int8", "fold": "Int8"})
+
+
+def evaluate(paths, graded, params, out):
+    """The stages calibrate and evaluate, one after the other."""
+    calibrate(paths, Calibrate(), out / "calibrate")
+    leaderboard.evaluate(paths, graded, out / "calibrate" / FILE, params, out)

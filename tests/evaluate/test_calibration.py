@@ -1,5 +1,3 @@
-import json
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -17,7 +15,6 @@ from drgrade.evaluate.calibration import (
     IsotonicGrades,
     IsotonicReferable,
     Temperature,
-    calibrator_from_json,
     fit_isotonic_grades,
     fit_isotonic_referable,
     fit_temperature,
@@ -79,16 +76,12 @@ def test_temperature_keeps_the_order_of_the_grades(probabilities, temperature):
 
 
 @pytest.mark.parametrize("fit", FITS)
-def test_fitted_calibrators_give_probabilities_and_keep_every_digit_in_json(fit):
+def test_fitted_calibrators_give_probabilities(fit):
     calibrator = fit(*drawn(150, confidence=3))
-    values = json.loads(json.dumps(calibrator.to_json(), allow_nan=False))
-    assert calibrator_from_json(values) == calibrator
-    assert type(calibrator).from_json(values) == calibrator
     probabilities = np.concatenate([drawn(300, seed=1)[1], EDGE_CASES])
     applied = calibrator.apply(probabilities)
     assert applied.shape == probabilities.shape
     assert valid(applied)
-    np.testing.assert_array_equal(calibrator_from_json(values).apply(probabilities), applied)
     np.testing.assert_array_equal(calibrator.apply(probabilities[::-1])[::-1], applied)  # row by row
     assert calibrator.apply(np.empty((0, 5))).shape == (0, 5)
 
@@ -164,7 +157,7 @@ def test_nearest_non_increasing_rows_are_scikit_learns(rows):
 
 @pytest.mark.parametrize(
     ("fit", "photographs", "fewest"),
-    [(fit_temperature, 19, 20), (fit_isotonic_referable, 99, 100), (fit_isotonic_grades, 99, 100)],
+    [(fit_temperature, 14, 15), (fit_isotonic_referable, 99, 100), (fit_isotonic_grades, 99, 100)],
 )
 def test_too_few_photographs_are_refused(fit, photographs, fewest):
     with pytest.raises(UserError, match=rf"{photographs} validation .* {fewest}; raise index\.val_fraction"):
@@ -205,17 +198,3 @@ def test_grades_and_probabilities_must_match():
         Temperature(1.0).apply([[0.5, 0.5]])
     with pytest.raises(ValueError, match="grades of shape"):
         fit_temperature(np.zeros(19), drawn(20)[1])
-
-
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        ({}, "calibration: method"),
-        ({"method": "platt"}, "calibration: method: .*platt"),
-        ({"method": "temperature"}, r"temperature: Field required"),
-        ({"method": "isotonic_referable", "curve": {"x": [0.1], "y": ["high"]}}, "curve.y.0: .*number"),
-    ],
-)
-def test_a_damaged_file_is_refused(values, message):
-    with pytest.raises(UserError, match=message):
-        calibrator_from_json(values)

@@ -5,7 +5,9 @@ from tests.evaluate.tables import predictions
 
 from drgrade.evaluate import fitted
 from drgrade.evaluate.calibration import fit_isotonic_grades, fit_temperature
+from drgrade.evaluate.fits import NOTHING_VALIDATES, by_whose, fit_experiment
 from drgrade.evaluate.predictions import PROBABILITIES
+from drgrade.params import Calibrate
 from drgrade.schema import PREDICTIONS, conform
 
 
@@ -31,6 +33,16 @@ def joined(*tables):
     return table
 
 
+def all_fits(table):
+    """All that is fitted on the validation rows."""
+    return by_whose(fit_experiment("one", table, Calibrate()))
+
+
+def measured_on(table):
+    """Test predictions with what is fitted on the validation rows."""
+    return fitted.tested("one", table, all_fits(table))
+
+
 def fit(table, method, **training):
     """A calibrator of the validation rows of one training, in whatever order they are."""
     val = table[(table["split"] == "val") & (table[list(training)] == pd.Series(training)).all(axis=1)]
@@ -45,7 +57,7 @@ def test_each_seed_is_calibrated_by_its_own_validation_photographs():
             for split in ("test", "val")
         )
     )
-    measured = fitted.tested("one", table.sample(frac=1, random_state=0))
+    measured = measured_on(table.sample(frac=1, random_state=0))
     assert measured.uncalibrated == {}
     for row, seed in enumerate((0, 1)):
         rows = table.query(f"split == 'test' and seed == {seed}").sort_values("image_id")
@@ -65,7 +77,7 @@ def test_each_fold_has_a_calibrator_and_external_photographs_the_mean_of_them():
         for split in ("test", "val")
     ]
     table = joined(*parts, confident("external", 0, 1, dataset="site"))
-    measured = fitted.tested("one", table)
+    measured = measured_on(table)
     fits = [fit(table, fit_temperature, fold=fold) for fold in (0, 1)]
     assert abs(fits[0].temperature - fits[1].temperature) > 1
     for place, name in enumerate(measured.photographs["image_id"]):
@@ -75,7 +87,7 @@ def test_each_fold_has_a_calibrator_and_external_photographs_the_mean_of_them():
     assert measured.uncalibrated["isotonic"].startswith(
         "seed 0, fold 0: 30 validation photographs, needs 100"
     )
-    (there,) = fitted.tested_externally("one", table)
+    (there,) = fitted.tested_externally("one", table, all_fits(table))
     expected = np.mean([one.apply(there.probabilities[0]) for one in fits], axis=0)
     np.testing.assert_allclose(there.calibrated["temperature"][0], expected, atol=1e-9)
 
@@ -83,15 +95,15 @@ def test_each_fold_has_a_calibrator_and_external_photographs_the_mean_of_them():
 def test_no_test_grade_moves_a_calibrator():
     table = joined(confident("test", 0, 3.0), confident("val", 0, 3.0))
     mirrored = table.assign(grade=table["grade"].mask(table["split"] == "test", 4 - table["grade"]))
-    one, other = (fitted.tested("one", rows) for rows in (table, mirrored))
+    one, other = (measured_on(rows) for rows in (table, mirrored))
     assert (one.grades != other.grades).any()
     np.testing.assert_array_equal(one.calibrated["temperature"], other.calibrated["temperature"])
 
 
 def test_where_nothing_validates_the_reason_is_given():
     table = joined(confident("test", 0, 1.0), confident("test", 1, 1.0), confident("val", 0, 1.0))
-    measured = fitted.tested("one", table)
+    measured = measured_on(table)
     assert measured.calibrated == {}
     assert measured.fitted is None
-    assert measured.uncalibrated["temperature"] == "seed 1: no graded validation photographs"
+    assert measured.uncalibrated["temperature"] == f"seed 1: {NOTHING_VALIDATES}"
     assert measured.uncalibrated["isotonic"].startswith("seed 0: 60 validation photographs, needs 100")

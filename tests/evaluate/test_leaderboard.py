@@ -5,12 +5,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.metrics import average_precision_score, cohen_kappa_score, f1_score, roc_auc_score
-from tests.evaluate.tables import PATIENTS, graded, in_folds, predictions, scored, written
+from tests.evaluate.tables import PATIENTS, evaluate, graded, in_folds, predictions, scored, written
 
 from drgrade.errors import UserError
-from drgrade.evaluate.leaderboard import COLUMNS, EXTERNAL_COLUMNS, evaluate, final_results
+from drgrade.evaluate.leaderboard import COLUMNS, EXTERNAL_COLUMNS, final_results
 from drgrade.evaluate.metrics import MIDPOINTS
 from drgrade.evaluate.predictions import gather
+from drgrade.files import sha256
 from drgrade.params import Evaluate
 from drgrade.schema import PREDICTIONS, write_table
 
@@ -20,8 +21,8 @@ PARAMS = Evaluate(bootstrap=200, seed=3)
 @pytest.fixture(autouse=True)
 def no_figures(monkeypatch):
     """Figures take most of the time; the test that reads them undoes this."""
-    for chart in ("leaderboard_chart", "confusion_chart"):
-        monkeypatch.setattr(f"drgrade.evaluate.leaderboard.{chart}", lambda *args: None)
+    for chart in ("leaderboard", "confusion", "roc", "reliability", "risk", "learning"):
+        monkeypatch.setattr(f"drgrade.evaluate.leaderboard.{chart}_chart", lambda *args: None)
 
 
 def majority():
@@ -122,16 +123,22 @@ def test_columns_on_detection_and_calibration_against_scikit_learn(three, tmp_pa
         assert row[name] == pytest.approx(np.mean(values), abs=1e-6), name
 
 
-def test_what_a_training_cost_is_beside_its_results(tmp_path):
+def test_times_are_in_no_file_that_dvc_records(tmp_path):
     paths = written(tmp_path, predictions("good", 0.6), predictions("poor", 1.8))
-    record = {"experiment": "good", "parameters": 3_400_000, "peak_memory_gb": 1.25}
-    paths[0].with_name("training.json").write_text(json.dumps(record))
+    manifest = paths[0].with_name("training.json")
+    manifest.write_text(json.dumps({"experiment": "good", "parameters": 3_400_000}))
+    cost = {"training": sha256(manifest), "train_minutes": 12.125, "peak_memory_gb": 98.75}
+    manifest.with_name("cost.json").write_text(json.dumps(cost))
     evaluate(paths, graded(), PARAMS, tmp_path / "out")
-    text = (tmp_path / "out/leaderboard.csv").read_text()
-    assert text.splitlines()[1].endswith(",3400000,,1.25,")
-    assert text.splitlines()[2].endswith(",,,,")
+    lines = (tmp_path / "out/leaderboard.csv").read_text().splitlines()
+    assert [line.rpartition(",")[2] for line in lines] == ["parameters", "3400000", "", "", ""]
     metrics = json.loads((tmp_path / "out/metrics.json").read_text())
-    assert (metrics["good"]["parameters"], metrics["good"]["train_minutes"]) == (3_400_000, None)
+    assert [metrics[name]["parameters"] for name in ("good", "poor", "majority")] == [3_400_000, None, None]
+    timed = {path.name for path in (tmp_path / "out").rglob("*.*") if b"98.75" in path.read_bytes()}
+    assert timed == {"costs.csv", "leaderboard.md", "leaderboard.html"}
+    page = (tmp_path / "out/leaderboard.html").read_text()
+    assert "60 test photographs of 30 patients of the dataset own" in page
+    assert "(200 resamples of patients), corrected for 3 comparisons" in page
 
 
 def test_metrics_are_plain_numbers_in_sorted_json(three, tmp_path):
@@ -165,12 +172,27 @@ def test_same_predictions_same_bytes(three, tmp_path, monkeypatch):
         evaluate(three, graded(), PARAMS, tmp_path / name)
     files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.*"))
     assert [str(path) for path in files] == [
+        "calibrate/calibration.json",
         "confusion.csv",
+        "costs.csv",
+        "errors.csv",
         "external.csv",
         "figures/confusion.png",
         "figures/leaderboard.png",
+        "figures/learning_curves.png",
+        "figures/reliability.png",
+        "figures/risk_coverage.png",
+        "figures/roc.png",
         "leaderboard.csv",
+        "leaderboard.html",
+        "leaderboard.md",
+        "learning_curves.csv",
         "metrics.json",
+        "operating.csv",
+        "reliability.csv",
+        "risk_coverage.csv",
+        "roc.csv",
+        "sets.csv",
     ]
     for path in files:
         assert (tmp_path / "one" / path).read_bytes() == (tmp_path / "two" / path).read_bytes(), path

@@ -8,13 +8,12 @@ A calibrator is fitted on validation photographs and turns probabilities (N, 5) 
 - :class:`IsotonicGrades` does so for the probability of at least grade k, k = 1 to 4.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal, Self
+from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field
 
 from drgrade.bootstrap import Floats
 from drgrade.errors import UserError
@@ -30,28 +29,15 @@ from drgrade.schema import GRADES
 
 TEMPERATURES = (0.05, 20.0)
 """Lowest and highest temperature."""
-TEMPERATURE_PHOTOGRAPHS = 20
+TEMPERATURE_PHOTOGRAPHS = 15
 """Fewest photographs to fit one parameter on."""
 ISOTONIC_PHOTOGRAPHS = 100
 """Fewest photographs to fit a function of any non-decreasing shape on."""
 REMEDY = "raise index.val_fraction to get more validation photographs"
 
 
-class _Saved:
-    """Conversion of a calibrator to and from what JSON can hold; no digit is lost."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the attributes, ``method`` among them."""
-        return asdict(self)  # type: ignore[call-overload]  # subclasses are dataclasses
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """Return the calibrator with these attributes, as :meth:`to_json` gave them."""
-        return TypeAdapter(cls).validate_python(values)
-
-
 @dataclass(frozen=True)
-class Temperature(_Saved):
+class Temperature:
     """Divides log-probabilities by a temperature and normalises: above 1 is less confident, below 1 more.
 
     The order of the grades by probability stays.
@@ -83,7 +69,7 @@ class IsotonicCurve:
 
 
 @dataclass(frozen=True)
-class IsotonicReferable(_Saved):
+class IsotonicReferable:
     """Calibrates the probability of referable DR; the proportions on either side of grade 2 stay.
 
     Where the grades of one side have no probability, they get equal parts of what the side gets.
@@ -101,7 +87,7 @@ class IsotonicReferable(_Saved):
 
 
 @dataclass(frozen=True)
-class IsotonicGrades(_Saved):
+class IsotonicGrades:
     """Calibrates the probability of at least grade k, k = 1 to 4.
 
     Curves fitted one by one can make grade 3 or higher more probable than grade 2 or higher. Then the nearest
@@ -122,21 +108,8 @@ class IsotonicGrades(_Saved):
         return -np.diff(non_increasing(after), prepend=1, append=0, axis=1)
 
 
-Calibrator = Temperature | IsotonicReferable | IsotonicGrades
-
-
-def calibrator_from_json(values: Mapping[str, Any]) -> Calibrator:
-    """Return the calibrator, of any kind, that a ``to_json`` gave.
-
-    Raises:
-        UserError: it is no calibrator.
-    """
-    kinds: TypeAdapter[Calibrator] = TypeAdapter(Annotated[Calibrator, Field(discriminator="method")])
-    try:
-        return kinds.validate_python(values)
-    except ValidationError as error:
-        key = ".".join(map(str, error.errors()[0]["loc"])) or "method"
-        raise UserError(f"calibration: {key}: {error.errors()[0]['msg']}; calibrate again") from None
+Calibrator = Annotated[Temperature | IsotonicReferable | IsotonicGrades, Field(discriminator="method")]
+"""A calibrator of any kind; pydantic converts it to and from JSON by its ``method``, without loss."""
 
 
 def fit_temperature(y: ArrayLike, probabilities: ArrayLike) -> Temperature:

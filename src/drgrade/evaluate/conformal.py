@@ -14,9 +14,8 @@ Two scores:
   Wasserman, JASA 2019.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, Self
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -52,15 +51,6 @@ class ConformalSets:
         """Return which grades are in the set of each photograph, (N, 5), from probabilities (N, 5)."""
         scores = scores_of(probabilities, self.score)
         return scores <= (np.inf if self.quantile is None else self.quantile)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the attributes."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """Return the sets with these attributes, as :meth:`to_json` gave them."""
-        return cls(**values)
 
 
 def fit_sets(

@@ -1,41 +1,42 @@
-"""Test predictions, with what is fitted on the validation photographs of the same training.
+"""Test predictions, with what was fitted on the validation photographs of the same training.
 
-These are thresholds between grades, and calibrators of probabilities. No test photograph is used for either.
+These are thresholds between grades, and calibrators of probabilities: see :mod:`drgrade.evaluate.fits`.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
 
 from drgrade.bootstrap import Floats
 from drgrade.errors import UserError
-from drgrade.evaluate.calibration import Calibrator, fit_isotonic_grades, fit_temperature
+from drgrade.evaluate.calibration import Calibrator
+from drgrade.evaluate.fits import METHODS, NOTHING_VALIDATES, Fit, Whose
 from drgrade.evaluate.predictions import (
     PROBABILITIES,
     Measured,
     Training,
-    check_rows,
     checked,
     trainings,
 )
-from drgrade.evaluate.thresholds import Thresholds, fit_thresholds, grades_by
+from drgrade.evaluate.thresholds import Thresholds, grades_by
 
-METHODS: dict[str, Callable[..., Calibrator]] = {
-    "temperature": fit_temperature,
-    "isotonic": fit_isotonic_grades,
-}
-"""Methods of calibration: functions of true grades (N,) and probabilities (N, 5)."""
+Value = TypeVar("Value")
 
 
-def tested(name: str, table: pd.DataFrame) -> Measured:
+def tested(name: str, table: pd.DataFrame, fits: Mapping[Whose, Fit]) -> Measured:
     """Return the test predictions of one experiment after checking them.
 
     Thresholds and calibrators are those of the same training: with cross-validation, of the photograph's own
     fold.
+
+    Args:
+        name: name of the experiment.
+        table: its predictions, all seeds and folds.
+        fits: what was fitted on its validation photographs; may be empty.
 
     Raises:
         UserError: there are no test rows, or they are invalid; see :func:`.checked`.
@@ -44,15 +45,20 @@ def tested(name: str, table: pd.DataFrame) -> Measured:
     if test.empty:
         raise UserError(f"{name}: no predictions of the split test; is index.test_fraction 0?")
     measured = checked(test, name)
-    validation = validation_rows(name, table)
-    measured = with_calibration(measured, validation, partial(_by_training, test))
-    thresholds = thresholds_of(validation)
+    of_training = _of_trainings(test, fits)
+    measured = with_calibration(measured, of_training, partial(_by_training, test))
+    thresholds = thresholds_of(of_training)
     if not thresholds:
         return measured
     fitted = np.empty(len(test), dtype=np.int64)
     for training, rows in trainings(test):
         fitted[rows.index] = grades_by(rows["score"], thresholds[training])
     return replace(measured, thresholds=thresholds, fitted=fitted.reshape(measured.score.shape))
+
+
+def _of_trainings(test: pd.DataFrame, fits: Mapping[Whose, Fit]) -> dict[Training, Fit | None]:
+    """The fit of each training that was tested; None where there is none."""
+    return {training: fits.get(training) for training, _ in trainings(test)}
 
 
 def _by_training(test: pd.DataFrame, calibrators: Mapping[Training, Calibrator]) -> Floats:
@@ -63,28 +69,28 @@ def _by_training(test: pd.DataFrame, calibrators: Mapping[Training, Calibrator])
     return found.reshape(test["seed"].nunique(), -1, len(PROBABILITIES))
 
 
-def tested_externally(name: str, table: pd.DataFrame) -> list[Measured]:
+def tested_externally(name: str, table: pd.DataFrame, fits: Mapping[Whose, Fit]) -> list[Measured]:
     """Return the predictions of one experiment on each external dataset, by dataset name; may be empty.
 
     Thresholds and calibrators are fitted on the validation photographs of the experiment's own dataset. With
     cross-validation, scores and probabilities are means over folds, and so are the thresholds and what the
-    folds' calibrators make of these probabilities.
+    folds' calibrators make of these probabilities. Arguments as in :func:`tested`.
 
     Raises:
         UserError: the rows are invalid; see :func:`.checked`.
     """
     outside = table[table["split"] == "external"]
-    validation = validation_rows(name, table)
-    thresholds = thresholds_of(validation)
+    of_training = _of_trainings(table[table["split"] == "test"], fits)
+    thresholds = thresholds_of(of_training)
     found = []
     for _, rows in outside.groupby("dataset", sort=True):
         one = checked(rows, name)
-        one = with_calibration(one, validation, partial(_by_mean, one))
+        one = with_calibration(one, of_training, partial(_by_mean, one))
         found.append(_graded_by_mean(one, thresholds) if thresholds else one)
     return found
 
 
-def _of_seed(fitted: Mapping[Training, Any], seed: int) -> list[Any]:
+def _of_seed(fitted: Mapping[Training, Value], seed: int) -> list[Value]:
     """What was fitted for the folds of one seed."""
     return [one for (trained, _), one in fitted.items() if trained == seed]
 
@@ -107,81 +113,44 @@ def _graded_by_mean(measured: Measured, thresholds: Mapping[Training, Thresholds
     return replace(measured, thresholds=thresholds, fitted=fitted)
 
 
-def validation_rows(name: str, table: pd.DataFrame) -> dict[Training, pd.DataFrame]:
-    """Return the graded validation rows of each training that was tested; none for some, perhaps.
-
-    Raises:
-        UserError: a validation row is invalid.
-    """
-    val = table[(table["split"] == "val") & table["grade"].notna()]
-    check_rows(val, name)
-    found = dict(trainings(val))
-    return {
-        training: found.get(training, val.head(0))
-        for training, _ in trainings(table[table["split"] == "test"])
-    }
-
-
-def thresholds_of(validation: Mapping[Training, pd.DataFrame]) -> dict[Training, Thresholds]:
-    """Fit thresholds on the validation rows of each training; none at all if one has no rows."""
-    if any(rows.empty for rows in validation.values()):
-        return {}
-    return {
-        training: fit_thresholds(rows["score"], rows["grade"].astype(int))
-        for training, rows in validation.items()
-    }
-
-
-def fitted_thresholds(name: str, table: pd.DataFrame) -> dict[Training, Thresholds]:
-    """Fit thresholds on the graded validation photographs of each training of one experiment.
-
-    Returns:
-        Thresholds by training; empty if a training that was tested has no such photographs.
-
-    Raises:
-        UserError: a validation row is invalid.
-    """
-    return thresholds_of(validation_rows(name, table))
+def thresholds_of(fits: Mapping[Training, Fit | None]) -> dict[Training, Thresholds]:
+    """Return the thresholds of each training; none at all if one has none."""
+    found = {training: fit.thresholds for training, fit in fits.items() if fit is not None and fit.thresholds}
+    return found if len(found) == len(fits) else {}
 
 
 def with_calibration(
     measured: Measured,
-    validation: Mapping[Training, pd.DataFrame],
+    fits: Mapping[Training, Fit | None],
     apply: Callable[[Mapping[Training, Calibrator]], Floats],
 ) -> Measured:
-    """Add the probabilities calibrated by each of METHODS, or the reason why a method cannot be fitted.
+    """Add the probabilities calibrated by each of METHODS, or the reason why a method was not fitted.
 
     Args:
         measured: predictions.
-        validation: graded validation rows of each training.
+        fits: the fit of each training.
         apply: function of the calibrators by training that returns probabilities (S, N, 5).
     """
     calibrated, reasons = {}, {}
     for method in METHODS:
-        try:
-            calibrated[method] = apply(fitted_calibrators(method, validation))
-        except UserError as error:
-            reasons[method] = str(error)
+        calibrators = {
+            training: fit.calibrators[method]
+            for training, fit in fits.items()
+            if fit is not None and method in fit.calibrators
+        }
+        lacking = next((training for training in fits if training not in calibrators), None)
+        if lacking is None:
+            calibrated[method] = apply(calibrators)
+        else:
+            reasons[method] = f"{_named(lacking)}: {_reason(fits[lacking], method)}"
     return replace(measured, calibrated=calibrated, uncalibrated=reasons)
 
 
-def fitted_calibrators(
-    method: str, validation: Mapping[Training, pd.DataFrame]
-) -> dict[Training, Calibrator]:
-    """Fit one of METHODS on the graded validation rows of each training.
+def _named(training: Training) -> str:
+    seed, fold = training
+    return f"seed {seed}" if fold is None else f"seed {seed}, fold {fold}"
 
-    Raises:
-        UserError: it cannot be fitted for one of them; the message names seed and fold.
-    """
-    found = {}
-    for (seed, fold), rows in validation.items():
-        training = f"seed {seed}" if fold is None else f"seed {seed}, fold {fold}"
-        if rows.empty:
-            raise UserError(f"{training}: no graded validation photographs")
-        try:
-            found[seed, fold] = METHODS[method](
-                rows["grade"].to_numpy(int), rows[PROBABILITIES].to_numpy(float)
-            )
-        except UserError as error:
-            raise UserError(f"{training}: {str(error).removeprefix('calibration: ')}") from None
-    return found
+
+def _reason(fit: Fit | None, method: str) -> str:
+    """Why a method was not fitted."""
+    return NOTHING_VALIDATES if fit is None else fit.reasons[method]

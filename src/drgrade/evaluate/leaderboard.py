@@ -15,21 +15,27 @@ import numpy as np
 import pandas as pd
 
 from drgrade.evaluate.baselines import MAJORITY, baselines
+from drgrade.evaluate.calibrate import read_calibration
 from drgrade.evaluate.comparisons import holm, paired_p_value
-from drgrade.evaluate.costs import COSTS, training_costs
+from drgrade.evaluate.costs import PARAMETERS, training_costs, weights_of
+from drgrade.evaluate.curves import learning_curves, reliability_bins, roc
+from drgrade.evaluate.decisions import Decided, decide, decision_tables
+from drgrade.evaluate.errors import worst_errors
+from drgrade.evaluate.fits import by_whose, fit_experiment
 from drgrade.evaluate.fitted import tested, tested_externally
 from drgrade.evaluate.measures import FITTED, ends, measure, seed_values
-from drgrade.evaluate.metrics import confusion, qwk
+from drgrade.evaluate.metrics import confusion
+from drgrade.evaluate.pages import LEVEL, write_pages
 from drgrade.evaluate.predictions import Measured, gather, same_photographs
+from drgrade.evaluate.selection import VAL_QWK, best_validated, validation_qwk
 from drgrade.files import atomic_write, write_json
-from drgrade.params import Evaluate
+from drgrade.params import Calibrate, Evaluate
+from drgrade.report.curve_plots import learning_chart, reliability_chart, risk_chart, roc_chart
 from drgrade.report.plots import confusion_chart, leaderboard_chart
 
 log = logging.getLogger(__name__)
 
 DIGITS = 6
-LEVEL = 0.05
-"""p-values below it are called significant."""
 DETECTION = (
     "macro_auroc", "referable_auprc", "sight_threatening_auc", "sight_threatening_auprc",
     "referable_sensitivity_at_specificity_87", "ece", "ece_calibrated", "brier", "brier_calibrated",
@@ -39,26 +45,32 @@ COLUMNS = (
     "experiment", "qwk", "qwk_low", "qwk_high", "qwk_sd", "seeds", "n", "patients", "accuracy",
     "balanced_accuracy", "macro_f1", "mae", "referable_auc", "referable_sensitivity", "referable_specificity",
     *FITTED, "vs_majority", "vs_majority_low", "vs_majority_high", "vs_best", "vs_best_low", "vs_best_high",
-    *DETECTION, "p_vs_best", "p_vs_best_holm", *COSTS,
+    *DETECTION, "p_vs_best", "p_vs_best_holm", PARAMETERS,
 )  # fmt: skip
 """Columns of ``leaderboard.csv``."""
 EXTERNAL_COLUMNS = ("dataset", *COLUMNS[:13], *FITTED, "drop", *DETECTION)
 """Columns of ``external.csv``; ``drop`` is the QWK on the own test photographs minus that on these."""
 
 
-def evaluate(predictions: Sequence[Path], graded: pd.DataFrame, params: Evaluate, out: Path) -> None:
+def evaluate(
+    predictions: Sequence[Path], graded: pd.DataFrame, calibration: Path, params: Evaluate, out: Path
+) -> None:
     """Evaluate all experiments on their common test photographs.
 
     Writes ``metrics.json`` (by experiment: means over seeds, intervals, calibration, per grade, per seed,
-    fitted thresholds), ``leaderboard.csv`` (highest ``qwk`` first), ``external.csv`` (the same for each
-    external dataset, in the leaderboard's order; only a header if there are none), ``confusion.csv`` (first
-    seed: experiment, actual, predicted), ``figures/leaderboard.png`` and ``figures/confusion.png``.
+    fitted thresholds, QWK on validation photographs), ``leaderboard.csv`` (highest ``qwk`` first),
+    ``external.csv`` (the same for each external dataset, in the leaderboard's order; only a header if there
+    are none), ``confusion.csv`` (first seed: experiment, actual, predicted), the tables of
+    :func:`write_decisions` and :func:`write_errors_and_learning`, ``figures/``, and with times ``costs.csv``
+    and the pages of :mod:`.pages`.
 
     Args:
-        predictions: one ``predictions.parquet`` for each training of each experiment; the ``training.json``
-            beside it, if it is there, says what the training cost.
+        predictions: one ``predictions.parquet`` for each training of each experiment; ``training.json`` and
+            ``cost.json`` beside it, if they are there, say what the training cost, and ``history.csv`` how
+            it went.
         graded: graded photographs of the dataset with their split, for the baselines; see
             :meth:`drgrade.images.dataset.CroppedDataset.graded`.
+        calibration: ``calibration.json`` of the stage calibrate.
         params: number of bootstrap resamples and their seed.
         out: folder to write to.
 
@@ -66,23 +78,69 @@ def evaluate(predictions: Sequence[Path], graded: pd.DataFrame, params: Evaluate
         UserError: a table is damaged, or the experiments were not tested on the same photographs.
     """
     tables = gather(predictions)
-    experiments = [tested(name, table) for name, table in tables.items()]
-    same_photographs(experiments)
-    always = baselines(next(iter(tables.values())), graded)
-    experiments += [tested(name, table) for name, table in always.items() if name not in tables]
-    tables = always | tables
+    fitted = read_calibration(calibration)
+    same_photographs([tested(name, table, {}) for name, table in tables.items()])
+    fits = {name: fitted.of(name) for name in tables}
+    calibrated = set(tables)
+    for name, predicted in baselines(next(iter(tables.values())), graded).items():
+        if name not in tables:
+            tables[name], fits[name] = predicted, by_whose(fit_experiment(name, predicted, fitted.params))
+    experiments = [tested(name, table, fits[name]) for name, table in tables.items()]
     results = {one.name: measure(one, params) for one in experiments}
     costs = training_costs([path.with_name("training.json") for path in predictions])
-    metrics = {name: result.entry | costs.get(name, {}) for name, result in results.items()}
+    weights = weights_of(costs)
+    metrics = {
+        name: result.entry | {PARAMETERS: weights.get(name), VAL_QWK: validation_qwk(tables[name])}
+        for name, result in results.items()
+    }
     table = leaderboard(metrics, {name: result.draws for name, result in results.items()})
     write_json(rounded(metrics), out / "metrics.json")
     write_csv(table, out / "leaderboard.csv")
-    elsewhere = [one for name, table in tables.items() for one in tested_externally(name, table)]
+    write_csv(costs.round(DIGITS), out / "costs.csv")
+    write_pages(table, costs, experiments[0].dataset, params.bootstrap, out)
+    elsewhere = [one for name, table in tables.items() for one in tested_externally(name, table, fits[name])]
     write_csv(external(elsewhere, table, params), out / "external.csv")
     place = {name: row for row, name in enumerate(table["experiment"])}
     draw(sorted(experiments, key=lambda experiment: place[experiment.name]), table, out)
+    decided = [decide(name, tables[name], fits[name]) for name in table["experiment"] if name in calibrated]
+    write_decisions([one for one in decided if one is not None], fitted.params, params, out)
+    trained = {name: tables[name] for name in table["experiment"] if name in calibrated}
+    write_errors_and_learning(trained, predictions, out)
     for row in table.itertuples():
         log.info("%s: QWK %.3f (%.3f to %.3f)", row.experiment, row.qwk, row.qwk_low, row.qwk_high)
+
+
+def write_decisions(decided: Sequence[Decided], calibrate: Calibrate, params: Evaluate, out: Path) -> None:
+    """Write ``operating.csv``, ``sets.csv`` and ``risk_coverage.csv``; see :mod:`.decisions`.
+
+    Also ``roc.csv`` and ``reliability.csv``, see :mod:`.curves`, and the figures ``roc.png``,
+    ``reliability.png`` and ``risk_coverage.png``.
+    """
+    tables = decision_tables(decided, calibrate, params)
+    tables |= {"roc": roc(decided), "reliability": reliability_bins(decided)}
+    for name, table in tables.items():
+        write_csv(table.round(DIGITS), out / f"{name}.csv")
+    figures = out / "figures"
+    roc_chart(tables["roc"], tables["operating"], calibrate.point, figures / "roc.png")
+    reliability_chart(tables["reliability"], figures / "reliability.png")
+    risk_chart(tables["risk_coverage"], figures / "risk_coverage.png")
+
+
+def write_errors_and_learning(
+    tables: Mapping[str, pd.DataFrame], predictions: Sequence[Path], out: Path
+) -> None:
+    """Write ``errors.csv`` (:func:`.worst_errors`) and ``learning_curves.csv``, with a figure of the latter.
+
+    Args:
+        tables: predictions by experiment, in the order of the rows of ``errors.csv``.
+        predictions: paths of the trainings' tables, beside each its ``history.csv``.
+        out: folder to write to.
+    """
+    errors = pd.concat([worst_errors(name, table) for name, table in tables.items()])
+    write_csv(errors.round(DIGITS), out / "errors.csv")
+    learned = learning_curves(predictions)
+    write_csv(learned, out / "learning_curves.csv")
+    learning_chart(learned, out / "figures/learning_curves.png")
 
 
 def draw(ranked: Sequence[Measured], table: pd.DataFrame, out: Path) -> None:
@@ -109,12 +167,9 @@ def final_results(predictions: Sequence[Path]) -> tuple[dict[str, float], str | 
     """
     results, held_out = {}, {}
     for name, table in gather(predictions).items():
-        results[name] = float(np.mean(seed_values(tested(name, table))))
-        val = table[(table["split"] == "val") & table["grade"].notna() & table["predicted"].notna()]
-        if len(val):
-            by_seed = [qwk(rows["grade"], rows["predicted"]) for _, rows in val.groupby("seed")]
-            held_out[name] = np.mean(by_seed)
-    return results, max(held_out, key=lambda name: held_out[name]) if held_out else None
+        results[name] = float(np.mean(seed_values(tested(name, table, {}))))
+        held_out[name] = validation_qwk(table)
+    return results, best_validated(held_out)
 
 
 def leaderboard(metrics: Mapping[str, dict[str, Any]], draws: Mapping[str, np.ndarray]) -> pd.DataFrame:
@@ -141,7 +196,7 @@ def leaderboard(metrics: Mapping[str, dict[str, Any]], draws: Mapping[str, np.nd
     warn_of_few_resamples(comparisons=len(rows) - 1, resamples=len(draws[best]))
     table = table.reindex(columns=list(COLUMNS))
     table = table.sort_values(["qwk", "experiment"], ascending=[False, True], ignore_index=True).round(DIGITS)
-    return table.astype({"parameters": "Int64"})
+    return table.astype({PARAMETERS: "Int64"})
 
 
 def warn_of_few_resamples(comparisons: int, resamples: int) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from drgrade.bootstrap import Floats, interval
 from drgrade.evaluate.detection import Ranking, macro_auroc, rank, rank_grades
-from drgrade.evaluate.fitted import METHODS
+from drgrade.evaluate.fits import METHODS
 from drgrade.evaluate.intervals import Confusions, bootstrap, confusions, resampled
 from drgrade.evaluate.metrics import REFERABLE, SIGHT_THREATENING, qwk, recall, summary
 from drgrade.evaluate.predictions import Measured

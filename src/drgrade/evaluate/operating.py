@@ -12,9 +12,7 @@ sensitivity. The threshold lies in the middle between two neighbouring probabili
 photographs are called, it is the value closest to 0.5 for which this holds.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any, Self
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -60,16 +58,6 @@ class OperatingPoint:
     def specificity(self) -> float:
         """Share of the other validation photographs that are not called."""
         return self.true_negatives / (self.true_negatives + self.false_positives)
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the attributes, with sensitivity and specificity for readers of the file."""
-        return {**asdict(self), "sensitivity": self.sensitivity, "specificity": self.specificity}
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """Return the point with these attributes, as :meth:`to_json` gave them."""
-        derived = ("sensitivity", "specificity")
-        return cls(**{name: value for name, value in values.items() if name not in derived})
 
 
 def choose(positive: ArrayLike, probability: ArrayLike) -> dict[str, OperatingPoint]:

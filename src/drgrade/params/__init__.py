@@ -30,15 +30,15 @@ from drgrade.params.pretraining import (
     SimCLR,
 )
 from drgrade.params.read import check, check_block, json_schema, load, read_yaml, wrong
-from drgrade.params.results import Evaluate, Explanation, Report
+from drgrade.params.results import Calibrate, Evaluate, Explanation, Report, Robustness
 from drgrade.params.start import StartFrom, parse_start
 from drgrade.params.training import Sampling, Schedule
 
 __all__ = [
-    "BY_GRADER", "CONTRASTIVE", "GRADERS", "Augment", "Contrastive", "Crop", "Dataset", "Demo",
+    "BY_GRADER", "CONTRASTIVE", "GRADERS", "Augment", "Calibrate", "Contrastive", "Crop", "Dataset", "Demo",
     "Detector", "Download", "Encoded", "Evaluate", "Experiment", "Explanation", "Features", "Grade", "Index",
     "LesionBoxes", "LesionContrastive", "LesionMasks", "LesionMetrics", "Lesions", "LocalToGlobal",
-    "Overlaps", "Params", "Patches", "Pretraining", "Report", "Roles", "Sampling", "Schedule", "Scheme",
-    "Segmentation", "SegmentationMetrics", "Shared", "SimCLR", "Source", "StartFrom", "TestTime", "check",
-    "check_block", "json_schema", "load", "parse_start", "read_yaml", "wrong",
+    "Overlaps", "Params", "Patches", "Pretraining", "Report", "Robustness", "Roles", "Sampling", "Schedule",
+    "Scheme", "Segmentation", "SegmentationMetrics", "Shared", "SimCLR", "Source", "StartFrom", "TestTime",
+    "check", "check_block", "json_schema", "load", "parse_start", "read_yaml", "wrong",
 ]  # fmt: skip

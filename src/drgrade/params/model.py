@@ -19,7 +19,7 @@ from drgrade.params.lesions import (
     SegmentationMetrics,
 )
 from drgrade.params.pretraining import LesionContrastive, Pretraining
-from drgrade.params.results import Evaluate, Explanation, Report
+from drgrade.params.results import Calibrate, Evaluate, Explanation, Report, Robustness
 from drgrade.params.start import StartFrom, parse_start
 
 
@@ -59,9 +59,11 @@ class Params(Block):
     """The rows of the leaderboard, by name; each grader has its own keys."""
     features: dict[Name, Features] = {}
     """Feature sets that graders such as ``blend`` are fitted on, by name."""
+    calibrate: Calibrate = Calibrate()
     evaluate: Evaluate = Evaluate()
     explanations: dict[Name, Explanation] = {"cam": Explanation()}
     """Heat maps, by name."""
+    robustness: Robustness = Robustness()
     report: Report = Report()
 
     def scheme(self, dataset: str) -> Scheme:
@@ -136,11 +138,15 @@ class Params(Block):
                     )
         there = f"is not one of experiments ({', '.join(self.experiments)})"
         for name, block in self.explanations.items():
-            for key, other in [("experiment", block.experiment), *(("also", one) for one in block.also)]:
+            keys = ["experiment", *("also" for _ in block.also)]
+            for key, other in zip(keys, block.experiments, strict=False):  # lesion methods have none
                 if other not in self.experiments:
                     yield f"explanations.{name}.{key}: {other!r} {there}"
             if len(set(block.experiments)) < len(block.experiments):
                 yield f"explanations.{name}.also: an experiment is named twice; name each once"
+        for other in self.robustness.experiments:
+            if other not in self.experiments:
+                yield f"robustness.experiments: {other!r} {there}"
         for name, features in self.features.items():
             if features.experiment not in self.experiments:
                 yield f"features.{name}.experiment: {features.experiment!r} {there}"

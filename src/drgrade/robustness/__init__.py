@@ -1,0 +1,1 @@
+"""The stage ``robustness``: how results fall when the test photographs are corrupted."""
