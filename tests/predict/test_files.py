@@ -6,11 +6,13 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from drgrade import predict
+from drgrade.cli import main
 from drgrade.errors import UserError
 from drgrade.grading.finetune import Finetune, Params
 from drgrade.params import Crop
-from drgrade.predict import predict_files
+from drgrade.predict import model as module
+from drgrade.predict.files import predict_files, unique_names
+from drgrade.predict.table import COLUMNS
 
 
 @pytest.fixture
@@ -111,8 +113,8 @@ def test_what_shows_no_retina_is_not_graded_unless_forced(model, tmp_path):
 
 
 def test_the_table_does_not_depend_on_the_workers(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(predict, "BATCH", 2)
-    monkeypatch.setattr(predict, "WORTH", 1)
+    for name, value in {"BATCH": 2, "CHUNK": 1, "WORTH": 1}.items():
+        monkeypatch.setattr(module, name, value)
     for number in range(5):
         disc(90 + 30 * number).save(tmp_path / f"{number}.png")
     paths = [tmp_path / f"{number}.png" for number in range(5)]
@@ -161,19 +163,83 @@ def test_what_is_missing_is_named(model, tmp_path):
     with pytest.raises(UserError, match=r"gone\.jpg: no such file"):
         predict_files([tmp_path / "gone.jpg"], model, tmp_path / "o.csv")
     disc(200).save(tmp_path / "a.png")
-    with pytest.raises(UserError, match=r"model\.json: no such file; name a model's folder"):
-        predict_files([tmp_path / "a.png"], tmp_path, tmp_path / "o.csv")
     (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty: no trained model there; name the folder of an experiment"):
+        predict_files([tmp_path / "a.png"], tmp_path / "empty", tmp_path / "o.csv")
     with pytest.raises(UserError, match="holds no photographs"):
         predict_files([tmp_path / "empty"], model, tmp_path / "o.csv")
     assert json.loads((model / "model.json").read_text())["crop"]["size"] == 48
 
 
 def test_batches_keep_the_eyes_of_a_patient_together(monkeypatch):
-    monkeypatch.setattr(predict, "BATCH", 3)
+    monkeypatch.setattr(module, "BATCH", 3)
     names = ["a/1_left", "a/1_right", "a/2_left", "a/2_right", "b/1_left", "b/scan", "b/2_OD", "b/2_OS"]
-    files = [Path(f"{name}.png") for name in names]
-    batches = predict._batches(files)
-    assert [[str(file)[:-4] for file in batch] for batch in batches] == [
-        names[:2], names[2:4] + names[4:5], names[5:],
-    ]  # fmt: skip
+    groups = module._groups([Path(f"{name}.png") for name in names])
+    assert groups == [[0, 1], [2, 3, 4], [5, 6, 7]]
+
+
+def test_heat_maps_are_drawn_of_what_is_graded(model, tmp_path):
+    folder = tmp_path / "photographs"
+    for name in ("one", "two"):
+        (folder / name).mkdir(parents=True)
+        disc(200).save(folder / name / "a.png")
+    (folder / "two/b.png").write_text("no photograph")
+    old = tmp_path / "grades_heat_maps"
+    old.mkdir()
+    (old / "of_before.png").touch()
+    predict_files([folder], model, tmp_path / "grades.csv", explain="auto")
+    table = pd.read_csv(tmp_path / "grades.csv", keep_default_na=False)
+    columns = list(table)
+    assert columns == [*columns[:17], "heat_map", *columns[18:]]
+    assert [name for name in columns if name != "heat_map"] == list(COLUMNS)
+    assert list(table["heat_map"]) == ["grades_heat_maps/a.png", "grades_heat_maps/a_2.png", ""]
+    assert sorted(path.name for path in old.iterdir()) == ["a.png", "a_2.png"]
+    assert not np.array_equal(np.asarray(Image.open(old / "a.png")), np.asarray(disc(200)))
+
+
+def test_a_method_that_does_not_suit_the_network_is_refused(model, tmp_path):
+    disc(200).save(tmp_path / "a.png")
+    for method, why in {
+        "attention": "attention needs a vision transformer",
+        "segmentation": "reads the lesion stages",
+        "a.png": "is the name spelled right",
+    }.items():
+        with pytest.raises(UserError, match=f"--explain {method}: .*{why}"):
+            predict_files([tmp_path / "a.png"], model, tmp_path / "grades.csv", explain=method)
+
+
+def test_an_interrupted_run_leaves_nothing(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "BATCH", 1)
+    for name in "ab":
+        disc(200).save(tmp_path / f"{name}.png")
+    out = tmp_path / "out/grades.csv"
+    predict, calls = Finetune.predict, []
+
+    def interrupted(self, photographs):
+        calls.append(len(photographs))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return predict(self, photographs)
+
+    monkeypatch.setattr(Finetune, "predict", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        predict_files([tmp_path / "a.png", tmp_path / "b.png"], model, out, explain="cam")
+    assert calls == [1, 1]
+    assert list(out.parent.iterdir()) == []
+
+
+def test_every_photograph_has_a_file_name_of_its_own():
+    names = ["a/1.png", "a/1.jpg", "b/1_2.png", "b/1.png", "b/A.png", "c/a.png"]
+    found = unique_names([Path(name) for name in names])
+    assert found == ["1.png", "1_2.png", "1_2_2.png", "1_3.png", "A.png", "a_2.png"]
+
+
+def test_the_command_line(model, tmp_path, capsys):
+    disc(200).save(tmp_path / "a.png")
+    command = ["predict", str(tmp_path / "a.png"), "--model", str(model), "--out", str(tmp_path / "o.csv")]
+    assert main([*command, "--workers", "1", "--explain"]) == 0
+    table = pd.read_csv(tmp_path / "o.csv")
+    assert table["heat_map"].tolist() == ["o_heat_maps/a.png"]
+    assert table["referable"].isna().all()
+    assert main([*command, "--workers", "1", "--point", "youden"]) == 2
+    assert "drgrade: error: --point youden: not available" in capsys.readouterr().err
