@@ -12,7 +12,8 @@ import logging
 import os
 import sqlite3
 import subprocess
-from collections.abc import Callable, Iterator, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -26,6 +27,10 @@ log = logging.getLogger(__name__)
 PARENT = "DRGRADE_PARENT"
 """Environment variable with the resolved params as JSON, set by the Snakefile for every job."""
 EXPERIMENT = "drgrade"
+REGISTERED = "drgrade"
+"""Name of the registered model."""
+CHAMPION = "champion"
+"""Alias of the version that is best by validation."""
 LOCK = Path(".cache/drgrade/mlflow.lock")
 PLACES = (
     ("experiments", "artifact_location"), ("runs", "artifact_uri"), ("model_versions", "source"),
@@ -177,14 +182,19 @@ def track(stage: str, name: str, params: Mapping[str, Any]) -> Iterator[Run]:
 
 
 def publish(
-    results: Mapping[str, float], best: str | None, models: Mapping[str, Path], figures: Path | None = None
+    results: Mapping[str, float],
+    best: str | None,
+    trainings: Mapping[str, Sequence[Path]],
+    calibration: Path | None = None,
+    figures: Path | None = None,
 ) -> None:
     """Write each experiment's final QWK and the figures on the parent run; register the best model.
 
     Args:
         results: test QWK by experiment.
         best: the experiment with the highest *validation* QWK, or None when nothing was held out.
-        models: manifest of trained models (``training.json``) by experiment.
+        trainings: the ``training.json`` of each training, by experiment.
+        calibration: ``calibration.json``; None: no model is registered.
         figures: folder of images.
     """
     try:
@@ -194,30 +204,70 @@ def publish(
             run.metrics({f"qwk_{name}": value for name, value in results.items()})
             if figures is not None:
                 run.artifact(figures, "figures")
-        if best is not None and best in models:
-            _register(client, experiment_id, best, models[best])
+        if best is not None and best in trainings and calibration is not None:
+            _register(client, experiment_id, trainings[best], calibration)
     except Exception as error:
         log.warning("MLflow: %s; the results are not published there", str(error).splitlines()[0])
 
 
-def _register(client: Any, experiment_id: str, best: str, manifest: Path) -> None:
-    """Register the best model as ``drgrade`` with the alias ``best``, from the run that trained it."""
-    from mlflow.exceptions import MlflowException
+def publish_report(page: Path) -> None:
+    """Store the report on the parent run."""
+    if os.environ.get("DRGRADE_TRACKING") == "off":
+        return
+    try:
+        client, experiment_id, parent = _open()
+        if parent:
+            Run(client, parent, experiment_id).artifact(page, "report")
+    except Exception as error:
+        log.warning("MLflow: %s; the report is not published there", str(error).splitlines()[0])
 
-    digest = models_digest(manifest)
-    runs = client.search_runs([experiment_id], f"tags.models = '{digest}'", max_results=1)
+
+def _register(client: Any, experiment_id: str, trainings: Sequence[Path], calibration: Path) -> None:
+    """Register the mean of an experiment's trainings as ``drgrade`` with the alias ``champion``.
+
+    It is a model for ``mlflow models serve``, kept with the run of the first training. What is registered
+    already gets the alias only.
+    """
+    tag = models_digest(trainings[0])
+    runs = client.search_runs([experiment_id], f"tags.models = '{tag}'", max_results=1)
     if not runs:
         return
+    from drgrade.evaluate.calibrate import read_calibration
+    from drgrade.export.mlflow_model import write_mlflow
+    from drgrade.export.portable import digest, write_portable
+
+    run, folder, found = runs[0].info, trainings[0].parents[1], read_calibration(calibration)
+    with tempfile.TemporaryDirectory() as temporary:
+        portable, model = Path(temporary) / "drgrade", Path(temporary) / "model"
+        labels, fit = [path.parent.name for path in trainings], found.of(folder.name)[None, None]
+        write_portable(folder, labels, fit, found.params, portable)
+        place = f"registered_{digest(portable)[:12]}"
+        version = _version_of(client, f"{run.artifact_uri}/{place}")
+        if version is None:
+            write_mlflow(portable, model)
+            client.log_artifacts(run.run_id, str(model), place)
     with _lock():
-        try:
-            client.create_registered_model("drgrade", description="Research use only, not a diagnosis.")
-        except MlflowException:
-            log.debug("the registered model is there already")
-        run = runs[0].info
-        version = client.create_model_version(
-            "drgrade", f"{run.artifact_uri}/model", run.run_id, {"experiment": best}
-        )
-        client.set_registered_model_alias("drgrade", "best", version.version)
+        if version is None:
+            version = _new_version(client, run, place, folder.name)
+        client.set_registered_model_alias(REGISTERED, CHAMPION, version)
+
+
+def _version_of(client: Any, source: str) -> str | None:
+    """Return the registered version with these artifacts; None if there is none."""
+    found = client.search_model_versions(f"name = '{REGISTERED}'")
+    return next((str(one.version) for one in found if one.source == source), None)
+
+
+def _new_version(client: Any, run: Any, place: str, experiment: str) -> str:
+    """Register a run's artifacts."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(REGISTERED, description="Research use only, not a diagnosis.")
+    except MlflowException:
+        log.debug("the registered model is there already")
+    source, tags = f"{run.artifact_uri}/{place}", {"experiment": experiment}
+    return str(client.create_model_version(REGISTERED, source, run.run_id, tags).version)
 
 
 def models_digest(manifest: Path) -> str:
