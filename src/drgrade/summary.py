@@ -8,7 +8,8 @@ def summary(leaderboard: Path, report: Path) -> list[str]:
     """A line for each experiment, then the paths of both files.
 
     Args:
-        leaderboard: ``leaderboard.csv`` of the stage evaluate.
+        leaderboard: ``leaderboard.csv`` of the stage evaluate; if ``leaderboard.html`` is beside it, the line
+            names that. DVC does not restore it.
         report: ``report.html``.
 
     Returns:
@@ -21,7 +22,8 @@ def summary(leaderboard: Path, report: Path) -> list[str]:
     width = max(len("experiment"), *(len(row["experiment"]) for row in rows))
     lines = [f"{'experiment':<{width}}  QWK    95 % interval"]
     lines += [f"{row['experiment']:<{width}}  {_qwk(row)}" for row in rows]
-    return [*lines, f"leaderboard: {leaderboard}", f"report: {report}"]
+    page = leaderboard.with_suffix(".html")
+    return [*lines, f"leaderboard: {page if page.is_file() else leaderboard}", f"report: {report}"]
 
 
 def _qwk(row: dict[str, str]) -> str:

@@ -2,13 +2,19 @@
 
 import json
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
 
 from drgrade import params, schema
+from drgrade.evaluate.curves import LEARNING_COLUMNS
+from drgrade.evaluate.decisions import OPERATING_COLUMNS, SETS_COLUMNS
+from drgrade.evaluate.errors import COLUMNS as ERROR_COLUMNS
+from drgrade.images.dataset import CroppedDataset
 from drgrade.images.shards import write_store
 from drgrade.report.plots import confusion_chart, leaderboard_chart
+from drgrade.report.stage import Inputs
 
 SIZE = 48
 GRADES = [0, 0, 1, 2, 2, 3, 4, None]
@@ -20,6 +26,11 @@ BAD = [
     ("unlabelled", "unlabelled", "no grade for this photograph"),
 ]
 EXPERIMENTS = {"good": 0.71234, "majority": 0.0}
+ERRORS = [
+    ("good", "im_2", 1, 3, 3.25, 0.4375),
+    ("majority", "im_6", 4, 0, 0.0, 1.0),
+]
+"""Rows of errors.csv."""
 
 
 def _index():
@@ -27,6 +38,10 @@ def _index():
         {
             "image_id": f"im_{place}",
             "path": f"{place}.jpg",
+            "width": 160,
+            "height": 120,
+            "quality": 0.5 + place / 20,
+            **dict.fromkeys(("fov", "sharpness", "exposure", "contrast"), 0.5 + place / 20),
             "patient_id": f"p{place // 2}",
             "grade": grade,
             "subset": "grading" if grade is not None else "segmentation",
@@ -86,8 +101,6 @@ def _metrics(qwk):
         "brier": qwk,
         "brier_calibrated": None,
         "parameters": 3_371_024 if qwk else None,
-        **dict.fromkeys(("train_minutes", "images_per_s")),
-        "peak_memory_gb": 1.25 if qwk else None,
         "referable_sensitivity": None,
         "referable_specificity": 0.5,
         "qwk_low": qwk - 0.1,
@@ -101,7 +114,90 @@ def _metrics(qwk):
         "patients": 4,
         "grades": [{"grade": g, "n": 2 * g, "recall": 0.25 * g if g else None} for g in range(5)],
         "seeds": [{"seed": 3, "qwk": qwk}],
+        "val_qwk": qwk,
+        "intervals": [{"metric": "accuracy", "low": 0.4375, "high": 0.9375}],
+        "calibration": [
+            {"method": "none", "ece": 0.1375, "brier": qwk, "reason": None},
+            {"method": "temperature", "ece": 0.0625, "brier": 0.5, "reason": None},
+            {"method": "isotonic", "ece": None, "brier": None, "reason": "2 photographs, of 100 needed"},
+        ],
     }
+
+
+def _operating(experiment, point, sensitivity):
+    """The share of the positive calls that are right is not known."""
+    row = {
+        "experiment": experiment,
+        "point": point,
+        "calibration": "temperature",
+        "threshold": 0.4375,
+        "n": 7,
+    }
+    ends = {
+        "sensitivity_low": 0.5,
+        "sensitivity_high": 0.9375,
+        "specificity_low": 0.25,
+        "specificity_high": 1,
+    }
+    rates = {"sensitivity": sensitivity, "specificity": 0.8125, "npv": 0.6875, "val_sensitivity": 0.75}
+    return row | ends | rates
+
+
+def _evaluated(root):
+    """The folder of the stage evaluate."""
+    metrics = {name: _metrics(qwk) for name, qwk in EXPERIMENTS.items()}
+    (root / "metrics.json").write_text(json.dumps(metrics))
+    table = pd.DataFrame([{"experiment": name, **values} for name, values in metrics.items()])
+    table["seeds"] = 1
+    for column in ("vs_majority", "vs_best", "vs_best_low", "vs_best_high"):
+        table[column] = [0.1, None]
+    table["p_vs_best_holm"] = [None, 0.0039]
+    table = table.drop(columns="grades")
+    subgroups = {
+        "dataset": "demo",
+        "subgroup": "site",
+        "value": "demo",
+        "n": 7,
+        "patients": 4,
+        "referable": 4,
+    }
+    points = [("good", "specificity_87", 0.875), ("good", "youden", 0.9), ("majority", "specificity_87", 0.0)]
+    sets = {"experiment": "good", "alpha": 0.1, "coverage": 0.9125, "coverage_low": 0.8, "coverage_high": 1}
+    written = {
+        "leaderboard": table,
+        "external": table.head(1).assign(dataset="other_site", drop=0.0876),
+        "subgroups": table.drop(columns=["n", "patients"]).assign(**subgroups),
+        "operating": pd.DataFrame([_operating(*point) for point in points], columns=list(OPERATING_COLUMNS)),
+        "sets": pd.DataFrame([sets], columns=list(SETS_COLUMNS)),
+        "errors": pd.DataFrame(ERRORS, columns=list(ERROR_COLUMNS)),
+        "learning_curves": pd.DataFrame(
+            [("good", 3, None, epoch, 1 / epoch, 0.25) for epoch in (1, 2)], columns=list(LEARNING_COLUMNS)
+        ),
+    }
+    for name, rows in written.items():
+        rows.to_csv(root / f"{name}.csv", index=False)
+    leaderboard_chart(
+        table, {name: [qwk] for name, qwk in EXPERIMENTS.items()}, root / "figures/leaderboard.png"
+    )
+    confusion_chart({"good": np.eye(5, dtype=int)}, root / "figures/confusion.png")
+    for name in ("roc", "reliability", "risk_coverage", "learning_curves"):
+        (root / f"figures/{name}.png").write_bytes((root / "figures/confusion.png").read_bytes())
+
+
+def _recorded(root):
+    """What trainings and a pretraining record of their start: ``training.json`` and ``encoder.json``."""
+    pretrained = {"weights": "results/encoder.safetensors", "sha256": "ab12"}
+    packaged = {"weights": "imagenet", "sha256": "57934424" + "0" * 56}
+    files = {
+        "good/seed3/training.json": {"experiment": "good", "seed": 3, "start": pretrained},
+        "majority/seed0/training.json": {"experiment": "majority", "seed": 0, "start": {}},
+        "lesion_contrastive/encoder.json": {"start": packaged},
+    }
+    for name, content in files.items():
+        (root / name).parent.mkdir(parents=True)
+        (root / name).write_text(json.dumps(content))
+    *trainings, encoder = (root / name for name in files)
+    return {"trainings": trainings, "encoders": [encoder]}
 
 
 def _curve(boxes, sensitivity):
@@ -145,38 +241,46 @@ def _lesion_metrics():
 
 
 @pytest.fixture(scope="session")
-def run(tmp_path_factory):
-    """Keyword arguments of make_report, without ``out``."""
+def run(tmp_path_factory) -> Inputs:
+    """All inputs of the report but the params."""
     root = tmp_path_factory.mktemp("run")
+    data = CroppedDataset("demo", root / "demo")
     index = _index()
-    schema.write_table(index, root / "index.parquet", schema.INDEX)
-    schema.write_table(_crops(index), root / "crops.parquet", schema.CROPS)
+    schema.write_table(index, data.index_file, schema.INDEX)
+    schema.write_table(_crops(index), data.crops_file, schema.CROPS)
     schema.write_table(_lesions(), root / "lesions.parquet", schema.LESION_BOXES)
     rng = np.random.default_rng(0)
-    pictures = rng.integers(0, 255, (len(GRADES), SIZE, SIZE, 3), dtype=np.uint8)
-    write_store(pictures, root / "store.json")
+    write_store(rng.integers(0, 255, (len(GRADES), SIZE, SIZE, 3), dtype=np.uint8), data.store_file)
     (root / "statistics.json").write_text(
         json.dumps({"source": "detector", "min_score": 0.3, "thresholds": {"0.3": {"images": 2}}})
     )
     (root / "detector.json").write_text(json.dumps(_detector()))
     (root / "lesion_metrics.json").write_text(json.dumps(_lesion_metrics()))
-    metrics = {name: _metrics(qwk) for name, qwk in EXPERIMENTS.items()}
-    (root / "metrics.json").write_text(json.dumps(metrics))
-    table = pd.DataFrame([{"experiment": name, **values} for name, values in metrics.items()])
-    table["seeds"] = 1
-    for column in ("vs_majority", "vs_best", "vs_best_low", "vs_best_high"):
-        table[column] = [0.1, None]
-    table["p_vs_best_holm"] = [None, 0.0039]
-    table.drop(columns="grades").to_csv(root / "leaderboard.csv", index=False)
-    elsewhere = table.head(1).assign(dataset="other_site", drop=0.0876)
-    elsewhere.drop(columns="grades").to_csv(root / "external.csv", index=False)
-    seeds = {name: [qwk] for name, qwk in EXPERIMENTS.items()}
-    leaderboard_chart(table, seeds, root / "figures/leaderboard.png")
-    confusion_chart({"good": np.eye(5, dtype=int)}, root / "figures/confusion.png")
-    (root / "cam").mkdir()
-    (root / "cam/heat_maps.png").write_bytes((root / "figures/confusion.png").read_bytes())
-    (root / "verdicts.png").write_bytes((root / "figures/confusion.png").read_bytes())
-    values = params.check(
+    (root / "evaluate").mkdir()
+    _evaluated(root / "evaluate")
+    example = (root / "evaluate/figures/confusion.png").read_bytes()
+    (root / "cam/maps").mkdir(parents=True)
+    (root / "cam/heat_maps.png").write_bytes(example)
+    cv2.imwrite(str(root / "cam/maps/im_5.png"), np.full((60, 80), 128, np.uint8))
+    (root / "verdicts.png").write_bytes(example)
+    return Inputs(
+        graded=data,
+        pretrained=data,
+        evaluated=root / "evaluate",
+        heat_maps=[root / "cam/heat_maps.png"],
+        lesions=root / "lesions.parquet",
+        detector_metrics=root / "detector.json",
+        lesion_metrics=root / "lesion_metrics.json",
+        patches=[root / "statistics.json"],
+        described=[data],
+        **_recorded(root / "recorded"),
+    )
+
+
+@pytest.fixture(scope="session")
+def values():
+    """All params of that run."""
+    checked = params.check(
         {
             "experiments": {
                 "good": {"start": "lesion_contrastive", "seeds": [3]},
@@ -187,16 +291,4 @@ def run(tmp_path_factory):
         },
         "test",
     )
-    return {
-        "index": root / "index.parquet",
-        "crops_table": root / "crops.parquet",
-        "store": root / "store.json",
-        "lesions": root / "lesions.parquet",
-        "patches_statistics": [root / "statistics.json"],
-        "detector_metrics": root / "detector.json",
-        "lesion_metrics": root / "lesion_metrics.json",
-        "leaderboard": root / "leaderboard.csv",
-        "metrics": root / "metrics.json",
-        "heat_maps": [root / "cam/heat_maps.png"],
-        "params": values.model_dump(),
-    }
+    return checked.model_dump()

@@ -1,12 +1,14 @@
+import cv2
+import numpy as np
 import pandas as pd
 import pytest
 
-from drgrade.report.page import Page, cell, flattened
+from drgrade.report.page import LARGEST, WIDTHS, Page, anchor, cell, embedded, flattened
 
 
 def test_everything_from_outside_is_escaped():
     evil = '<script>alert("x")</script>'
-    page = Page(evil, evil)
+    page = Page(evil, evil, [evil])
     page.section(evil, evil)
     page.table(pd.DataFrame({evil: [evil], "n": [1]}), evil)
     page.folded(evil, evil)
@@ -33,3 +35,27 @@ def test_nested_numbers_become_rows():
         ["a.c.1", "missing"],
         ["d", "x"],
     ]
+
+
+def test_anchors_are_words_and_hyphens():
+    assert anchor("What the model looks at: 2nd <try>") == "what-the-model-looks-at-2nd-try"
+
+
+def test_the_summary_is_above_the_contents():
+    html = Page("title", "notice", ["finds 9 of 10"]).render()
+    assert html.index("notice") < html.index("<li>finds 9 of 10</li>") < html.index("<nav")
+    assert 'class="summary"' not in Page("title", "notice").render()
+
+
+@pytest.mark.parametrize(("side", "kind"), [(100, "png"), (400, "jpeg"), (2400, "jpeg")])
+def test_large_images_are_scaled_and_coded_as_jpeg(side, kind, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (side, side, 3), dtype=np.uint8)
+    cv2.imwrite(str(tmp_path / "image.png"), noise)
+    found, content = embedded(tmp_path / "image.png")
+    shown = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+    assert found == kind
+    assert len(content) <= LARGEST
+    assert shown.shape[0] == shown.shape[1] == (side if side <= 400 else shown.shape[0])
+    assert shown.shape[1] <= WIDTHS[0]
+    if kind == "png":
+        assert content == (tmp_path / "image.png").read_bytes()

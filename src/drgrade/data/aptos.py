@@ -38,6 +38,11 @@ class APTOS:
         ),
         kaggle="aptos2019-blindness-detection",
         counts={"train": Count(3662, LABELS, (1805, 370, 999, 193, 295)), "test": Count(1928)},
+        defects=(
+            "Patients are not named, so that two eyes of one person may be in different parts.",
+            "The official test part has no grades.",
+            "FLAIR's weights were pretrained on it, among other datasets.",
+        ),
     )
 
     def download(self, root: Path, params: Download) -> None:

@@ -80,6 +80,12 @@ class DDR:
             "segmentation val": Count(149),
             "segmentation test": Count(225),
         },
+        defects=(
+            "Patients are not named, so that two eyes of one person may be in different parts.",
+            "Photographs with masks and graded ones share one scheme of names; the same name is kept in one "
+            "part.",
+            "FLAIR's weights were pretrained on it, among other datasets.",
+        ),
     )
 
     def download(self, root: Path, params: Download) -> None:

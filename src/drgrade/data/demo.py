@@ -127,6 +127,10 @@ class Demo:
         access="synthetic",
         citation="-",
         instructions="nothing to do: drgrade download paints them into {root}",
+        defects=(
+            "Lesions are larger and easier to see than real ones; `docs/demo.md` compares them.",
+            "Grades follow from the painted lesions by rule, while readers of real photographs disagree.",
+        ),
     )
     first = 0
     """Patients and photographs are numbered from about this number."""

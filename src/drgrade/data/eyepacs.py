@@ -71,6 +71,10 @@ class EyePACS:
             "test": Count(42670, TEST),
             "val+test": Count(53576, TEST, (39533, 3762, 7861, 1214, 1206)),
         },
+        defects=(
+            "The photographs of RLDR are from it; the labels of EyeQ are of it.",
+            "RETFound's and FLAIR's weights were pretrained on its photographs: do not test them on it.",
+        ),
     )
 
     def download(self, root: Path, params: Download) -> None:

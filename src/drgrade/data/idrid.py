@@ -59,6 +59,14 @@ class IDRiD:
             "segmentation train": Count(54),
             "segmentation test": Count(27),
         },
+        defects=(
+            "Patients are not named, so that two eyes of one person may be in different parts.",
+            "The official parts share a photograph: training 118 is test 064; the scheme `official` leaves "
+            "the former out. Five pairs of training photographs are copies of each other.",
+            "Most photographs with masks (part A) are among the graded ones (part B). File names repeat "
+            "between both, and between training and test.",
+            "FLAIR's weights were pretrained on it, among other datasets.",
+        ),
     )
 
     def download(self, root: Path, params: Download) -> None:

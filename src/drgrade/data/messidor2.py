@@ -75,6 +75,12 @@ class Messidor2:
             "messidor_data.csv from https://www.kaggle.com/datasets/google-brain/messidor2-dr-grades"
         ),
         counts={"all": Count(1748, GRADES, (1017, 270, 347, 75, 35))},
+        defects=(
+            "Most of Messidor lies in it (1,058 of its 1,748 photographs): one does not test the other.",
+            "Patients are known only with the list of pairs, `messidor-2.csv`.",
+            "CLPI's released validation and test lists both lie inside its training list.",
+            "FLAIR's weights were pretrained on Messidor, among other datasets.",
+        ),
     )
 
     def download(self, root: Path, params: Download) -> None:

@@ -60,6 +60,8 @@ class Card:
     counts: Mapping[str, Count] = field(default_factory=dict)
     """Numbers for the complete dataset by part: an official split, several (``val+test``), or ``all`` if
     there is none; photographs with masks have the prefix ``segmentation ``."""
+    defects: tuple[str, ...] = ()
+    """Known defects, and overlaps with other datasets and with weights; one or two sentences each."""
 
 
 class Dataset(Protocol):

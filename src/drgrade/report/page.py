@@ -1,6 +1,7 @@
 """The report page: a self-contained HTML file without scripts, external files or network access."""
 
 import base64
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -8,15 +9,26 @@ from numbers import Number
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pandas as pd
 
+MISSING = "–"
+LARGEST = 250_000
+"""Size in bytes above which an image is embedded as JPEG, scaled down until it is smaller."""
+WIDTHS = (1600, 1200, 900, 600, 400)
+"""Widths in pixels that are tried for it."""
 STYLE = """
 :root { color-scheme: light; }
 body { font: 16px/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; color: #1b2430; background: #fff;
-       max-width: 68rem; margin: 0 auto; padding: 1rem 1.25rem 4rem; }
+       max-width: 68rem; margin: 0 auto; padding: 1rem 1.25rem 4rem; overflow-wrap: break-word; }
 h1 { font-size: 1.8rem; margin: 1rem 0 .25rem; }
 h2 { font-size: 1.3rem; margin: 2.5rem 0 .5rem; border-bottom: 2px solid #d7dee6; padding-bottom: .25rem; }
 a { color: #0b57a4; }
+.summary { border: 1px solid #d7dee6; border-radius: .4rem; background: #f4f8fc; padding: .4rem 1rem; }
+.summary h2 { border: 0; margin: .4rem 0 0; }
+.summary ul { margin: .3rem 0 .6rem; padding-left: 1.2rem; }
+.summary li { margin: .25rem 0; }
 .notice { background: #fff4e0; border-left: 4px solid #b45309; padding: .6rem .9rem; }
 nav ol { columns: 2; padding-left: 1.4rem; }
 .scroll { overflow-x: auto; }
@@ -24,6 +36,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .
 caption { text-align: left; white-space: nowrap; color: #46515e; padding-bottom: .3rem; }
 th, td { padding: .3rem .7rem; border-bottom: 1px solid #d7dee6; text-align: right; }
 th:first-child, td:first-child, td.text, th.text { text-align: left; }
+tbody th, td.text { min-width: 7.5rem; }
 thead th { border-bottom: 2px solid #5b6572; }
 figure { margin: 1rem 0; }
 figure img { max-width: 100%; height: auto; }
@@ -31,6 +44,10 @@ figcaption { color: #46515e; max-width: 50rem; }
 details { margin: .4rem 0; }
 summary { cursor: pointer; font-weight: 600; }
 pre { background: #f4f6f8; padding: .8rem; overflow-x: auto; font-size: .85rem; white-space: pre-wrap; }
+@media (max-width: 40rem) {
+  body { padding: .5rem .75rem 3rem; } h1 { font-size: 1.4rem; } nav ol { columns: 1; }
+  th, td { padding: .3rem .4rem; }
+}
 """
 
 
@@ -41,10 +58,12 @@ class Page:
     Attributes:
         title: title of the page.
         notice: a line shown prominently at the top.
+        summary: the most important results, one sentence or two each, shown above the table of contents.
     """
 
     title: str
     notice: str
+    summary: list[str] = field(default_factory=list)
     _sections: list[tuple[str, list[str]]] = field(default_factory=list)
 
     def section(self, title: str, text: str = "") -> None:
@@ -54,6 +73,10 @@ class Page:
     def text(self, text: str) -> None:
         """Add a paragraph."""
         self._add(f"<p>{escape(text)}</p>")
+
+    def link(self, text: str, target: str) -> None:
+        """Add a link to another file, given by its path relative to the page's."""
+        self._add(f'<p><a href="{escape(target, quote=True)}">{escape(text)}</a></p>')
 
     def _add(self, html: str) -> None:
         self._sections[-1][1].append(html)
@@ -78,10 +101,11 @@ class Page:
         )
 
     def image(self, path: Path, alt: str, caption: str) -> None:
-        """Embed a PNG, with an alternative text for screen readers and a caption."""
-        data = base64.b64encode(path.read_bytes()).decode()
+        """Embed a PNG, with an alternative text for screen readers and a caption; see :func:`embedded`."""
+        kind, content = embedded(path)
+        data = base64.b64encode(content).decode()
         self._add(
-            f'<figure><img alt="{escape(alt, quote=True)}" src="data:image/png;base64,{data}">'
+            f'<figure><img alt="{escape(alt, quote=True)}" src="data:image/{kind};base64,{data}">'
             f"<figcaption>{escape(caption)}</figcaption></figure>"
         )
 
@@ -91,7 +115,7 @@ class Page:
 
     def render(self) -> str:
         """Return the whole document as HTML that loads no external resources."""
-        names = [f"s{place}" for place in range(1, len(self._sections) + 1)]
+        names = [anchor(title) for title, _ in self._sections]
         links = "".join(
             f'<li><a href="#{name}">{escape(title)}</a></li>'
             for name, (title, _) in zip(names, self._sections, strict=True)
@@ -110,14 +134,50 @@ class Page:
             '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
             f"<title>{escape(self.title)}</title>\n<style>{STYLE}</style>\n</head>\n<body>\n"
             f'<header><h1>{escape(self.title)}</h1>\n<p class="notice">{escape(self.notice)}</p></header>\n'
+            f"{self._box()}"
             f'<nav aria-label="Contents"><ol>{links}</ol></nav>\n<main>\n{body}\n</main>\n</body>\n</html>\n'
         )
+
+    def _box(self) -> str:
+        """The summary as HTML; empty if there is none."""
+        if not self.summary:
+            return ""
+        items = "".join(f"<li>{escape(text)}</li>" for text in self.summary)
+        return (
+            '<section class="summary" aria-labelledby="summary"><h2 id="summary">In short</h2>'
+            f"<ul>{items}</ul></section>\n"
+        )
+
+
+def anchor(title: str) -> str:
+    """Return the anchor of a section: its title in lower case, words joined by hyphens."""
+    return "-".join(re.findall(r"[a-z0-9]+", title.lower()))
+
+
+def embedded(path: Path) -> tuple[str, bytes]:
+    """Return the format and content by which a PNG is embedded.
+
+    Returns:
+        ``png`` and the file as it is, if it has at most LARGEST bytes; else ``jpeg`` and the image in the
+        first of WIDTHS in which it has, or in the last.
+    """
+    content = path.read_bytes()
+    if len(content) <= LARGEST:
+        return "png", content
+    image = np.asarray(cv2.imread(str(path)))
+    for width in WIDTHS:
+        scale = min(1.0, width / image.shape[1])
+        small = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        content = cv2.imencode(".jpg", small, [cv2.IMWRITE_JPEG_QUALITY, 85])[1].tobytes()
+        if len(content) <= LARGEST:
+            break
+    return "jpeg", content
 
 
 def cell(value: Any) -> str:
     """Return the text of a table cell: three decimals for a float, a dash for a missing value."""
     if pd.isna(value):
-        return "–"
+        return MISSING
     return f"{value:.3f}" if isinstance(value, float) else escape(str(value))
 
 

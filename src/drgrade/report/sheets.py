@@ -1,4 +1,4 @@
-"""Contact sheets of the crops, of the crops of lowest quality, and of the detected lesions."""
+"""Contact sheets of crops: by grade, of lowest quality, with lesions, with heat maps, of the worst errors."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, zip_longest
@@ -12,6 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
+from drgrade.images.crop import cut
+from drgrade.images.geometry import CropGeometry
 from drgrade.images.store import Crops
 from drgrade.report.plots import INK, LESION_COLOURS, figure
 from drgrade.rng import derive
@@ -19,6 +21,10 @@ from drgrade.schema import GRADE_NAMES, LESION_NAMES
 
 BOXES = ["x1", "y1", "x2", "y2"]
 LESION_PHOTOGRAPHS = 6
+SIDE = 160
+"""Side of a crop on a sheet in pixels."""
+OPACITY = 0.5
+"""Opacity of the colours where a heat map is hottest."""
 MEASURES = ("fov", "sharpness", "exposure", "contrast")
 """Quality measures in the index; the column ``quality`` is their minimum."""
 
@@ -59,7 +65,7 @@ def crop_sheet(index: pd.DataFrame, crops: Crops, number: int, path: Path, colum
     lines = max(1, -(-len(chosen) // columns))
     with figure(path, 1.35 * columns, 1.55 * lines) as drawn:
         for axes, row in _tiles(drawn.subplots(lines, columns, squeeze=False), chosen):
-            axes.imshow(shrunk(crops[row["image_id"]], 160), interpolation="antialiased")
+            axes.imshow(shrunk(crops[row["image_id"]], SIDE), interpolation="antialiased")
             axes.set_title(grade_label(row["grade"]), fontsize=8, pad=2)
 
 
@@ -84,8 +90,73 @@ def worst_sheet(index: pd.DataFrame, crops: Crops, number: int, path: Path, colu
     lines = max(1, -(-len(chosen) // columns))
     with figure(path, 1.35 * columns, 1.7 * lines) as drawn:
         for axes, row in _tiles(drawn.subplots(lines, columns, squeeze=False), chosen):
-            axes.imshow(shrunk(crops[row["image_id"]], 160), interpolation="antialiased")
+            axes.imshow(shrunk(crops[row["image_id"]], SIDE), interpolation="antialiased")
             axes.set_title(f"{row['image_id']}\n{row['blame']} {row['quality']:.2f}", fontsize=7, pad=2)
+
+
+def error_sheet(errors: pd.DataFrame, crops: Crops, path: Path, columns: int = 6) -> None:
+    """Write a contact sheet of wrongly graded photographs, with true grade, predicted grade and probability.
+
+    Args:
+        errors: rows of ``errors.csv`` of one experiment, worst first; may be empty.
+        crops: crops of these photographs.
+        path: PNG to write.
+        columns: crops in a row.
+    """
+    lines = max(1, -(-len(errors) // columns))
+    with figure(path, 1.75 * columns, 2.25 * lines) as drawn:
+        for axes, row in _tiles(drawn.subplots(lines, columns, squeeze=False), errors):
+            axes.imshow(shrunk(crops[row["image_id"]], SIDE), interpolation="antialiased")
+            found = f"predicted {row['predicted']}, probability {row['probability']:.2f}"
+            axes.set_title(f"true grade {row['grade']}\n{found}\n{row['image_id']}", fontsize=7, pad=2)
+        if errors.empty:
+            drawn.suptitle("every test photograph was graded correctly")
+
+
+def heat_map_sheet(index: pd.DataFrame, crops: Crops, maps: Path, path: Path, columns: int = 6) -> None:
+    """Write a contact sheet of graded photographs in order of their grades, each above its heat map.
+
+    Args:
+        index: ``index.parquet``.
+        crops: crops of the same photographs.
+        maps: folder of heat maps over whole photographs, ``<image_id>.png``, grey 0-255; photographs without
+            one are left out.
+        path: PNG to write.
+        columns: photographs in a row.
+    """
+    graded = index[index["grade"].notna() & index["image_id"].isin(crops.rows.keys())]
+    there = [(maps / f"{name}.png").is_file() for name in graded["image_id"]]
+    shown = graded[there].sort_values(["grade", "image_id"])
+    lines = max(1, -(-len(shown) // columns))
+    with figure(path, 1.75 * columns, 3.6 * lines) as drawn:
+        grid = drawn.subplots(2 * lines, columns, squeeze=False)
+        pairs = np.stack([grid[::2].ravel(), grid[1::2].ravel()], axis=1)
+        for axes in grid.flat:
+            axes.set_axis_off()
+        for (above, below), (_, row) in zip(pairs, shown.iterrows(), strict=False):
+            name, crop = row["image_id"], shrunk(crops[row["image_id"]], SIDE)
+            heat = heat_in_crop(maps / f"{name}.png", crops.geometry(name), int(row["width"]), len(crop))
+            above.set_title(f"{grade_label(row['grade'])}\n{name}", fontsize=7, pad=2)
+            above.imshow(crop, interpolation="antialiased")
+            below.imshow(crop, interpolation="antialiased")
+            below.imshow(heat, cmap="turbo", vmin=0, vmax=1, alpha=OPACITY * heat)
+        if shown.empty:
+            drawn.suptitle("no graded photograph has a heat map")
+
+
+def heat_in_crop(path: Path, geometry: CropGeometry, width: int, side: int) -> np.ndarray:
+    """Read the heat map of a photograph and cut out its crop: (side, side), 0-1.
+
+    Args:
+        path: map of the whole photograph, grey 0-255, of any size.
+        geometry: position of the crop.
+        width: width of the photograph in pixels, in which the position is.
+        side: side of the result in pixels.
+    """
+    colours = np.asarray(cv2.imread(str(path)), np.uint8)
+    scale = colours.shape[1] / width
+    x0, y0, x1, y1 = (round(edge * scale) for edge in geometry.box)
+    return cut(colours, CropGeometry(x0, y0, x1, y1, side))[..., 0] / 255
 
 
 def lesion_sheet(
