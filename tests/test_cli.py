@@ -12,7 +12,7 @@ from drgrade.images.shards import write_store
 DATA = ["download", "index", "overlaps", "crop"]
 LESIONS = ["lesion_boxes", "detector", "lesions", "lesion_metrics", "patches"]
 SEGMENTATION = ["segmentation", "segmentation_metrics"]
-STAGES = [*DATA, *LESIONS, *SEGMENTATION, "pretrain", "grade", "evaluate", "explain"]
+STAGES = [*DATA, *LESIONS, *SEGMENTATION, "pretrain", "grade", "evaluate", "explain", "robustness"]
 VERBS = [*STAGES, "report", "predict", "check", "verify", "schema", "sync", "doctor"]
 
 

@@ -191,35 +191,92 @@ def _grading(verb: Verb) -> None:
 
 def _results(verb: Verb) -> None:
     """Verbs of the rules in results.smk."""
-    sub = verb(do.evaluate)
-    _dataset(sub)
+    sub = verb(do.calibrate)
     sub.add_argument("--predictions", type=Path, nargs="+", required=True, metavar="PATH")
     _paths(sub, "out")
+    sub = verb(do.evaluate)
+    _dataset(sub)
+    _external(sub, "a dataset that was tested on too; its folder in results")
+    sub.add_argument("--predictions", type=Path, nargs="+", required=True, metavar="PATH")
+    _paths(sub, "calibration", "out")
     sub = verb(do.explain)
     _dataset(sub)
     _dataset(sub, "lesions-")
     sub.add_argument(
-        "--model", type=Path, nargs="+", required=True, metavar="FOLDER",
+        "--model", type=Path, nargs="*", default=[], metavar="FOLDER",
         help="a trained model; of several the maps are averaged",
+    )  # fmt: skip
+    sub.add_argument(
+        "--boxes", nargs=2, action="append", default=[], metavar=("DATASET", "FOLDER"),
+        help="lesions found by the detector in a dataset, for the method lesion_boxes",
+    )  # fmt: skip
+    _paths(sub, "segmentation", optional=True)
+    _paths(sub, "out")
+    sub = verb(do.robustness)
+    _dataset(sub)
+    sub.add_argument(
+        "--training", nargs=2, action="append", required=True, metavar=("EXPERIMENT", "FOLDER"),
+        help="a training whose model is tested; its folder in results",
     )  # fmt: skip
     _paths(sub, "out")
     sub = verb(do.report, params=False)
     sub.add_argument("--all-params", required=True, metavar="JSON")
+    _dataset(sub)
+    _dataset(sub, "pretrain-")
     sub.add_argument("--statistics", type=Path, nargs="*", metavar="PATH", help="of the boxes pretrained on")
     sub.add_argument(
         "--heat-maps", type=Path, nargs="*", default=[], metavar="PATH", help="sheets of the stage explain"
     )
-    _paths(sub, "index", "crops", "store", "leaderboard", "metrics", "out")
+    sub.add_argument(
+        "--described", nargs=2, action="append", default=[], metavar=("DATASET", "FOLDER"),
+        help="a dataset that gets a card; its folder in results",
+    )  # fmt: skip
+    for name, of in (("trainings", "training.json of each training"), ("encoders", "encoder.json")):
+        sub.add_argument(f"--{name}", type=Path, nargs="*", default=[], metavar="PATH", help=of)
+    _paths(sub, "evaluated", "out")
     _paths(sub, "lesions", "detector_metrics", "lesion_metrics", "segmentation_metrics", optional=True)
+    _paths(sub, "robustness", optional=True)
 
 
 def _by_hand(verb: Verb) -> None:
     """Verbs that no rule calls."""
     sub = verb(do.predict, params=False)
-    sub.add_argument("photographs", type=Path, nargs="+")
-    _paths(sub, "model", "out")
+    sub.add_argument("photographs", type=Path, nargs="+", help="files, and folders of them")
+    sub.add_argument(
+        "--model", required=True, metavar="MODEL",
+        help="folder of an experiment (the mean of its trainings), of one training or of an exported model, "
+        "or models:/NAME@ALIAS",
+    )  # fmt: skip
+    _paths(sub, "out")
+    sub.add_argument(
+        "--explain", nargs="?", const="auto", metavar="METHOD",
+        help="draw heat maps, by the method that suits the network or by this one",
+    )  # fmt: skip
+    sub.add_argument(
+        "--point", metavar="NAME", help="operating point of the column referable, such as sensitivity_95"
+    )
     sub.add_argument("--force", action="store_true", help="grade photographs without a retina too")
     sub.add_argument("--workers", type=_number, default=os.cpu_count())
+    sub = verb(do.demo, params=False)
+    sub.add_argument(
+        "--model", default="results/demo/grade/imagenet", metavar="MODEL", help="as of predict; %(default)s"
+    )
+    sub.add_argument("--host", default="127.0.0.1", help="address to listen on; by default only this machine")
+    sub.add_argument("--port", type=int, default=7860, help="0 takes a free one")
+    sub.add_argument(
+        "--detector", type=Path, metavar="FOLDER", help="search lesions with it; results/<dataset>/detector"
+    )
+    _block(sub, "--boxes-params", "the block lesion_boxes that it was trained with (tiling)")
+    sub = verb(do.export, params=False)
+    sub.add_argument(
+        "--model", required=True, metavar="FOLDER", help="of an experiment in results, or of one training"
+    )
+    sub.add_argument("--out", type=Path, required=True, metavar="FOLDER")
+    for kind, meaning in (("onnx", "ONNX graphs"), ("timm", "the encoder"), ("mlflow", "a model to serve")):
+        sub.add_argument(
+            f"--{kind}", action="append_const", dest="kinds", const=kind, default=[],
+            help=f"{meaning}; without these three options, all that the model allows",
+        )  # fmt: skip
     sub = verb(do.submission, params=False)
     sub.add_argument(
         "--predictions", type=Path, nargs="+", required=True, metavar="PATH",
@@ -246,7 +303,18 @@ def _by_hand(verb: Verb) -> None:
     verb(do.params, params=False).add_argument("file", type=Path, nargs="?", default=Path("params.yaml"))
     verb(do.schema, params=False)
     verb(do.verify, params=False).add_argument("store", type=Path, nargs="+", metavar="STORE.json")
+    sub = verb(do.grid, params=False)
+    sub.add_argument("file", type=Path, help="such as params/grids/finetune.yaml")
+    group = sub.add_mutually_exclusive_group()
+    group.add_argument("--queue", action="store_true", help="queue them")
+    group.add_argument("--best", action="store_true", help="show their results, best validation QWK first")
     verb(do.sync, params=False)
+    sub = verb(do.clean, params=False)
+    sub.add_argument(
+        "files", type=Path, nargs="*", default=[Path("params.yaml")], metavar="FILE",
+        help="params files whose results are kept; params.yaml if none is named",
+    )  # fmt: skip
+    sub.add_argument("--yes", action="store_true", help="delete what is listed")
     verb(do.doctor, params=False)
 
 

@@ -233,19 +233,31 @@ def features(args: Arguments) -> None:
     )
 
 
+def calibrate(args: Arguments) -> None:
+    """Fit calibration, operating points and sets of grades on validation photographs."""
+    from drgrade.evaluate.calibrate import calibrate
+
+    calibrate(args.predictions, _block(args.params, "calibrate"), args.out)
+
+
 def evaluate(args: Arguments) -> None:
     """Measure the predictions of all experiments; write the leaderboard."""
     from drgrade.evaluate.leaderboard import evaluate, final_results
+    from drgrade.evaluate.subgroups import write_subgroups
     from drgrade.images.dataset import CroppedDataset
     from drgrade.tracking import publish
 
-    graded = CroppedDataset(args.dataset, args.data).graded()
-    evaluate(args.predictions, graded, _block(args.params, "evaluate"), args.out)
+    own = CroppedDataset(args.dataset, args.data)
+    external = [CroppedDataset(name, Path(folder)) for name, folder in args.external]
+    params, graded = _block(args.params, "evaluate"), own.graded()
+    evaluate(args.predictions, graded, args.calibration, params, args.out)
+    indexes = {one.name: one.index for one in (own, *external)}
+    write_subgroups(args.predictions, indexes, params, args.out / "subgroups.csv")
     results, best = final_results(args.predictions)
-    trainings: dict[str, Path] = {}
-    for path in args.predictions:  # of several seeds and folds the first
-        trainings.setdefault(path.parent.parent.name, path.with_name("training.json"))
-    publish(results, best, trainings, args.out / "figures")
+    trainings: dict[str, list[Path]] = {}
+    for path in args.predictions:
+        trainings.setdefault(path.parent.parent.name, []).append(path.with_name("training.json"))
+    publish(results, best, trainings, args.calibration, args.out / "figures")
 
 
 def explain(args: Arguments) -> None:
@@ -260,38 +272,83 @@ def explain(args: Arguments) -> None:
         graded=CroppedDataset(args.dataset, args.data),
         masked=CroppedDataset(args.lesions_dataset, args.lesions_data),
         models=args.model,
+        boxes={name: Path(folder) for name, folder in args.boxes},
+        segmentation=args.segmentation,
         out=args.out,
+    )
+
+
+def robustness(args: Arguments) -> None:
+    """Grade corrupted copies of the test photographs; measure what is lost."""
+    from drgrade.devices import take_gpu
+    from drgrade.images.dataset import CroppedDataset
+    from drgrade.robustness.stage import measure_robustness
+
+    take_gpu()
+    measure_robustness(
+        _block(args.params, "robustness"),
+        CroppedDataset(args.dataset, args.data),
+        {name: Path(folder) for name, folder in args.training},
+        args.out,
     )
 
 
 def report(args: Arguments) -> None:
-    """Draw the figures, model cards and the self-contained page."""
-    from drgrade.report.stage import make_report
+    """Draw the figures, the cards of models and datasets, and the self-contained page."""
+    from drgrade.images.dataset import CroppedDataset
+    from drgrade.report.stage import Inputs, make_report
+    from drgrade.tracking import publish_report
 
-    make_report(
-        index=args.index,
-        crops_table=args.crops,
-        store=args.store,
+    inputs = Inputs(
+        graded=CroppedDataset(args.dataset, args.data),
+        pretrained=CroppedDataset(args.pretrain_dataset, args.pretrain_data),
+        evaluated=args.evaluated,
+        heat_maps=args.heat_maps,
+        robustness=args.robustness,
         lesions=args.lesions,
-        patches_statistics=args.statistics or [],
         detector_metrics=args.detector_metrics,
         lesion_metrics=args.lesion_metrics,
         segmentation_metrics=args.segmentation_metrics,
-        leaderboard=args.leaderboard,
-        metrics=args.metrics,
-        heat_maps=args.heat_maps,
-        params=json.loads(args.all_params),
-        out=args.out,
+        patches=args.statistics or [],
+        described=[CroppedDataset(name, Path(folder)) for name, folder in args.described],
+        trainings=args.trainings,
+        encoders=args.encoders,
     )
+    make_report(inputs, json.loads(args.all_params), args.out)
+    publish_report(args.out / "report.html")
 
 
 def predict(args: Arguments) -> None:
-    """Grade new photographs with a trained model; writes a CSV."""
+    """Grade new photographs with a trained model; writes a CSV, and heat maps if asked."""
     from drgrade.devices import take_gpu
-    from drgrade.predict import predict_files
+    from drgrade.predict.files import predict_files
 
     take_gpu()
-    predict_files(args.photographs, args.model, args.out, force=args.force, workers=args.workers)
+    predict_files(
+        args.photographs,
+        args.model,
+        args.out,
+        explain=args.explain,
+        point=args.point,
+        force=args.force,
+        workers=args.workers,
+    )
+
+
+def demo(args: Arguments) -> None:
+    """Show a web page on this machine that grades photographs with a trained model."""
+    from drgrade.devices import take_gpu
+    from drgrade.web.page import serve
+
+    take_gpu()
+    serve(args.model, args.host, args.port, args.detector, _block(args.boxes_params, "lesion_boxes"))
+
+
+def export(args: Arguments) -> None:
+    """Write a trained model for use elsewhere: portable copy, ONNX, encoder for timm, MLflow model."""
+    from drgrade.export.command import export
+
+    export(args.model, args.out, args.kinds)
 
 
 def submission(args: Arguments) -> None:
@@ -380,6 +437,21 @@ def sync(args: Arguments) -> None:
         )
     if subprocess.run(["snakemake", "--touch", "--forceall", "--quiet", "all"], check=False).returncode:
         raise UserError("snakemake --touch failed; its message stands above")
+
+
+def grid(args: Arguments) -> None:
+    """Print the commands that try a grid of values as experiments of DVC; queue them, or compare results."""
+    from drgrade import grid
+
+    action = grid.queue if args.queue else grid.print_best if args.best else grid.print_commands
+    action(args.file)
+
+
+def clean(args: Arguments) -> None:
+    """List results of experiments and datasets that params.yaml no longer names; delete them with --yes."""
+    from drgrade.clean import clean
+
+    clean(args.files, delete=args.yes)
 
 
 def verify(args: Arguments) -> None:

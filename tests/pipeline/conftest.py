@@ -36,6 +36,7 @@ TINY = {
     "grade": {"input_size": 48, "epochs": 1, "batch_size": 4},
     "evaluate": {"bootstrap": 100},
     "explanations": {"cam": {"images": 2}},
+    "robustness": {"experiments": ["lesion_contrastive"], "severities": [3], "bootstrap": 100},
     "report": {"sheet": 4},
 }
 EXPERIMENTS = {
@@ -148,6 +149,7 @@ def start(folder: Path) -> Project:
     project.run("git", "config", "commit.gpgsign", "false")  # whatever the user's own settings ask for
     project.run("dvc", "init", "-q")
     shutil.copy(ROOT / ".dvc/config", folder / ".dvc/config")
+    shutil.copytree(ROOT / ".dvc/plots", folder / ".dvc/plots")
     project.run("git", "add", "-A")
     project.run("git", "commit", "-q", "-m", "start")
     return project

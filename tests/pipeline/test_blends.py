@@ -49,7 +49,7 @@ def test_dvc_records_blends_on_features_that_were_not_trained_on(versioned):
     assert np.isfinite(np.load(maps[0])).all()
 
     versioned.edit({"features.pooled.transforms": 3})
-    assert versioned.planned() == {"features", "grade", "evaluate", "report"}
+    assert versioned.planned() == {"features", "grade", "calibrate", "evaluate", "report"}
     plan = versioned.snakemake("--dry-run")
     assert "Train and test blend" in plan
     assert "Train and test ensemble" in plan

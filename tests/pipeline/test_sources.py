@@ -13,7 +13,8 @@ BLOCKS = {"explain": "explanations"}
 """Blocks that are not named as their rule."""
 
 
-PARTS = {"all_patches", "all_masks", "all_segmentations", "all_segmentation_metrics", "lesions_shard"}
+PARTS = {"all_patches", "all_masks", "all_segmentations", "all_segmentation_metrics", "lesions_shard",
+         "all_robustness"}  # fmt: skip
 """A name for several jobs, and a part of one."""
 
 

@@ -14,6 +14,7 @@ from drgrade.devices import gpu_present
 from drgrade.encoders import placed_file
 from drgrade.errors import UserError
 from drgrade.estimate import estimate
+from drgrade.explain.inputs import lesion_files, lesion_options
 from drgrade.params import GRADERS, check, read_yaml
 from drgrade.params.trainings import part_trainings, trainings
 from drgrade.seeding import torch_threads
@@ -52,6 +53,7 @@ LESIONS, PRETRAIN, GRADE = (
 EXTERNAL = PARAMS.roles.external
 USED = list(dict.fromkeys([LESIONS, PRETRAIN, GRADE, *EXTERNAL]))
 EXPERIMENTS = list(PARAMS.experiments)
+ROBUST = PARAMS.robustness.experiments
 ENCODERS = list(PARAMS.pretrain)
 
 # the verbs of this environment, also when Snakemake was called by its path; and the params of the
@@ -197,6 +199,38 @@ def explained(file):
     return paths
 
 
+def of_robustness(path):
+    """A file of each training that the stage robustness tests (first seed and fold), and of its members."""
+    tested = [
+        training_folder(one, trainings(PARAMS, name)[0].label)
+        for name in ROBUST
+        for one in (name, *PARAMS.experiments[name].members)
+    ]
+    return [f"{folder}/{path}" for folder in dict.fromkeys(tested)]
+
+
+def features_of_robustness():
+    """The manifests of the feature sets that these trainings are fitted on."""
+    return [
+        at(GRADE, f"features/{one}/{trainings(PARAMS, name)[0].label}/features.json")
+        for name in ROBUST
+        for one in PARAMS.feature_sets(name)
+    ]
+
+
+def robustness_options():
+    """The tested trainings as options."""
+    folders = {
+        name: training_folder(name, trainings(PARAMS, name)[0].label) for name in ROBUST
+    }
+    return [f"--training {name} {folder}" for name, folder in folders.items()]
+
+
+def explained_lesions(wildcards):
+    """Files of the lesion stages that an explanation shows."""
+    return lesion_files(PARAMS, wildcards.explanation)
+
+
 def training_folder(experiment, training):
     """Where a training of an experiment writes."""
     return at(GRADE, f"grade/{experiment}/{training}")
@@ -287,6 +321,12 @@ JOB_THREADS = max(1, CORES // max(1, GPUS)) if JOB_GPUS else min(CPU_THREADS, CO
 LONGEST_CHAIN = 1
 """Priority of what leads to pretrained encoders: it starts first, baselines run beside it."""
 
+STARTED_FROM = sorted(
+    start.name
+    for start in {PARAMS.start(name) for name in EXPERIMENTS} - {None}
+    if start.kind == "pretrain"
+)
+"""Encoders that experiments start from."""
 SOURCES_OF_BOXES = sorted({boxes_of(encoder) for encoder in ENCODERS} - {None})
 MASKS_NEEDED = any("masks" in needs_of(experiment) for experiment in EXPERIMENTS)
 

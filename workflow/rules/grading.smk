@@ -62,6 +62,9 @@ rule grade:
     output:
         predictions=at(GRADE, "grade/{experiment}/{training}/predictions.parquet"),
         manifest=at(GRADE, "grade/{experiment}/{training}/training.json"),
+        history=at(GRADE, "grade/{experiment}/{training}/history.csv"),
+        # times, which no rule has as its input: nothing runs again because of them
+        cost=at(GRADE, "grade/{experiment}/{training}/cost.json"),
         model=directory(at(GRADE, "grade/{experiment}/{training}/model")),
     log:
         f"logs/{GRADE}/grade_{{experiment}}_{{training}}.log",

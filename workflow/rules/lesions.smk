@@ -180,8 +180,10 @@ rule lesion_metrics:
 
 # a training for each part: one with the split of the index, or one a fold
 PARTS_OF_MASKED = part_names(PARAMS.segmentation)
-# wanted where the detector runs too: other runs need no dataset with masks
-SEGMENTED = PARAMS.segmentation.use and bool(SOURCES_OF_BOXES)
+# wanted where the detector runs too, or an explanation shows it: other runs need no dataset with masks
+SEGMENTED = (PARAMS.segmentation.use and bool(SOURCES_OF_BOXES)) or any(
+    explanation.needs == "segmentation" for explanation in PARAMS.explanations.values()
+)
 
 
 rule segmentation:

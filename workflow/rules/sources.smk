@@ -54,5 +54,16 @@ def explain_software(wildcards):
     )
 
 
+def robustness_software():
+    """What the stage robustness is made of with the graders it tests and those that they build on."""
+    sets = [one for name in ROBUST for one in PARAMS.feature_sets(name)]
+    names = {
+        *ROBUST,
+        *(one for name in ROBUST for one in PARAMS.experiments[name].members),
+        *(PARAMS.features[one].experiment for one in sets),
+    }
+    return software("robustness", *sorted(set(map(grader_of, names))))
+
+
 DETECTOR_CONFIG = or_exit(configs.config_digest, PARAMS.detector.config)
 BACKBONES = or_exit(configs.backbones, PARAMS.detector.config)
