@@ -3,11 +3,13 @@
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from drgrade.errors import UserError
 from drgrade.rank import rank
 
 PARTIAL = ".partial"
@@ -38,6 +40,25 @@ def atomic_write(path: Path) -> Iterator[Path]:
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def check_writable(out: Path, kind: str) -> None:
+    """Create the parent folders of an output, and check before hours of work that it can be written there.
+
+    Args:
+        out: file or folder to be written later.
+        kind: ``file`` or ``folder``.
+
+    Raises:
+        UserError: it cannot; the message names the option ``--out``.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out.parent).close()
+    except OSError as error:
+        raise UserError(
+            f"{out}: cannot be written ({error.strerror}); name another {kind} with --out"
+        ) from None
 
 
 def _writer() -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from drgrade.errors import UserError
 from drgrade.export.errors import UnsuitableError
 from drgrade.export.portable import EXPORT, WRITTEN, experiment_of, write_portable
+from drgrade.files import check_writable
 from drgrade.predict.model import Model
 from drgrade.predict.source import REGISTERED
 
@@ -78,14 +79,8 @@ def _writer(kind: str, model: Model, portable: Path) -> Callable[[Path], str]:
 
 def _check(out: Path) -> None:
     """Raise a UserError if ``out`` is something that no export wrote, or cannot be written."""
-    try:
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            names = {path.name for path in out.iterdir()} if out.is_dir() else set()
-            if EXPORT not in names or not names <= WRITTEN:
-                raise UserError(f"{out}: holds something other than an export; name a new folder with --out")
-        out.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=out.parent).close()
-    except OSError as error:
-        raise UserError(
-            f"{out}: cannot be written ({error.strerror}); name another folder with --out"
-        ) from None
+    check_writable(out, "folder")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        names = {path.name for path in out.iterdir()} if out.is_dir() else set()
+        if EXPORT not in names or not names <= WRITTEN:
+            raise UserError(f"{out}: holds something other than an export; name a new folder with --out")

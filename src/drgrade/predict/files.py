@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from drgrade.data.listing import PHOTOGRAPHS, escaped, walk
 from drgrade.errors import UserError
-from drgrade.files import atomic_write
+from drgrade.files import atomic_write, check_writable
 from drgrade.predict.model import Graded, Model
 from drgrade.predict.table import COLUMNS, QUALITY
 
@@ -84,7 +84,9 @@ def predict_files(
         UserError: there is no such model, one that it builds on is missing, or ``out`` cannot be written.
     """
     loaded = Model.load(model)
-    _check_writable(out)
+    if out.is_dir():
+        raise UserError(f"{out}: is a folder; name a file with --out")
+    check_writable(out, "file")
     files = photographs_in(paths)
     folder, names = out.with_name(f"{out.stem}_heat_maps"), unique_names(files) if explain else []
     graded = loaded.batches(files, explain=explain, force=force, workers=workers, point=point)
@@ -140,16 +142,3 @@ def _replaced(folder: Path) -> Iterator[Path]:
         yield new
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(new, folder)
-
-
-def _check_writable(out: Path) -> None:
-    """Raise a UserError if ``out`` cannot be written, before hours of work."""
-    if out.is_dir():
-        raise UserError(f"{out}: is a folder; name a file with --out")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=out.parent).close()
-    except OSError as error:
-        raise UserError(
-            f"{out}: cannot be written ({error.strerror}); name another file with --out"
-        ) from None
