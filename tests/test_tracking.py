@@ -85,6 +85,8 @@ def test_tracking_can_be_switched_off(folder, monkeypatch):
     monkeypatch.setenv("DRGRADE_TRACKING", "off")
     with tracking.track("grade", "quiet", {}) as run:
         run.metrics({"loss": 1.0})
+    tracking.publish({"good": 0.8}, "good", {})
+    tracking.publish_report(Path("table.json"))
     assert not Path("mlflow.db").exists()
 
 

@@ -169,7 +169,7 @@ def track(stage: str, name: str, params: Mapping[str, Any]) -> Iterator[Run]:
         params: the job's block of params, logged flattened.
     """
     run = Run()
-    if os.environ.get("DRGRADE_TRACKING") != "off" and rank() == 0:
+    if not _is_off() and rank() == 0:
         try:
             client, experiment_id, parent = _open()
             run = _start(client, experiment_id, name, parent, Run, _job(parent, stage, name, params))
@@ -197,6 +197,8 @@ def publish(
         calibration: ``calibration.json``; None: no model is registered.
         figures: folder of images.
     """
+    if _is_off():
+        return
     try:
         client, experiment_id, parent = _open()
         if parent:
@@ -212,7 +214,7 @@ def publish(
 
 def publish_report(page: Path) -> None:
     """Store the report on the parent run."""
-    if os.environ.get("DRGRADE_TRACKING") == "off":
+    if _is_off():
         return
     try:
         client, experiment_id, parent = _open()
@@ -220,6 +222,11 @@ def publish_report(page: Path) -> None:
             Run(client, parent, experiment_id).artifact(page, "report")
     except Exception as error:
         log.warning("MLflow: %s; the report is not published there", str(error).splitlines()[0])
+
+
+def _is_off() -> bool:
+    """Whether the user has switched tracking off, by the environment variable DRGRADE_TRACKING."""
+    return os.environ.get("DRGRADE_TRACKING") == "off"
 
 
 def _register(client: Any, experiment_id: str, trainings: Sequence[Path], calibration: Path) -> None:

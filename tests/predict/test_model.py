@@ -232,10 +232,11 @@ def test_an_exported_model_may_lack_a_calibration(experiment, tmp_path, caplog):
 def test_a_registered_model_is_downloaded(experiment, photographs, tmp_path, monkeypatch):
     from mlflow import MlflowClient
 
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    store = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", store)
     folder = tmp_path / "artifacts"
     exported(experiment, folder / "artifacts/drgrade", None)  # as in a pyfunc model
-    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    client = MlflowClient(store, store)
     client.create_registered_model("eyes")
     client.create_model_version("eyes", folder.as_uri())
     client.set_registered_model_alias("eyes", "best", "1")

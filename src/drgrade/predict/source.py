@@ -1,6 +1,7 @@
 """Where a trained model lies, and what was fitted for it: results, an export, or MLflow's registry."""
 
 import logging
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -160,8 +161,9 @@ def _downloaded(uri: str) -> Path:
     from mlflow.exceptions import MlflowException
 
     store = tracking_uri()
+    registry = os.environ.get("MLFLOW_REGISTRY_URI") or store  # MLflow would use the one it used last
     try:
-        folder = Path(download_artifacts(artifact_uri=uri, tracking_uri=store, registry_uri=store))
+        folder = Path(download_artifacts(artifact_uri=uri, tracking_uri=store, registry_uri=registry))
     except (MlflowException, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{uri}: {reason}; `uv run mlflow ui` shows the registered models") from None
