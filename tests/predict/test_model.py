@@ -244,6 +244,8 @@ def test_a_registered_model_is_downloaded(experiment, photographs, tmp_path, mon
         assert list(Model.load(name).members) == list(SHIFTS)
     with pytest.raises(UserError, match=r"models:/eyes@worst: .*`uv run mlflow ui` shows"):
         Model.load("models:/eyes@worst")
+    with pytest.raises(UserError, match="models:/eyes: write models:/NAME@ALIAS or models:/NAME/VERSION"):
+        Model.load("models:/eyes")
 
 
 def test_eyes_of_a_patient_are_graded_together_whatever_their_order(tmp_path, monkeypatch):

@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 REGISTERED = "models:/"
 """Prefix of a model in MLflow's registry, such as ``models:/drgrade@champion`` or ``models:/drgrade/3``."""
+_VERSION = re.compile(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+))")
+"""Name, and alias or version, of a registered model."""
 EXPORT = "drgrade.json"
 """File that describes an exported model, see :class:`Exported`."""
 _TRAINING = re.compile(r"seed(\d+)(?:_fold(\d+))?")
@@ -155,15 +157,24 @@ def _downloaded(uri: str) -> Path:
     """Return the folder of a model in MLflow's registry: an exported one, or that of a training.
 
     Raises:
-        UserError: it is not there, or cannot be downloaded.
+        UserError: the address is not complete, or the model is not there or cannot be downloaded.
     """
+    named = _VERSION.fullmatch(uri)
+    if named is None:
+        raise UserError(f"{uri}: write models:/NAME@ALIAS or models:/NAME/VERSION")
+    from mlflow import MlflowClient
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
 
+    name, alias, version = named.groups()
     store = tracking_uri()
-    registry = os.environ.get("MLFLOW_REGISTRY_URI") or store  # MLflow would use the one it used last
+    # download_artifacts would look a models:/ address up in the registry that this process used last
+    client = MlflowClient(store, os.environ.get("MLFLOW_REGISTRY_URI") or store)
     try:
-        folder = Path(download_artifacts(artifact_uri=uri, tracking_uri=store, registry_uri=registry))
+        if alias is not None:
+            version = client.get_model_version_by_alias(name, alias).version
+        place = client.get_model_version_download_uri(name, version)
+        folder = Path(download_artifacts(artifact_uri=place, tracking_uri=store))
     except (MlflowException, OSError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{uri}: {reason}; `uv run mlflow ui` shows the registered models") from None
