@@ -7,6 +7,7 @@ import pytest
 from tests.pipeline.fork_server import PYTHON
 
 from drgrade import tracking
+from drgrade.publish import publish, publish_report
 
 JOB = """
 import sys
@@ -75,7 +76,7 @@ def test_a_failed_job_is_a_failed_run(folder):
 
 
 def test_final_results_stand_on_the_parent(folder):
-    tracking.publish({"good": 0.8, "bad": 0.1}, "good", {})
+    publish({"good": 0.8, "bad": 0.1}, "good", {})
     _, runs = all_runs()
     parent = next(run for run in runs if "params_key" in run.data.tags)
     assert parent.data.metrics == {"qwk_good": 0.8, "qwk_bad": 0.1}
@@ -85,8 +86,8 @@ def test_tracking_can_be_switched_off(folder, monkeypatch):
     monkeypatch.setenv("DRGRADE_TRACKING", "off")
     with tracking.track("grade", "quiet", {}) as run:
         run.metrics({"loss": 1.0})
-    tracking.publish({"good": 0.8}, "good", {})
-    tracking.publish_report(Path("table.json"))
+    publish({"good": 0.8}, "good", {})
+    publish_report(Path("table.json"))
     assert not Path("mlflow.db").exists()
 
 

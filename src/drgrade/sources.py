@@ -23,7 +23,7 @@ from drgrade.rank import rank
 PACKAGE = Path(__file__).parent
 LEFT_OUT = {
     "__init__.py", "__main__.py", "cli.py", "verbs.py", "tracking.py", "doctor.py", "estimate.py",
-    "sources.py", "plugins.py", "devices.py", "check.py",
+    "publish.py", "sources.py", "plugins.py", "devices.py", "check.py",
 }  # fmt: skip
 """Files directly below ``src/drgrade`` that affect no result. ``params/`` is left out too: its values are
 params of the rules."""

@@ -12,8 +12,7 @@ import logging
 import os
 import sqlite3
 import subprocess
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
@@ -27,10 +26,6 @@ log = logging.getLogger(__name__)
 PARENT = "DRGRADE_PARENT"
 """Environment variable with the resolved params as JSON, set by the Snakefile for every job."""
 EXPERIMENT = "drgrade"
-REGISTERED = "drgrade"
-"""Name of the registered model."""
-CHAMPION = "champion"
-"""Alias of the version that is best by validation."""
 LOCK = Path(".cache/drgrade/mlflow.lock")
 PLACES = (
     ("experiments", "artifact_location"), ("runs", "artifact_uri"), ("model_versions", "source"),
@@ -169,9 +164,9 @@ def track(stage: str, name: str, params: Mapping[str, Any]) -> Iterator[Run]:
         params: the job's block of params, logged flattened.
     """
     run = Run()
-    if not _is_off() and rank() == 0:
+    if not is_off() and rank() == 0:
         try:
-            client, experiment_id, parent = _open()
+            client, experiment_id, parent = connect()
             run = _start(client, experiment_id, name, parent, Run, _job(parent, stage, name, params))
             run.params(params)
             run.tags({"stage": stage, "git": _revision()})
@@ -181,100 +176,9 @@ def track(stage: str, name: str, params: Mapping[str, Any]) -> Iterator[Run]:
         yield from _ended(run)
 
 
-def publish(
-    results: Mapping[str, float],
-    best: str | None,
-    trainings: Mapping[str, Sequence[Path]],
-    calibration: Path | None = None,
-    figures: Path | None = None,
-) -> None:
-    """Write each experiment's final QWK and the figures on the parent run; register the best model.
-
-    Args:
-        results: test QWK by experiment.
-        best: the experiment with the highest *validation* QWK, or None when nothing was held out.
-        trainings: the ``training.json`` of each training, by experiment.
-        calibration: ``calibration.json``; None: no model is registered.
-        figures: folder of images.
-    """
-    if _is_off():
-        return
-    try:
-        client, experiment_id, parent = _open()
-        if parent:
-            run = Run(client, parent, experiment_id)
-            run.metrics({f"qwk_{name}": value for name, value in results.items()})
-            if figures is not None:
-                run.artifact(figures, "figures")
-        if best is not None and best in trainings and calibration is not None:
-            _register(client, experiment_id, trainings[best], calibration)
-    except Exception as error:
-        log.warning("MLflow: %s; the results are not published there", str(error).splitlines()[0])
-
-
-def publish_report(page: Path) -> None:
-    """Store the report on the parent run."""
-    if _is_off():
-        return
-    try:
-        client, experiment_id, parent = _open()
-        if parent:
-            Run(client, parent, experiment_id).artifact(page, "report")
-    except Exception as error:
-        log.warning("MLflow: %s; the report is not published there", str(error).splitlines()[0])
-
-
-def _is_off() -> bool:
+def is_off() -> bool:
     """Whether the user has switched tracking off, by the environment variable DRGRADE_TRACKING."""
     return os.environ.get("DRGRADE_TRACKING") == "off"
-
-
-def _register(client: Any, experiment_id: str, trainings: Sequence[Path], calibration: Path) -> None:
-    """Register the mean of an experiment's trainings as ``drgrade`` with the alias ``champion``.
-
-    It is a model for ``mlflow models serve``, kept with the run of the first training. What is registered
-    already gets the alias only.
-    """
-    tag = models_digest(trainings[0])
-    runs = client.search_runs([experiment_id], f"tags.models = '{tag}'", max_results=1)
-    if not runs:
-        return
-    from drgrade.evaluate.calibrate import read_calibration
-    from drgrade.export.mlflow_model import write_mlflow
-    from drgrade.export.portable import digest, write_portable
-
-    run, folder, found = runs[0].info, trainings[0].parents[1], read_calibration(calibration)
-    with tempfile.TemporaryDirectory() as temporary:
-        portable, model = Path(temporary) / "drgrade", Path(temporary) / "model"
-        labels, fit = [path.parent.name for path in trainings], found.of(folder.name)[None, None]
-        write_portable(folder, labels, fit, found.params, portable)
-        place = f"registered_{digest(portable)[:12]}"
-        version = _version_of(client, f"{run.artifact_uri}/{place}")
-        if version is None:
-            write_mlflow(portable, model)
-            client.log_artifacts(run.run_id, str(model), place)
-    with _lock():
-        if version is None:
-            version = _new_version(client, run, place, folder.name)
-        client.set_registered_model_alias(REGISTERED, CHAMPION, version)
-
-
-def _version_of(client: Any, source: str) -> str | None:
-    """Return the registered version with these artifacts; None if there is none."""
-    found = client.search_model_versions(f"name = '{REGISTERED}'")
-    return next((str(one.version) for one in found if one.source == source), None)
-
-
-def _new_version(client: Any, run: Any, place: str, experiment: str) -> str:
-    """Register a run's artifacts."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        client.create_registered_model(REGISTERED, description="Research use only, not a diagnosis.")
-    except MlflowException:
-        log.debug("the registered model is there already")
-    source, tags = f"{run.artifact_uri}/{place}", {"experiment": experiment}
-    return str(client.create_model_version(REGISTERED, source, run.run_id, tags).version)
 
 
 def models_digest(manifest: Path) -> str:
@@ -287,14 +191,15 @@ def tracking_uri() -> str:
     return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{Path('mlflow.db').absolute()}"
 
 
-def _lock() -> Any:
+def lock() -> Any:
+    """Return the lock that processes of one project share while they change the store."""
     from filelock import FileLock
 
     LOCK.parent.mkdir(parents=True, exist_ok=True)
     return FileLock(LOCK)
 
 
-def _open() -> tuple[Any, str, str | None]:
+def connect() -> tuple[Any, str, str | None]:
     """Client, experiment and parent run; the store is created once, under a lock (a fresh SQLite
     database that eight jobs migrate at the same time loses seven of them).
     """
@@ -304,7 +209,7 @@ def _open() -> tuple[Any, str, str | None]:
     logging.getLogger("alembic").setLevel(logging.WARNING)
     from mlflow import MlflowClient
 
-    with _lock():
+    with lock():
         client = MlflowClient(tracking_uri())
         experiment_id = _experiment(client)
         return client, experiment_id, _parent(client, experiment_id)

@@ -245,7 +245,7 @@ def evaluate(args: Arguments) -> None:
     from drgrade.evaluate.leaderboard import evaluate, final_results
     from drgrade.evaluate.subgroups import write_subgroups
     from drgrade.images.dataset import CroppedDataset
-    from drgrade.tracking import publish
+    from drgrade.publish import publish
 
     own = CroppedDataset(args.dataset, args.data)
     external = [CroppedDataset(name, Path(folder)) for name, folder in args.external]
@@ -296,8 +296,8 @@ def robustness(args: Arguments) -> None:
 def report(args: Arguments) -> None:
     """Draw the figures, the cards of models and datasets, and the self-contained page."""
     from drgrade.images.dataset import CroppedDataset
+    from drgrade.publish import publish_report
     from drgrade.report.stage import Inputs, make_report
-    from drgrade.tracking import publish_report
 
     inputs = Inputs(
         graded=CroppedDataset(args.dataset, args.data),

@@ -8,6 +8,7 @@ from tests.predict.test_model import calibrated, experiment, graders, photograph
 
 from drgrade import tracking
 from drgrade.predict.model import Model
+from drgrade.publish import publish
 
 
 @pytest.fixture
@@ -33,16 +34,16 @@ def versions():
 
 def test_the_champion_grades_as_the_results_do(trainings, experiment, photographs):  # noqa: F811
     file = calibrated(experiment)
-    tracking.publish({"one": 0.8, "majority": 0.0}, "one", {"one": trainings}, file)
+    publish({"one": 0.8, "majority": 0.0}, "one", {"one": trainings}, file)
     client, (version,) = versions()
     assert client.get_model_version_by_alias("drgrade", "champion").version == version.version
     assert version.tags == {"experiment": "one"}
     champion = Model.load("models:/drgrade@champion")
     pd.testing.assert_frame_equal(champion.grade(photographs), Model.load(experiment).grade(photographs))
-    tracking.publish({"one": 0.8}, "one", {"one": trainings}, file)
+    publish({"one": 0.8}, "one", {"one": trainings}, file)
     assert len(versions()[1]) == 1
     calibrated(experiment, alpha=0.3)
-    tracking.publish({"one": 0.8}, "one", {"one": trainings}, file)
+    publish({"one": 0.8}, "one", {"one": trainings}, file)
     client, found = versions()
     assert len(found) == 2
     assert client.get_model_version_by_alias("drgrade", "champion").version == max(
@@ -52,5 +53,5 @@ def test_the_champion_grades_as_the_results_do(trainings, experiment, photograph
 
 def test_trainings_without_a_run_are_not_registered(trainings, experiment):  # noqa: F811
     trainings[0].write_text(json.dumps({"seed": 7}))  # not the one that was tracked
-    tracking.publish({"one": 0.8}, "one", {"one": trainings}, calibrated(experiment))
+    publish({"one": 0.8}, "one", {"one": trainings}, calibrated(experiment))
     assert versions()[1] == []

@@ -14,6 +14,7 @@ import pytest
 
 from drgrade import tracking
 from drgrade.params import Params
+from drgrade.publish import publish
 
 QUIET = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
@@ -41,7 +42,7 @@ def two_edits(tmp_path, monkeypatch):
         params = json.loads(Params().model_dump_json())
         params["grade"]["lr"] = lr
         monkeypatch.setenv(tracking.PARENT, json.dumps(params))
-        tracking.publish({"imagenet": qwk}, None, {})
+        publish({"imagenet": qwk}, None, {})
     return tmp_path
 
 

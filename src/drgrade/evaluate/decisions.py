@@ -123,7 +123,7 @@ def operating_rows(decided: Decided, params: Evaluate) -> list[dict[str, Any]]:
         row: dict[str, Any] = {
             "experiment": decided.name,
             "point": name,
-            "calibration": decided.fits[0].method,
+            "calibration": ", ".join(sorted({fit.method for fit in decided.fits})),
             "threshold": np.mean([point.threshold for point in points]),
             "val_n": sum(fit.n for fit in decided.fits),
             "val_sensitivity": found / (found + sum(point.false_negatives for point in points)),

@@ -6,6 +6,7 @@ import pandas as pd
 
 from drgrade.errors import UserError
 from drgrade.report.page import Page
+from drgrade.report.tables import intervals, read_csv
 
 
 def add_robustness(page: Page, table: Path, figure: Path) -> None:
@@ -19,7 +20,7 @@ def add_robustness(page: Page, table: Path, figure: Path) -> None:
     Raises:
         UserError: a file is missing, or the table is damaged.
     """
-    rows = _read(table, "robustness")
+    rows = read_csv(table, "robustness")
     if not figure.exists():
         raise UserError(f"{figure}: no such file; run the stage robustness")
     first = rows.iloc[0]
@@ -40,27 +41,22 @@ def add_robustness(page: Page, table: Path, figure: Path) -> None:
         "corruption": rows["corruption"].str.replace("_", " "),
         "severity": rows["severity"].astype("Int64"),
         "QWK": rows["qwk"],
-        "95 % interval": _intervals(rows, "qwk"),
+        "95 % interval": intervals(rows, "qwk"),
         "drop": rows["drop"],
-        "interval of drop": _intervals(rows, "drop"),
+        "interval of drop": intervals(rows, "drop"),
         "referable AUC": rows["referable_auc"],
     }
     page.table(pd.DataFrame(shown), "QWK on corrupted test photographs")
 
 
-def add_subgroups(page: Page, table: Path) -> None:
+def add_subgroups(page: Page, rows: pd.DataFrame, best: str) -> None:
     """Add a section on subgroups: QWK of all experiments, and all metrics of the best one.
 
     Args:
         page: report page to extend.
-        table: ``subgroups.csv``.
-
-    Raises:
-        UserError: the table is missing or damaged.
+        rows: ``subgroups.csv``.
+        best: the best experiment, see :func:`.overview.best_experiment`.
     """
-    rows = _read(table, "evaluate")
-    own = rows[(rows["subgroup"] == "site") & (rows["dataset"] == rows["dataset"].iloc[0])]
-    best = own.sort_values("qwk", ascending=False, kind="stable")["experiment"].iloc[0]
     page.section(
         "Subgroups",
         "The test photographs of each dataset by eye, computed quality, larger side in pixels, and site. "
@@ -82,7 +78,7 @@ def add_subgroups(page: Page, table: Path) -> None:
         "value": chosen["value"],
         "photographs": chosen["n"],
         "QWK": chosen["qwk"],
-        "95 % interval": _intervals(chosen, "qwk"),
+        "95 % interval": intervals(chosen, "qwk"),
         "accuracy": chosen["accuracy"],
         "mean error": chosen["mae"],
         "sensitivity": chosen["referable_sensitivity"],
@@ -90,26 +86,5 @@ def add_subgroups(page: Page, table: Path) -> None:
     }
     page.table(
         pd.DataFrame(shown),
-        f"{best}, the best on its own test photographs; sensitivity and specificity are of referable DR",
+        f"The best experiment, {best}; sensitivity and specificity are of referable DR",
     )
-
-
-def _intervals(table: pd.DataFrame, name: str) -> list[str | None]:
-    """The interval of a column in each row as text, None where it has none."""
-    ends = zip(table[f"{name}_low"], table[f"{name}_high"], strict=True)
-    return [None if pd.isna(low) else f"{low:.3f} to {high:.3f}" for low, high in ends]
-
-
-def _read(path: Path, stage: str) -> pd.DataFrame:
-    """Read a CSV.
-
-    Raises:
-        UserError: it cannot be read or has no rows.
-    """
-    try:
-        table = pd.read_csv(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a readable table ({error}); run the stage {stage}") from None
-    if table.empty:
-        raise UserError(f"{path}: has no rows; run the stage {stage} again")
-    return table

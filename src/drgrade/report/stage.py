@@ -174,7 +174,7 @@ def add_results(page: Page, results: Results, robustness: Path | None, best: str
     add_operating(page, tables["operating"], figures, best, point)
     add_calibration(page, tables["sets"], figures)
     add_confusion(page, figures)
-    add_subgroups(page, results.folder / "subgroups.csv")
+    add_subgroups(page, tables["subgroups"], best)
     if robustness is not None:
         add_robustness(page, robustness, robustness.parent / "figures/robustness.png")
     add_external(page, tables["external"])
