@@ -315,8 +315,8 @@ class Browser:
         self.run(f"[...document.querySelectorAll('button')].find({found}).click()")
 
     def answer(self, *words):
-        """Wait for an answer with these words; return it."""
-        script = "document.querySelector('.answer')?.innerText ?? ''"
+        """Wait for an answer with these words; return it, without Gradio's "processing" above it."""
+        script = "document.querySelector('.answer .prose')?.innerText ?? ''"
         return wait(lambda: (text := self.run(script)) and all(word in text for word in words) and text)
 
 
