@@ -11,7 +11,8 @@ min_version("9.0")
 report: "workflow/report/workflow.rst"
 
 
-# Used with --software-deployment-method apptainer only; envs/README.md says how it is built.
+# Used with --software-deployment-method apptainer only: it holds the environment of uv.lock, and jobs run the
+# code of this folder; envs/README.md says how it is built.
 container: "docker://drgrade/drgrade:0.1.0"
 
 
@@ -22,6 +23,7 @@ include: "workflow/rules/lesions.smk"
 include: "workflow/rules/grading.smk"
 include: "workflow/rules/results.smk"
 include: "workflow/rules/sync.smk"
+include: "workflow/rules/clock.smk"
 
 
 rule all:

@@ -5,11 +5,12 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from drgrade.errors import UserError
+from drgrade.faults import naming
 from drgrade.rank import rank
 
 PARTIAL = ".partial"
@@ -18,10 +19,8 @@ PARTIAL = ".partial"
 
 def write_file(path: Path, content: bytes) -> None:
     """Write a file atomically; creates its parent folders."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + _writer() + PARTIAL)
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    with _renamed(path.with_name(path.name + _writer() + PARTIAL), path) as partial:
+        partial.write_bytes(content)
 
 
 @contextmanager
@@ -33,13 +32,21 @@ def atomic_write(path: Path) -> Iterator[Path]:
     >>> with atomic_write(Path("table.csv")) as partial:
     ...     partial.write_text("a,b")
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}{_writer()}.partial{path.suffix}")
-    try:
+    with _renamed(path.with_name(f".{path.name}{_writer()}.partial{path.suffix}"), path) as partial:
         yield partial
-        os.replace(partial, path)
+
+
+@contextmanager
+def _renamed(partial: Path, path: Path) -> Iterator[Path]:
+    """Context manager: ``partial``, renamed to ``path``; removed after an error, which names ``path``."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with naming(path):
+            yield partial
+            os.replace(partial, path)
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # on a read-only disk even of a file that was never made
+            partial.unlink()
 
 
 def check_writable(out: Path, kind: str) -> None:

@@ -3,6 +3,7 @@
 import cv2
 import numpy as np
 import pytest
+from tests.disks import disk, fill
 
 from drgrade.images import scaled as sizes
 from drgrade.images.scaled import at_size
@@ -60,3 +61,18 @@ def test_a_large_copy_lives_in_a_file_that_leaves_nothing(manifest, tmp_path, mo
     assert isinstance(copy._pixels, np.memmap)
     np.testing.assert_array_equal(copy[::-1], expected[::-1])
     assert list((tmp_path / sizes.SCALED).iterdir()) == []
+
+
+def test_a_large_copy_for_which_the_disk_has_no_room_is_an_error_at_once(manifest, tmp_path, monkeypatch):
+    """Written through a mapping, a file with holes would kill the process on a full disk."""
+    side, expected = 200, at_size(CropStore(manifest), 200)[:]
+    monkeypatch.setattr(sizes, "IN_MEMORY", 0)
+    with disk(tmp_path / "small", "2m") as small:
+        monkeypatch.chdir(small)
+        ballast = fill(small, left=11 * side * side * 3 - 4096)
+        with pytest.raises(OSError, match=f"No space left on device: '{sizes.SCALED}'"):
+            at_size(CropStore(manifest), side)
+        assert list(sizes.SCALED.iterdir()) == []
+        ballast.unlink()
+        np.testing.assert_array_equal(at_size(CropStore(manifest), side)[:], expected)
+        monkeypatch.chdir(tmp_path)

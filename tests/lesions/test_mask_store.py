@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from tests.disks import disk, fill
 
 from drgrade.data.registry import DATASETS
 from drgrade.errors import UserError
@@ -123,3 +124,16 @@ def test_a_cut_off_array_is_named(drawn: Path) -> None:
     (out / "masks.npy").write_bytes((out / "masks.npy").read_bytes()[:500])
     with pytest.raises(UserError, match=r"masks\.npy: .*run the stage lesion_masks again"):
         masks(out, "a")
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(drawn: Path) -> None:
+    expected = write(drawn)
+    with disk(drawn / "small", "64k") as small:
+        ballast = fill(small, left=2 * SIZE * SIZE)
+        with pytest.raises(OSError, match=r"No space left on device: '.*/small/masks\.npy'"):
+            write(drawn, out="small")
+        assert list(small.iterdir()) == [ballast]
+        ballast.unlink()
+        write(drawn, out="small")
+        for name in ("masks.npy", "masks.parquet"):
+            assert (small / name).read_bytes() == (expected / name).read_bytes()

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from tests.disks import disk, fill
 from tests.segmentation.marked import HEIGHT, WIDTH, photograph, rectangle, write_marked
 
 from drgrade.errors import UserError
@@ -67,6 +68,21 @@ def test_regions_are_read_only_files_without_a_name(marked: Path) -> None:
         with pytest.raises(ValueError, match="read-only"):
             array[0, 0] = 1
     assert list(FOLDER.iterdir()) == []
+
+
+def test_a_full_disk_stops_the_reading_and_leaves_no_photograph_out(
+    marked: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = [region.pixels.copy() for region in regions(marked, "a", "b", scale=1.0)]
+    with disk(marked / "small", "1m") as small:
+        monkeypatch.chdir(small)
+        ballast = fill(small, left=expected[0].nbytes + 16_384)
+        with pytest.raises(OSError, match=f"No space left on device: '{FOLDER}'"):
+            regions(marked, "a", "b", scale=1.0)
+        ballast.unlink()
+        found = [region.pixels for region in regions(marked, "a", "b", scale=1.0)]
+        assert all((one == other).all() for one, other in zip(found, expected, strict=True))
+        monkeypatch.chdir(marked)
 
 
 def test_what_cannot_be_used_is_left_out_with_the_reason(

@@ -198,7 +198,8 @@ def draw_maps(grader: Clpi, paths: Sequence[str], out: Path) -> list[str]:
         for place, values in zip(places, _outputs(network, grader, crops, (side, side)), strict=True):
             file = out / f"{names[place]}.png"
             with atomic_write(file) as partial:
-                cv2.imwrite(str(partial), panels(plain_crop(Path(paths[place]), grader.crop), values))
+                drawn = panels(plain_crop(Path(paths[place]), grader.crop), values)
+                partial.write_bytes(cv2.imencode(".png", drawn)[1].tobytes())
             with atomic_write(file.with_suffix(".npy")) as partial:
                 np.save(partial, values)
     return [reason for reason in errors if reason]

@@ -14,6 +14,7 @@ from stat import S_ISREG
 from typing import NamedTuple, TypeAlias
 
 from drgrade.errors import UserError
+from drgrade.faults import of_machine
 from drgrade.files import sha256, write_file
 
 log = logging.getLogger(__name__)
@@ -123,7 +124,9 @@ def digest(path: Path) -> str:
     """Return the SHA-256 of a file, or UNREADABLE."""
     try:
         return sha256(path)
-    except OSError:
+    except OSError as error:
+        if of_machine(error):
+            raise
         return UNREADABLE
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from drgrade.errors import UserError
@@ -17,7 +18,7 @@ from drgrade.explain.maps import Explained, of_lesions, of_networks
 from drgrade.explain.overlay import contact_sheet, legend, overlay, shrunk
 from drgrade.explain.photographs import test_rows, with_masks
 from drgrade.explain.score import scores
-from drgrade.files import atomic_write, write_json
+from drgrade.files import atomic_write, write_file, write_json
 from drgrade.grading.base import Explainable
 from drgrade.grading.models import load_model
 from drgrade.images.dataset import CroppedDataset
@@ -142,7 +143,7 @@ def write(explained: Iterable[Explained], measured: Sequence[str], out: Path, *,
     write_json(summary, out / "scores.json")
     sheet = contact_sheet([*panels, legend(GRADES[-1], REFERABLE)] if in_grades else panels, columns=4)
     with atomic_write(out / "heat_maps.png") as partial_file:
-        cv2.imwrite(str(partial_file), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR))
+        partial_file.write_bytes(_png(cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR)))
 
 
 def write_maps(explained: Explained, stem: Path, *, in_grades: bool) -> list[RGBImage]:
@@ -155,7 +156,8 @@ def write_maps(explained: Explained, stem: Path, *, in_grades: bool) -> list[RGB
     """
     photograph, heat = explained.photograph, explained.heat
     values = small(heat)
-    np.save(f"{stem}.npy", values if in_grades else values.astype(np.float16))
+    with atomic_write(Path(f"{stem}.npy")) as partial_file:
+        np.save(partial_file, values if in_grades else values.astype(np.float16))
     write_heat(to_heat(values) if in_grades else values, Path(f"{stem}.png"))
     if in_grades:
         drawing = overlay(photograph.image, to_heat(heat), photograph.lesion, level=REFERABLE)
@@ -177,4 +179,9 @@ def small(spread: Heat) -> Heat:
 
 def write_heat(heat: Heat, path: Path) -> None:
     """Write heat (h, w), 0-1, as a grey image, 0-255."""
-    cv2.imwrite(str(path), np.round(heat * 255).astype(np.uint8))
+    write_file(path, _png(np.round(heat * 255).astype(np.uint8)))
+
+
+def _png(image: npt.NDArray[Any]) -> bytes:
+    """Encode an image, uint8 (BGR or grey); OpenCV's own writing of files hides a full disk."""
+    return cv2.imencode(".png", image)[1].tobytes()

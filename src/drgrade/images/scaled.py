@@ -8,6 +8,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from drgrade.faults import allocate, naming
 from drgrade.images.store import CropStore, Images, Pixels
 
 IN_MEMORY = 2 * 10**9
@@ -68,9 +69,16 @@ def scale(pictures: Pixels, size: int) -> Pixels:
 
 
 def _blank(shape: tuple[int, ...]) -> Pixels:
-    """Allocate memory, or a file that is deleted when the process ends; pages are used when written."""
-    if np.prod(shape, dtype=np.int64) <= IN_MEMORY:
+    """Allocate memory, or a file on disk that is deleted when the process ends.
+
+    Raises:
+        OSError: the disk is too full for all images.
+    """
+    size = int(np.prod(shape, dtype=np.int64))
+    if size <= IN_MEMORY:
         return np.empty(shape, np.uint8)
-    SCALED.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=SCALED) as file:  # the mapping keeps it alive
-        return np.memmap(file, np.uint8, "w+", shape=shape)
+    with naming(SCALED):
+        SCALED.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=SCALED) as file:  # the mapping keeps it alive
+            allocate(file, size)
+            return np.memmap(file, np.uint8, "r+", shape=shape)

@@ -113,18 +113,16 @@ def write_masks(
             f"roles.lesions: {dataset!r} has no photographs with masks of {', '.join(params.kinds)}; "
             "choose a dataset that has, or graders that need none"
         )
-    shape = (len(table), size, size)
+    header = {"descr": "|u1", "fortran_order": False, "shape": (len(table), size, size)}
     rows: list[tuple[int, str]] = []
-    with atomic_write(out / ARRAY) as partial_file:
-        array = np.lib.format.open_memmap(partial_file, "w+", np.uint8, shape)
+    with atomic_write(out / ARRAY) as partial_file, partial_file.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
         records = table.to_dict("records")
         chunks = [records[start : start + CHUNK] for start in range(0, len(records), CHUNK)]
         for made in in_order(partial(_in_crop_space, size), chunks, workers):
             for mask, annotated, reason in made:
-                array[len(rows)] = mask
+                file.write(mask.tobytes())
                 rows.append((annotated, reason))
-        array.flush()
-        del array
     done = pd.DataFrame(rows, columns=["annotated", "reason"])
     table = table[["image_id"]].join(done).assign(row=range(len(table)))
     table["status"] = np.where(table["reason"] == "", "ok", "failed")

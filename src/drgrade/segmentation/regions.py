@@ -20,6 +20,7 @@ import numpy.typing as npt
 from drgrade.background import read_ahead
 from drgrade.data.registry import DATASETS, raw_root
 from drgrade.errors import UserError
+from drgrade.faults import naming
 from drgrade.images.read import ReadError, read_photograph
 from drgrade.lesions.mask_store import BITS
 from drgrade.lesions.masks import read_mask
@@ -162,9 +163,9 @@ def _read(root: Path, scale: float, task: Mapping[str, Any]) -> Region:
 
 def _kept(array: Bytes) -> Bytes:
     """A read-only copy in a file that has no name and is deleted when the process ends."""
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryFile(dir=FOLDER) as file:  # the mapping keeps it alive
-        kept = np.memmap(file, np.uint8, "w+", shape=array.shape)
-    kept[:] = array
-    kept.flags.writeable = False
-    return kept
+    with naming(FOLDER):
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=FOLDER) as file:  # the mapping keeps it alive
+            file.write(np.ascontiguousarray(array).data)
+            file.flush()
+            return np.memmap(file, np.uint8, "r", shape=array.shape)
