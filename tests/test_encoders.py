@@ -104,11 +104,11 @@ def test_wrapped_weights_are_found(tmp_path, prefix):
 
 
 def numbered(create, *args, **options) -> dict[str, torch.Tensor]:
-    """A network's state dict with tensor i full of i, in a small file."""
+    """A network's state dict with tensor i full of i."""
     with torch.device("meta"):
         state = create(*args, **options).state_dict()
     return {
-        key: torch.tensor(number, dtype=value.dtype).expand(value.shape)
+        key: torch.full(value.shape, number, dtype=value.dtype)
         for number, (key, value) in enumerate(state.items())
     }
 

@@ -5,12 +5,14 @@ of DINO, DINOv2, iBOT, MAE and RETFound, MoCo, SimSiam, Barlow Twins, BYOL, MMSe
 torch.compile.
 """
 
+import zipfile
 from argparse import Namespace
 from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from drgrade.errors import UserError
+from drgrade.messages import printable
 from drgrade.pins import check_pin
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ def read_tensors(path: Path) -> "Tensors":
 
     Raises:
         UserError: the file is missing, is not the one that is pinned (:func:`drgrade.pins.check_pin`), is a
-            whole pickled module, or holds no state dict.
+            whole pickled module, holds no state dict, or would take more memory than it has bytes.
     """
     import torch
     from safetensors import SafetensorError
@@ -63,12 +65,14 @@ def read_tensors(path: Path) -> "Tensors":
         if other := [what for first, what in NO_WEIGHTS.items() if start.startswith(first)]:
             raise UserError(f"{path}: not a weights file but {other[0]}")
         if path.suffix == ".safetensors":
-            return load_file(path)
-        with torch.serialization.safe_globals(_data_classes()):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, OSError, ValueError, EOFError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise UserError(f"{path}: not a weights file ({reason})") from None
+            content: Any = load_file(path)
+        else:
+            _check_uncompressed(path)
+            with torch.serialization.safe_globals(_data_classes()):
+                content = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, RuntimeError, OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        first = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise UserError(f"{path}: not a weights file ({printable(first)})") from None
     except UserError:
         raise
     except Exception as error:  # pickle.UnpicklingError: a whole pickled module would run code
@@ -79,10 +83,39 @@ def read_tensors(path: Path) -> "Tensors":
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     content = content if isinstance(content, dict) else {}
-    tensors = {key: value for key, value in content.items() if isinstance(value, torch.Tensor)}
+    tensors = {
+        key: value
+        for key, value in content.items()
+        if isinstance(key, str) and key.isprintable() and isinstance(value, torch.Tensor)
+    }
     if not tensors:
         raise UserError(f"{path}: holds no tensors by name; save a state dict")
+    if hollow := [key for key, value in tensors.items() if _is_hollow(value)]:
+        raise UserError(f"{path}: {hollow[0]} has fewer values than its shape says; save a state dict again")
     return tensors
+
+
+def _check_uncompressed(path: Path) -> None:
+    """Refuse a zip archive that is larger inside than outside; PyTorch's own are not compressed.
+
+    Raises:
+        UserError: a few megabytes could fill the memory.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        inside = sum(member.file_size for member in archive.infolist())
+    if inside > path.stat().st_size:
+        raise UserError(f"{path}: compressed, to be unpacked to {inside} bytes; save it with torch.save")
+
+
+def _is_hollow(tensor: "torch.Tensor") -> bool:
+    """Whether a tensor is without a value of its own in memory for each of its elements."""
+    import torch
+
+    if tensor.layout is not torch.strided or tensor.device.type != "cpu":
+        return True
+    return tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes()
 
 
 def _data_classes() -> list[Any]:

@@ -6,8 +6,11 @@ from collections import Counter
 from pathlib import Path
 
 from drgrade.errors import UserError
+from drgrade.messages import quoted, reason
 
 _DELIMITERS = ",;\t"
+MOST_COLUMNS = 1000
+"""Tables with more columns are refused: they are other files, or the lines have lost their ends."""
 
 
 def read_csv(path: Path, missing: str) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
@@ -35,10 +38,12 @@ def read_csv(path: Path, missing: str) -> tuple[list[str], list[tuple[int, dict[
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; {missing}") from None
     except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path}: not a CSV text file ({error}); save it as UTF-8 CSV") from None
+        raise UserError(f"{path}: not a CSV text file ({reason(error)}); save it as UTF-8 CSV") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); correct its permissions") from None
+    if len(header) > MOST_COLUMNS:
+        raise UserError(f"{path}: line 1: {len(header)} columns; a table has {MOST_COLUMNS} at most")
     twice = [name for name, count in Counter(filter(None, header)).items() if count > 1]
     if twice:
-        raise UserError(f"{path}: line 1: two columns are called {twice[0]!r}; rename or remove one")
+        raise UserError(f"{path}: line 1: two columns are called {quoted(twice[0])}; rename or remove one")
     return header, [(number, dict(zip(header, line, strict=False))) for number, line in lines if any(line)]

@@ -209,6 +209,14 @@ def test_a_broken_mask_is_named(tmp_path: Path, content: bytes) -> None:
         read_mask(tmp_path / "mask.tif")
 
 
+def test_a_file_that_another_program_would_draw_is_refused(tmp_path: Path) -> None:
+    """Pillow hands PostScript to Ghostscript, which runs it."""
+    path = tmp_path / "mask.tif"
+    Image.new("L", (8, 8)).save(path, format="EPS")
+    with pytest.raises(UserError, match=r"mask\.tif: not a readable lesion mask \(cannot identify"):
+        read_mask(path)
+
+
 def test_real_masks() -> None:
     """IDRiD's masks are 1-bit palette TIFFs of 4288 x 2848 with from a few to hundreds of lesions."""
     root = Path(os.environ.get("DRGRADE_IDRID_ROOT", "/nowhere")) / "A. Segmentation"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from drgrade.data.listing import PHOTOGRAPHS, escaped
 from drgrade.errors import UserError
+from drgrade.messages import quoted
 from drgrade.schema import GRADES
 from drgrade.tables import read_csv
 
@@ -87,16 +88,18 @@ def read_labels(
         if not name:
             problems.append(f"line {number}: no image name; fill it in or delete the line")
         elif key(name) in found:
-            problems.append(f"line {number}: image {name!r} has a label already; keep one of the two lines")
+            problems.append(
+                f"line {number}: image {quoted(name)} has a label already; keep one of the two lines"
+            )
         elif text not in grades:
             problems.append(
-                f"line {number}: grade {text!r} is not one of 0 to 4; correct it or delete the line"
+                f"line {number}: grade {quoted(text)} is not one of 0 to 4; correct it or delete the line"
             )
         for column, cell, names in wrong:
             choice = ", ".join(sorted(names))
-            problems.append(f"line {number}: {column} {cell!r} is not one of {choice}; correct it")
+            problems.append(f"line {number}: {column} {quoted(cell)} is not one of {choice}; correct it")
         if name:
-            found.setdefault(key(name), Label(name, int(text) if text.isdecimal() else None, rest))
+            found.setdefault(key(name), Label(name, int(text) if text in grades - {""} else None, rest))
     problems.stop(path)
     return list(found.values())
 
@@ -175,7 +178,7 @@ def _check_matches(
 
 
 def _examples(names: Sequence[str]) -> str:
-    return ", ".join(repr(name) for name in names[:3])
+    return ", ".join(quoted(name) for name in names[:3])
 
 
 _CAUSES: dict[str, Callable[[str], str]] = {

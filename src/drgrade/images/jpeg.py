@@ -12,6 +12,11 @@ import simplejpeg
 
 HARMLESS = re.compile(r"(\d{1,2}) extraneous bytes before marker 0xd9|Adobe color transform|JFIF revision")
 """Warnings of libjpeg that do not affect pixels, such as padding at the end of the stream by some cameras."""
+MOST_SCANS = 100
+"""Maximum number of scans; encoders write about 10. Each costs the time of a whole image, but few bytes."""
+MARKER = re.compile(rb"\xff([^\x00\x01\xd0-\xd8\xff])")
+"""A marker; of those without a length, the end marker alone. Compressed pixels contain none."""
+END, SCAN = b"\xd9", b"\xda"
 
 
 class DamagedError(Exception):
@@ -31,8 +36,7 @@ def decode(stream: bytes, factor: int = 1) -> npt.NDArray[np.uint8]:
     Raises:
         DamagedError: pixels are missing or wrong.
     """
-    if has_no_end(stream):
-        raise DamagedError("truncated JPEG")
+    check_scans(stream)
     try:
         height, width = simplejpeg.decode_jpeg_header(stream)[:2]
         sides = {"min_height": -(-height // factor), "min_width": -(-width // factor)} if factor > 1 else {}
@@ -52,8 +56,7 @@ def check(stream: bytes) -> None:
     Raises:
         DamagedError: pixels are missing or wrong.
     """
-    if has_no_end(stream):
-        raise DamagedError("truncated JPEG")
+    check_scans(stream)
     try:
         simplejpeg.decode_jpeg(stream, "CMYK")
     except ValueError as warning:
@@ -65,19 +68,37 @@ def _damaged(warning: ValueError) -> DamagedError:
     return DamagedError(f"damaged JPEG ({str(warning).removeprefix('Corrupt JPEG data: ')})")
 
 
-def has_no_end(stream: bytes) -> bool:
-    """Whether a stream lacks its end marker.
+def check_scans(stream: bytes) -> None:
+    """Check that a stream has its end marker, and not too many scans before it.
 
-    The header is skipped, as it may contain a thumbnail with its own end marker; bytes that some cameras
+    Segments are skipped, as they may contain a thumbnail with its own end marker; bytes that some cameras
     append after the end are ignored.
+
+    Raises:
+        DamagedError: it is cut off, or would take hours to decode.
     """
-    at = 2
-    while (
-        stream[at : at + 1] == b"\xff" and stream[at + 1 : at + 2] != b"\xda"
-    ):  # up to the start of the scan
-        filled = stream[at + 1 : at + 2] == b"\xff"
-        at += 1 if filled else 2 + int.from_bytes(stream[at + 2 : at + 4], "big")
-    return stream.find(b"\xff\xd9", at) < 0
+    at, scans = 2, 0
+    while found := MARKER.search(stream, at):
+        if found[1] == END:
+            return
+        scans += found[1] == SCAN
+        if scans > MOST_SCANS:
+            raise DamagedError(f"JPEG with more than {MOST_SCANS} scans")
+        at = found.end() + int.from_bytes(stream[found.end() : found.end() + 2], "big")
+    raise DamagedError("truncated JPEG")
+
+
+def size(stream: bytes) -> tuple[int, int]:
+    """Width and height in pixels.
+
+    Raises:
+        DamagedError: the header is damaged.
+    """
+    try:
+        height, width = simplejpeg.decode_jpeg_header(stream)[:2]
+    except ValueError as warning:
+        raise _damaged(warning) from None
+    return width, height
 
 
 def is_subsampled(stream: bytes) -> bool:

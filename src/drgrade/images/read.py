@@ -5,8 +5,9 @@ eighth of their resolution, without decoding the full-size image.
 """
 
 import io
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,8 +16,10 @@ import cv2
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
+from drgrade.faults import of_machine
 from drgrade.images import jpeg
 from drgrade.images.rules import RGBImage
+from drgrade.messages import printable
 
 if TYPE_CHECKING:
     import pydicom
@@ -44,12 +47,19 @@ DICM = slice(128, 132)
 JPEG_SYNTAXES = "1.2.840.10008.1.2.4.5"
 """Prefix of the DICOM transfer syntaxes with JPEG streams."""
 BASELINE_JPEG = "1.2.840.10008.1.2.4.50"
+DEFLATED = re.compile(rb"\x02\x00\x10\x00.{4,10}1\.2\.840\.10008\.1\.2\.1\.99", re.DOTALL)
+"""The transfer syntax of a DICOM file whose elements are compressed all together."""
 JPEGS = ("JPEG", "MPO")
 """Pillow's names of JPEG files: with one image, and with several."""
+FORMATS = ("JPEG", "PNG", "TIFF", "BMP", "WEBP")
+"""Formats that are tried. Pillow knows many more, and starts Ghostscript for one of them."""
 
 
 class ReadError(Exception):
-    """A photograph cannot be read; the message is a short reason for a table."""
+    """A photograph cannot be read; the message is a short reason for a table, on one line."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(printable(reason))  # decoders quote what they find in the file
 
 
 class PhotographFile:
@@ -73,6 +83,8 @@ class PhotographFile:
         try:
             data = self._file if isinstance(self._file, bytes) else self._file.read_bytes()
         except OSError as error:
+            if of_machine(error):
+                raise
             raise ReadError((error.strerror or type(error).__name__).lower()) from None
         if not data:
             raise ReadError("empty file")
@@ -173,7 +185,7 @@ def _decoding() -> Iterator[None]:
 
 def _reduction(data: bytes, side: float | None) -> int:
     """Return the factor by which a file's resolution can be reduced, by its header."""
-    with Image.open(io.BytesIO(data)) as image:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         _seek_largest(image)
         _check_shape(*image.size)
         # turned images may start inside a reduced pixel
@@ -183,7 +195,7 @@ def _reduction(data: bytes, side: float | None) -> int:
 
 def _decode(data: bytes, factor: int) -> RGBImage:
     """Decode a file that is not DICOM; ``factor`` is that of :func:`_reduction`."""
-    with Image.open(io.BytesIO(data)) as image:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         _seek_largest(image)
         if _is_plain_jpeg(image):
             return _upright(jpeg.decode(data, factor), _orientation(image))
@@ -191,7 +203,7 @@ def _decode(data: bytes, factor: int) -> RGBImage:
             jpeg.check(data)
         deep = _is_deep_colour(image)
         image.load()
-        return _deep_colour(data) if deep else _upright_rgb(image)
+        return _deep_colour(data, image.size) if deep else _upright_rgb(image)
 
 
 def _is_plain_jpeg(image: Image.Image) -> bool:
@@ -202,7 +214,7 @@ def _is_plain_jpeg(image: Image.Image) -> bool:
 def _header_size(data: bytes) -> tuple[int, int]:
     """Size of a file that is not DICOM."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _seek_largest(image)
             width, height = image.size
             turned = image.format != "TIFF" and _orientation(image) >= 5  # for TIFF, Pillow swaps the size
@@ -210,9 +222,9 @@ def _header_size(data: bytes) -> tuple[int, int]:
     except UnidentifiedImageError:
         raise ReadError("not an image") from None
     except OSError as error:
-        raise ReadError((error.strerror or " ".join(str(error).split())).lower()) from None
+        raise ReadError((error.strerror or str(error)).lower()) from None
     except Exception as error:  # broken headers raise SyntaxError, TypeError, ValueError, struct.error, ...
-        raise ReadError(f"unreadable header: {' '.join(str(error).split())}") from None
+        raise ReadError(f"unreadable header: {error}") from None
 
 
 def _check_shape(width: int, height: int) -> None:
@@ -222,13 +234,14 @@ def _check_shape(width: int, height: int) -> None:
 
 def _seek_largest(image: ImageFile.ImageFile) -> None:
     """Seek to the largest page of a TIFF, as the first one may be a thumbnail."""
-    pages = min(getattr(image, "n_frames", 1), MOST_PAGES) if image.format == "TIFF" else 1
-    if pages > 1:
-        areas = []
-        for page in range(pages):
+    if image.format != "TIFF":
+        return
+    areas = [image.width * image.height]
+    with suppress(EOFError):  # no more pages; to count them, n_frames would read all, which may be millions
+        for page in range(1, MOST_PAGES):
             image.seek(page)
             areas.append(image.width * image.height)
-        image.seek(int(np.argmax(areas)))
+    image.seek(int(np.argmax(areas)))
 
 
 def _factor(size: tuple[int, int], side: float | None) -> int:
@@ -247,10 +260,13 @@ def _is_deep_colour(image: ImageFile.ImageFile) -> bool:
     return image.mode in ("RGB", "RGBA") and any("16" in str(tile.args) for tile in image.tile)
 
 
-def _deep_colour(data: bytes) -> RGBImage:
-    """Decode a PNG or TIFF with 16-bit colours to uint8 RGB, scaled by :func:`_stored_bits`."""
+def _deep_colour(data: bytes, size: tuple[int, int]) -> RGBImage:
+    """Decode a PNG or TIFF with 16-bit colours to uint8 RGB, scaled by :func:`_stored_bits`.
+
+    OpenCV turns it upright, and reads the first page only: ``size`` is that of the page to be read.
+    """
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_ANYDEPTH | cv2.IMREAD_COLOR)
-    if pixels is None:
+    if pixels is None or sorted(pixels.shape[:2]) != sorted(size):
         raise ReadError("cannot be decoded (16-bit colours of an unusual kind)")
     return _eight_bits(pixels[..., ::-1], _stored_bits(pixels))
 
@@ -289,6 +305,8 @@ def _open_dicom(data: bytes, header: bool) -> "pydicom.Dataset":
     """Open a DICOM file with one image; without the pixels if only the ``header`` is needed."""
     import pydicom
 
+    if DEFLATED.search(data):  # a small file may contain gigabytes, which pydicom would unpack at once
+        raise ReadError("DICOM compressed as a whole (deflated); export it uncompressed or as JPEG")
     try:
         # force, as some files lack the preamble
         found = pydicom.dcmread(io.BytesIO(data), stop_before_pixels=header, force=True)
@@ -312,7 +330,8 @@ def _read_dicom(data: bytes) -> RGBImage:
     from pydicom.pixels import apply_color_lut, pixel_array
 
     found = _open_dicom(data, header=False)
-    _check_shape(int(found.Columns), int(found.Rows))
+    columns, rows = int(found.Columns), int(found.Rows)
+    _check_shape(columns, rows)
     if "PixelData" not in found:
         raise ReadError("DICOM without pixels")
     try:
@@ -321,10 +340,14 @@ def _read_dicom(data: bytes) -> RGBImage:
         kind = found.PhotometricInterpretation
         if syntax.startswith(JPEG_SYNTAXES):
             stream = stored[stored.find(b"\xff\xd8\xff") :]
+            if (size := jpeg.size(stream)) != (columns, rows):
+                raise ReadError(f"DICOM with a JPEG of another size, {size[0]}x{size[1]} pixels")
             decoded = _checked(stream, syntax)
             if decoded is not None and kind == "RGB" and jpeg.is_subsampled(stream):
                 return decoded  # YCbCr whatever the tag says
         pixels, bits = pixel_array(found), int(found.BitsStored)
+        if pixels.shape not in ((rows, columns), (rows, columns, 3)):
+            raise ReadError(f"DICOM with pixels of shape {'x'.join(map(str, pixels.shape))}")
         if kind == "PALETTE COLOR":
             pixels = apply_color_lut(pixels, found)
             bits = 8 * pixels.dtype.itemsize
@@ -335,7 +358,7 @@ def _read_dicom(data: bytes) -> RGBImage:
     except jpeg.DamagedError as error:
         raise ReadError(str(error)) from None
     except Exception as error:  # pydicom and its decoders raise AttributeError, ValueError, RuntimeError, ...
-        text = " ".join(str(error).split())
+        text = str(error)
         if "truncated" in text or "less than expected" in text:
             raise ReadError("truncated DICOM") from None
         if isinstance(error, RuntimeError):  # no decoder for it
@@ -351,8 +374,7 @@ def _checked(stream: bytes, syntax: str) -> RGBImage | None:
     """Decode an 8-bit JPEG stream, refusing damaged ones; None if libjpeg does not support it."""
     if syntax == BASELINE_JPEG:
         return jpeg.decode(stream)
-    if jpeg.has_no_end(stream):
-        raise jpeg.DamagedError("truncated JPEG")
+    jpeg.check_scans(stream)
     return None
 
 

@@ -12,7 +12,10 @@ import numpy as np
 from PIL import Image
 
 from drgrade.errors import UserError
+from drgrade.faults import of_machine
 
+FORMATS = ("TIFF", "PNG", "GIF", "BMP", "JPEG", "WEBP")
+"""Formats that are tried. Pillow knows many more, and starts Ghostscript for one of them."""
 CLASS_NUMBERS = 16
 """Grey values up to this are not brightness but class numbers, such as 0 and 1."""
 MOST_LESION = 0.5
@@ -33,9 +36,11 @@ def read_mask(path: Path) -> np.ndarray:
         UserError: the file is not a readable image, contains several classes, or seems to be inverted.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             lesion = _opaque(image) if _has_alpha(image) else _bright(_grey(image, path), path)
     except (OSError, SyntaxError, ValueError) as error:
+        if isinstance(error, OSError) and of_machine(error):
+            raise
         raise UserError(f"{path}: not a readable lesion mask ({error}); fetch it again") from None
     if lesion.mean() > MOST_LESION:
         raise UserError(

@@ -4,7 +4,7 @@ Format and rules of Huang et al., MICCAI 2021 (specification 6.1, 6.2), on crops
 """
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ import pandas as pd
 
 from drgrade.errors import UserError
 from drgrade.files import atomic_write
+from drgrade.lesions.plain_pickle import read_plain
+from drgrade.messages import reason
 from drgrade.params import Patches
 from drgrade.schema import LESIONS
 
@@ -52,11 +54,11 @@ def read_patches(path: Path) -> Boxes:
     """
     content = _read_pickle(path)
     try:
-        return {
-            str(split): {str(name): [_box(*box) for box in boxes] for name, boxes in images.items()}
-            for split, images in content.items()
-        }
-    except (AttributeError, TypeError, ValueError):
+        found: Boxes = {str(split): {} for split in content}
+        for split, name, boxes in _images(content, path):
+            found[split][name] = [_box(*box) for box in boxes]
+        return found
+    except (AttributeError, TypeError, ValueError, OverflowError):
         form = "{split: {image: [(x1, y1, x2, y2), ...]}}"
         raise UserError(f"{path}: not {form}; is it a raw prediction file?") from None
 
@@ -87,13 +89,12 @@ def read_published(path: Path, size: int, *, legacy_swap: bool) -> pd.DataFrame:
     content = _read_pickle(path)
     try:
         images = [
-            (str(name), np.array(boxes, np.float64))
-            for part in content.values()
-            for name, boxes in part.items()
+            (name, np.array([[float(number) for number in box] for box in boxes]))
+            for _, name, boxes in _images(content, path)
             if len(boxes)
         ]
         table = np.concatenate([boxes for _, boxes in images] or [np.empty((0, 4))])
-    except (AttributeError, TypeError, ValueError):
+    except (AttributeError, TypeError, ValueError, OverflowError):
         raise UserError(f"{path}: not {{set: {{image: [numbers of a box, ...]}}}}") from None
     if not len(table) or table.ndim != 2 or table.shape[1] not in (4, 8) or not np.isfinite(table).all():
         raise UserError(f"{path}: neither 4 numbers for each box (patches) nor 8 (raw predictions)")
@@ -118,36 +119,31 @@ def _box(x1: float, y1: float, x2: float, y2: float) -> tuple[float, float, floa
     return float(x1), float(y1), float(x2), float(y2)
 
 
-class _NumbersOnly(pickle.Unpickler):
-    """Unpickler for containers, text and numbers, including NumPy scalars; refuses all other callables."""
+def _images(content: Mapping[Any, Any], path: Path) -> Iterator[tuple[str, str, Sequence[Any]]]:
+    """Yield split, name and boxes of each image.
 
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("numpy", "dtype"):
-            return np.dtype
-        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "scalar":
-            from numpy._core.multiarray import scalar
-
-            return scalar
-        if (module, name) == ("_codecs", "encode"):  # how protocol 2 encodes bytes
-            return _latin1
-        raise pickle.UnpicklingError(f"refers to {module}.{name}")
-
-
-def _latin1(text: str, encoding: str) -> bytes:
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"refers to the codec {encoding}")
-    return text.encode(encoding)
+    Raises:
+        UserError: there are more numbers than the file has bytes, so it refers to the same ones again and
+            again, and a few kilobytes could fill the memory.
+    """
+    left = path.stat().st_size
+    for split, images in content.items():
+        for name, boxes in images.items():
+            left -= 1 + len(boxes)
+            if left >= 0:
+                left -= sum(map(len, boxes))
+            if left < 0:
+                raise UserError(f"{path}: has the same boxes again and again; do not trust this file")
+            yield str(split), str(name), boxes
 
 
 def _read_pickle(path: Path) -> Mapping[str, Any]:
     try:
-        with path.open("rb") as file:
-            content = _NumbersOnly(file).load()
+        content = read_plain(path.read_bytes())
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; run the patches stage first") from None
     except Exception as error:  # a damaged pickle fails in many ways
-        reason = str(error) or type(error).__name__
-        raise UserError(f"{path}: not a pickle of plain numbers ({reason})") from None
+        raise UserError(f"{path}: not a pickle of plain numbers ({reason(error)})") from None
     if not isinstance(content, Mapping):
         raise UserError(f"{path}: holds a {type(content).__name__}, not a dictionary of splits")
     return content

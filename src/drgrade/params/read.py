@@ -1,6 +1,7 @@
 """Read and validate ``params.yaml``; errors are one line with the path of the key."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,42 +9,52 @@ import yaml
 from pydantic import TypeAdapter, ValidationError
 
 from drgrade.errors import UserError
+from drgrade.messages import printable, quoted, reason
 from drgrade.params.model import Params
 from drgrade.params.pretraining import METHODS
 
-
-def _lines(error: ValidationError, source: str) -> list[str]:
-    """Return one line for each validation error."""
-    return [line for problem in error.errors() for line in _lines_of(problem, source)]
+MOST_TEXT = 1_000_000
+"""Maximum number of characters of a params file after its aliases are replaced by what they stand for."""
 
 
-def _lines_of(problem: Any, source: str) -> list[str]:
+def _lines(error: ValidationError, source: str) -> Iterator[str]:
+    """Yield at least one line for each validation error."""
+    file = _composed(Path(source))
+    for problem in error.errors():
+        yield from _lines_of(problem, source, file)
+
+
+def _lines_of(problem: Any, source: str, file: yaml.Node | None) -> list[str]:
     path = list(problem["loc"])
     # pydantic inserts the discriminator, a pretraining's method, into the path, after its name if any
     place = 2 if path[:1] == ["pretrain"] else 0
     if path[place : place + 1] and path[place] in METHODS:
         del path[place]
-    key = ".".join(map(str, path))
+    key = ".".join(printable(str(part)) for part in path)
     text = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         text = "no such key; the schema in workflow/schemas lists them"
     elif key:
         given = problem["input"]
-        text = f"{text[0].lower()}{text[1:]}" + ("" if isinstance(given, dict) else f", not {given!r}")
+        text = f"{text[0].lower()}{text[1:]}" + ("" if isinstance(given, dict) else f", not {quoted(given)}")
         if problem["type"] in ("float_type", "int_type") and isinstance(given, str):
             text += _as_number(given)
-    number = _line_of(Path(source), path)
+    number = _line_of(file, path)
     where = f" (line {number})" if number else ""
     # errors of the validator of Params have one line for each reason
     return [f"{source}: {key}: {line}{where}" if key else f"{source}: {line}" for line in text.splitlines()]
 
 
-def _line_of(file: Path, path: list[Any]) -> int | None:
-    """Line number of a key in a params file, or of its block if the key is absent; None without either."""
+def _composed(file: Path) -> yaml.Node | None:
+    """The nodes of a params file, with their lines; None if the values do not come from a file."""
     try:
-        node = yaml.compose(file.read_text(encoding="utf-8-sig"), yaml.SafeLoader)
+        return yaml.compose(file.read_text(encoding="utf-8-sig"), yaml.SafeLoader)
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return None
+
+
+def _line_of(node: yaml.Node | None, path: list[Any]) -> int | None:
+    """Line number of a key in a params file, or of its block if the key is absent; None without either."""
     line = None
     for part in path:
         if isinstance(node, yaml.MappingNode):
@@ -80,7 +91,7 @@ def check(values: Any, source: str) -> Params:
     try:
         return Params.model_validate(values)
     except ValidationError as error:
-        raise UserError(_lines(error, source)[0]) from None
+        raise UserError(next(_lines(error, source))) from None
 
 
 def wrong(path: Path) -> list[str]:
@@ -92,7 +103,7 @@ def wrong(path: Path) -> list[str]:
     try:
         Params.model_validate(read_yaml(path))
     except ValidationError as error:
-        return _lines(error, str(path))
+        return list(_lines(error, str(path)))
     return []
 
 
@@ -105,7 +116,7 @@ def check_block(block: Any, text: str, source: str) -> Any:
     try:
         return TypeAdapter(block).validate_json(text)
     except ValidationError as error:
-        raise UserError(_lines(error, source)[0]) from None
+        raise UserError(next(_lines(error, source))) from None
 
 
 def load(path: Path) -> Params:
@@ -118,16 +129,54 @@ def load(path: Path) -> Params:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML loader that refuses repeated keys, of which PyYAML would silently take the last."""
+    """YAML loader that refuses repeated keys, of which PyYAML would silently take the last.
+
+    It also refuses aliases of aliases that stand for more text than memory holds.
+    """
+
+    def get_single_node(self) -> yaml.Node | None:
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None and _length(node, {}) > MOST_TEXT:
+            raise UserError(f"more than {MOST_TEXT} characters with its aliases written out; shorten it")
+        return node
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
-        for place, (key, _) in enumerate(node.value):
-            if key.value in keys[:place]:
-                first = node.value[keys.index(key.value)][0].start_mark.line + 1
-                again = key.start_mark.line + 1
-                raise UserError(f"key {key.value!r} stands twice, in lines {first} and {again}; keep one")
+        lines: dict[str, int] = {}
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            again = key.start_mark.line + 1
+            if key.value in lines:
+                both = f"in lines {lines[key.value]} and {again}"
+                raise UserError(f"key {quoted(key.value)} stands twice, {both}; keep one")
+            lines[key.value] = again
         return super().construct_mapping(node, deep)
+
+
+def _length(node: yaml.Node, known: dict[yaml.Node, int | None]) -> int:
+    """Number of characters of a node, and 1 for each node, with aliases written out.
+
+    Args:
+        node: it may occur several times in the document.
+        known: lengths of other nodes; None for those that contain this one.
+
+    Raises:
+        UserError: a node contains itself.
+    """
+    if isinstance(node, yaml.ScalarNode):
+        return 1 + len(node.value)
+    if node not in known:
+        known[node] = None
+        inner = (
+            node.value
+            if isinstance(node, yaml.SequenceNode)
+            else [part for pair in node.value for part in pair]
+        )
+        known[node] = 1 + sum(_length(part, known) for part in inner)
+    length = known[node]
+    if length is None:
+        raise UserError(f"line {node.start_mark.line + 1}: contains itself, by an alias; write it out")
+    return length
 
 
 def read_yaml(path: Path) -> Any:
@@ -147,9 +196,13 @@ def read_yaml(path: Path) -> Any:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); correct its permissions") from None
     except yaml.YAMLError as error:
-        raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from None
-    except UserError as error:  # a repeated key
+        raise UserError(f"{path}: not YAML ({reason(error)})") from None
+    except UserError as error:  # a repeated key, or an alias
         raise UserError(f"{path}: {error}") from None
+    except RecursionError:
+        raise UserError(f"{path}: nested too deeply; is it a params file?") from None
+    except (ValueError, KeyError, AttributeError) as error:  # PyYAML's, on values such as 2026-13-45
+        raise UserError(f"{path}: a value is not what it seems to be ({reason(error)}); quote it") from None
 
 
 def json_schema() -> str:
