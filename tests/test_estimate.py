@@ -139,3 +139,21 @@ def test_the_official_training_part_is_what_is_trained_on():
     )
     assert train_share(params, "idrid") == pytest.approx(413 / 516 * 0.75)
     assert train_share(params, "ddr") == pytest.approx(6835 / 13673)  # it has a validation part of its own
+
+
+def test_a_detector_that_resizes_photographs_costs_what_is_left_of_them(tmp_path, monkeypatch):
+    """The published detector sees at most 1600 x 1200 of 12 megapixels; one without resizing sees all."""
+    monkeypatch.chdir(tmp_path)
+
+    def searched(config: str) -> float:
+        params = Params(
+            datasets={"idrid": Dataset(), "eyepacs": Dataset()},
+            roles=Roles(lesions="idrid", pretrain="eyepacs", grade="eyepacs", external=[]),
+            lesion_boxes={"tile": None, "scale": 1.0},
+            detector={"config": config},
+        )
+        return next(cost.hours for cost in stage_costs(params) if cost.stage == "lesions")
+
+    whole = 88_702 * 12 / 2 / 3600
+    assert searched("rtmdet-tiny_tiles") == pytest.approx(whole)
+    assert searched("faster-rcnn_r50_fpn_idrid") == pytest.approx(whole * 1.92 / 12)

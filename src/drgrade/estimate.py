@@ -1,10 +1,14 @@
 """Estimate the cost of a run before it starts."""
 
+import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from drgrade.errors import UserError
 from drgrade.grading.deepmt import Params as DeepMT
+from drgrade.lesions.configs import config_file
 from drgrade.params import Contrastive, Encoded, Grade, LesionContrastive, Params, Pretraining, SimCLR
 from drgrade.params.grading import Shared
 from drgrade.params.trainings import folds as folds_of
@@ -104,11 +108,23 @@ def stage_costs(params: Params) -> Iterator[StageCost]:
 
 
 def _megapixels(params: Params, dataset: str) -> float:
-    """Megapixels of a photograph as the detector processes it, with overlapping tiles."""
+    """Megapixels of a photograph as the detector processes it: overlapping tiles, or all of it, resized."""
     synthetic = getattr(params.download, dataset, None)
     whole = 0.75 * synthetic.width**2 / 1e6 if synthetic else MEGAPIXELS
     boxes = params.lesion_boxes
-    return whole * boxes.scale**2 / ((1 - boxes.overlap) ** 2 if boxes.tile else 1)
+    if boxes.tile:
+        return whole * boxes.scale**2 / (1 - boxes.overlap) ** 2
+    return min(whole * boxes.scale**2, _resized(params.detector.config))
+
+
+def _resized(config: str) -> float:
+    """Most megapixels of an image after the resizing in a detector's config; infinite without any."""
+    try:
+        text = config_file(config).read_text()
+    except UserError:
+        return math.inf  # the error is reported elsewhere
+    found = re.search(r'"Resize", scale=\((\d+), (\d+)\)', text)
+    return int(found[1]) * int(found[2]) / 1e6 if found else math.inf
 
 
 def _detector(params: Params) -> StageCost:
@@ -116,17 +132,15 @@ def _detector(params: Params) -> StageCost:
     synthetic = getattr(params.download, dataset, None)
     photographs = synthetic.segmentation if synthetic else _parts(dataset).get("segmentation train", 0)
     passes = photographs * (1 - params.index.val_fraction) * params.detector.epochs
-    return StageCost(
-        "detector", 1, passes, passes * _megapixels(params, dataset) / SEARCH_RATE / FORWARD / 3600
-    )
+    hours = passes * _megapixels(params, dataset) / SEARCH_RATE / FORWARD / 3600
+    return StageCost("detector", 1, passes, hours)
 
 
 def _search(params: Params) -> StageCost:
     dataset = params.roles.pretrain
     photographs = count(params, dataset)
-    return StageCost(
-        "lesions", 1, photographs, photographs * _megapixels(params, dataset) / SEARCH_RATE / 3600
-    )
+    hours = photographs * _megapixels(params, dataset) / SEARCH_RATE / 3600
+    return StageCost("lesions", 1, photographs, hours)
 
 
 def _pretraining(params: Params) -> StageCost:
@@ -196,16 +210,14 @@ def _probes(params: Params) -> StageCost:
 
 def _features(params: Params) -> StageCost:
     """Feature sets: every photograph once per transform and model, forward only."""
-    photographs = count(params, params.roles.grade) + sum(
-        count(params, name) for name in params.roles.external
-    )
+    graded = count(params, params.roles.grade) + sum(count(params, name) for name in params.roles.external)
     jobs, passes, hours = 0, 0.0, 0.0
     for name, block in params.features.items():
         source = params.experiment(block.experiment)
         assert isinstance(source, Encoded)
         times = len(trainings_of(params, block.experiment))
         # with parts, a training photograph has features of one model, others of each; this counts all of each
-        own = photographs * block.transforms * times * max(1, params.parts_of_features(name))
+        own = graded * block.transforms * times * max(1, params.parts_of_features(name))
         jobs += times
         passes += own
         hours += own * _pixels_of(source) / 288**2 * FORWARD / CPU_RATE / 3600

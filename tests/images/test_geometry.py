@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from drgrade.images.geometry import CropGeometry
+from drgrade.images.geometry import CropGeometry, boxes_to_crops
 
 corners = st.integers(-3000, 6000)
 sides = st.integers(1, 6000)
@@ -178,3 +178,19 @@ def test_masks_of_other_shapes_are_refused():
         geometry.mask_to_crop(np.zeros((4, 4, 3)))
     with pytest.raises(ValueError, match=r"\(5, 5\)"):
         geometry.mask_to_original(np.zeros((4, 5)), 10, 10)
+
+
+boxes = st.tuples(*[st.floats(-1e4, 1e4)] * 4)
+
+
+@given(st.lists(st.tuples(geometries(), boxes), max_size=10))
+def test_boxes_of_many_photographs_move_as_each_by_itself(cases):
+    expected = [geometry.boxes_to_crop([box])[0].tolist() for geometry, box in cases]
+    frames, sides = [geometry.box for geometry, _ in cases], [[geometry.size] for geometry, _ in cases]
+    moved = boxes_to_crops([box for _, box in cases], frames, np.reshape(sides, (-1, 1)))
+    assert moved.tolist() == expected
+
+
+def test_boxes_of_photographs_need_a_crop_each():
+    with pytest.raises(ValueError, match="shape"):
+        boxes_to_crops([[0, 0, 1, 1]], [[0, 0, 1]], 8)

@@ -26,7 +26,7 @@ from drgrade.params.start import EXPERIMENT
 from drgrade.params.trainings import TrainingId
 from drgrade.rank import rank
 from drgrade.resume import training_key
-from drgrade.schema import GRADES, LESION_BOXES, MASKS, PREDICTIONS, read_table, write_table
+from drgrade.schema import GRADES, LESION_BOXES, MASKS, PREDICTIONS, conform, read_table, write_table
 from drgrade.tracking import models_digest, track
 
 log = logging.getLogger(__name__)
@@ -254,10 +254,8 @@ def boxes_in_crops(data: CroppedDataset, lesions: Path) -> pd.DataFrame:
     found = read_table(lesions, LESION_BOXES)
     found = found[found["image_id"].isin(list(data.crops.rows))].reset_index(drop=True)
     sides = ["x1", "y1", "x2", "y2"]
-    for image_id, rows in found.groupby("image_id").groups.items():
-        boxes = found.loc[rows, sides].to_numpy(float)
-        found.loc[rows, sides] = data.crops.geometry(str(image_id)).boxes_to_crop(boxes).astype("float32")
-    return found
+    moved = data.crops.boxes_to_crops(found["image_id"], found[sides].to_numpy(float))
+    return conform(found.assign(**dict(zip(sides, moved.T, strict=True))), LESION_BOXES)
 
 
 def start_of(experiment: Experiment, given: Path | None, fold: int | None) -> Start:

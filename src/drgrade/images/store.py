@@ -17,11 +17,12 @@ from typing import Any, Protocol
 import cv2
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 
 from drgrade import schema
 from drgrade.errors import UserError
 from drgrade.files import sha256
-from drgrade.images.geometry import CropGeometry
+from drgrade.images.geometry import CropGeometry, boxes_to_crops
 from drgrade.images.mapping import Shard
 
 Pixels = npt.NDArray[np.uint8]
@@ -245,6 +246,19 @@ class Crops:
 
         """
         return CropGeometry.from_row(self._boxes.loc[image_id], self.size)
+
+    def boxes_to_crops(self, image_ids: pd.Series, boxes: npt.ArrayLike) -> npt.NDArray[np.float64]:
+        """Transform boxes of many photographs, each from original pixels to those of its own crop.
+
+        Args:
+            image_ids: photograph of each box (n,).
+            boxes: (n, 4), (x1, y1, x2, y2).
+
+        Raises:
+            KeyError: a photograph has no crop.
+
+        """
+        return boxes_to_crops(boxes, self._boxes.loc[image_ids].to_numpy(np.float64), self.size)
 
 
 def _each(work: Callable[[int], None], items: Iterable[int], threads: bool) -> None:

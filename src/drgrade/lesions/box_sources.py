@@ -12,7 +12,7 @@ import pandas as pd
 
 from drgrade.data.registry import DATASETS, raw_root
 from drgrade.errors import UserError
-from drgrade.images.geometry import CropGeometry
+from drgrade.images.geometry import CropGeometry, boxes_to_crops
 from drgrade.lesions.masks import mask_boxes, read_mask
 from drgrade.lesions.patches import COLUMNS, read_published
 from drgrade.params import LesionBoxes
@@ -177,7 +177,8 @@ def _table(image_id: str, boxes: np.ndarray, lesion: str) -> pd.DataFrame:
 def _to_crop(table: pd.DataFrame, places: Places) -> pd.DataFrame:
     """Keep the photographs in ``places`` and convert their boxes from original to crop pixels."""
     table = table[table["image_id"].isin(places.keys())].reset_index(drop=True)
-    boxes = table[COLUMNS].to_numpy(np.float64, copy=True)
-    for image_id, found in table.groupby("image_id").indices.items():
-        boxes[found] = places[str(image_id)].boxes_to_crop(boxes[found])
+    number, names = pd.factorize(table["image_id"])
+    edges = np.array([places[str(name)].box for name in names], np.float64).reshape(-1, 4)
+    sizes = np.array([places[str(name)].size for name in names], np.float64)
+    boxes = boxes_to_crops(table[COLUMNS].to_numpy(np.float64), edges[number], sizes[number, None])
     return table.assign(**dict(zip(COLUMNS, boxes.T, strict=True)))

@@ -4,6 +4,8 @@ Selection rules and file format of Huang et al., MICCAI 2021 (specification 6.2)
 """
 
 import logging
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +130,9 @@ def _places(crops: Path, size: int, rows: pd.DataFrame) -> Places:
     """Return crop geometry by image_id for ``rows``; photographs without a crop are left out."""
     table = read_table(crops, CROPS)
     table = table[(table["status"] == "ok") & table["image_id"].isin(rows["image_id"])]
-    return {str(row["image_id"]): CropGeometry.from_row(row, size) for _, row in table.iterrows()}
+    boxes = table[["x0", "y0", "x1", "y1"]].to_numpy(np.int64).tolist()
+    named = zip(table["image_id"].tolist(), boxes, strict=True)
+    return {name: CropGeometry(x0, y0, x1, y1, size) for name, (x0, y0, x1, y1) in named}
 
 
 def _of_kinds(table: pd.DataFrame, params: Patches) -> pd.DataFrame:
@@ -160,9 +164,11 @@ def _why_none(lesions: Path | None, found: pd.DataFrame, fits: pd.DataFrame, par
 
 def _boxes(table: pd.DataFrame) -> Boxes:
     patches: Boxes = {"train": {}, "val": {}}
-    for (split, image_id), part in table.groupby(["split", "image_id"], sort=True):
-        boxes = part[COLUMNS].to_numpy(np.float64).tolist()
-        patches[str(split)][str(image_id)] = [(x1, y1, x2, y2) for x1, y1, x2, y2 in boxes]
+    table = table.sort_values(["split", "image_id"], kind="stable")
+    sides = table[COLUMNS].to_numpy(np.float64).T.tolist()
+    named = zip(table["split"].tolist(), table["image_id"].tolist(), *sides, strict=True)
+    for (split, image_id), rows in groupby(named, key=itemgetter(0, 1)):
+        patches[split][image_id] = [(x1, y1, x2, y2) for _, _, x1, y1, x2, y2 in rows]
     return patches
 
 

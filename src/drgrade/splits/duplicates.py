@@ -6,9 +6,8 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-BANDS = 16
-"""A hash has 16 bands of 16 bits; two that differ in at most 15 bits agree in one band (pigeonhole)."""
-MOST_BITS = BANDS - 1
+MOST_BITS = 15
+"""Largest difference of duplicates: with more, bands are so short that unrelated hashes agree in one."""
 DIGITS = 64
 
 Ints = npt.NDArray[np.int64]
@@ -47,8 +46,9 @@ def near_duplicates(hashes: Sequence[str | None], bits: int) -> list[tuple[int, 
 def near_pairs(distinct: Sequence[str], bits: int) -> Iterator[tuple[Ints, Ints, Ints]]:
     """Yield pairs of different hashes within ``bits`` bits, in blocks: positions a and b, differing bits.
 
-    For each band, hashes are sorted by it and compared with their next, second next, ... neighbour as long as
-    the band is equal. Memory stays linear in the number of hashes, however many of them share a band.
+    A hash is divided into ``bits + 1`` bands; two within ``bits`` bits agree in one of them (pigeonhole). For
+    each band, hashes are sorted by it and compared with their next, second next, ... neighbour as long as the
+    band is equal. Memory stays linear in the number of hashes, however many of them share a band.
 
     Raises:
         ValueError: ``bits`` is not 0-15, or a hash is not 64 hexadecimal digits.
@@ -56,8 +56,8 @@ def near_pairs(distinct: Sequence[str], bits: int) -> Iterator[tuple[Ints, Ints,
     if not 0 <= bits <= MOST_BITS:
         raise ValueError(f"bits: {bits} is not 0 to {MOST_BITS}")
     words = _words(distinct)
-    bands = words.view(np.uint16)
-    for band in range(BANDS):
+    bands = _bands(words, bits + 1)
+    for band in range(bits + 1):
         order = np.argsort(bands[:, band], kind="stable")
         value, step = bands[order, band], 0
         start = np.arange(len(order))
@@ -75,6 +75,16 @@ def near_pairs(distinct: Sequence[str], bits: int) -> Iterator[tuple[Ints, Ints,
             fresh &= ~(bands[a, :band] == bands[b, :band]).any(axis=1)  # others: found in an earlier band
             if fresh.any():
                 yield a[fresh], b[fresh], apart[fresh]
+
+
+def _bands(words: npt.NDArray[np.uint64], count: int) -> npt.NDArray[np.uint64]:
+    """Divide hashes (n, 4) into bands of equal width, (n, count); of wide bands only the first 64 bits."""
+    every = np.unpackbits(words.view(np.uint8), axis=1)
+    bands = np.empty((len(words), count), np.uint64)
+    for band, digits in enumerate(np.array_split(every, count, axis=1)):
+        packed = np.packbits(digits[:, :64], axis=1)
+        bands[:, band] = np.pad(packed, ((0, 0), (0, 8 - packed.shape[1]))).view(np.uint64)[:, 0]
+    return bands
 
 
 def _words(distinct: Sequence[str]) -> npt.NDArray[np.uint64]:
