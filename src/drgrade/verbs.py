@@ -43,6 +43,7 @@ def index(args: Arguments) -> None:
         split_file=args.split_file,
         exclude=args.exclude,
         workers=args.workers,
+        shard=args.shard,
     )
 
 
@@ -59,7 +60,8 @@ def crop(args: Arguments) -> None:
     """Cut photographs to their field of view, into one store."""
     from drgrade.images.stage import crop_dataset
 
-    crop_dataset(args.dataset, args.index, _block(args.params, "crop"), args.store, args.table, args.workers)
+    params = _block(args.params, "crop")
+    crop_dataset(args.dataset, args.index, params, args.store, args.table, args.workers, args.shard)
 
 
 def lesion_boxes(args: Arguments) -> None:

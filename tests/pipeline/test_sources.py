@@ -13,8 +13,8 @@ BLOCKS = {"explain": "explanations"}
 """Blocks that are not named as their rule."""
 
 
-PARTS = {"all_patches", "all_masks", "all_segmentations", "all_segmentation_metrics", "lesions_shard",
-         "all_robustness"}  # fmt: skip
+PARTS = {"all_patches", "all_masks", "all_segmentations", "all_segmentation_metrics", "all_robustness",
+         "index_shard", "crop_shard", "lesions_shard"}  # fmt: skip
 """A name for several jobs, and a part of one."""
 
 

@@ -20,8 +20,42 @@ rule download:
         " --listing {input.listing} --manifest {output.manifest} > {log} 2>&1"
 
 
+# many jobs a dataset where one machine is not enough: --set-scatter index=8 crop=8
+scattergather:
+    index=1,
+    crop=1,
+
+
+INDEX_SHARDS = gather.index("results/{{dataset}}/index/{scatteritem}.surveyed")
+CROP_SHARDS = gather.crop("results/{{dataset}}/crop/{scatteritem}.cropped")
+
+
+rule index_shard:
+    input:
+        manifest=rules.download.output.manifest,
+    output:
+        temp(touch("results/{dataset}/index/{scatteritem}.surveyed")),
+    log:
+        "logs/{dataset}/index_{scatteritem}.log",
+    threads: CORES
+    params:
+        software=dataset_software("index"),
+        block=index_block,
+        limit=lambda wildcards: PARAMS.datasets[wildcards.dataset].limit,
+        shard=shard,
+        index="results/{dataset}/index/index.parquet",
+        split="results/splits/{dataset}.csv",
+    message:
+        "Survey a part of the photographs of {wildcards.dataset}: {wildcards.scatteritem}"
+    shell:
+        "drgrade index --dataset {wildcards.dataset} --params {params.block:q} --limit {params.limit}"
+        " --workers {threads} --shard {params.shard} --manifest {input.manifest} --out {params.index}"
+        " --split {params.split} > {log} 2>&1"
+
+
 rule index:
     input:
+        INDEX_SHARDS if len(INDEX_SHARDS) > 1 else [],  # joins what they found
         split_files,
         manifest=rules.download.output.manifest,
     output:
@@ -65,8 +99,31 @@ rule overlaps:
         " --out {params.folder} > {log} 2>&1"
 
 
+rule crop_shard:
+    input:
+        index=rules.index.output.index,
+    output:
+        temp(touch("results/{dataset}/crop/{scatteritem}.cropped")),
+    log:
+        "logs/{dataset}/crop_{scatteritem}.log",
+    threads: CORES
+    params:
+        software=software("crop"),
+        block=block("crop"),
+        shard=shard,
+        store="results/{dataset}/crop/store.json",
+        table="results/{dataset}/crop/crops.parquet",
+    message:
+        "Crop a part of the photographs of {wildcards.dataset}: {wildcards.scatteritem}"
+    shell:
+        "drgrade crop --dataset {wildcards.dataset} --params {params.block:q} --workers {threads}"
+        " --shard {params.shard} --index {input.index} --store {params.store} --table {params.table}"
+        " > {log} 2>&1"
+
+
 rule crop:
     input:
+        CROP_SHARDS if len(CROP_SHARDS) > 1 else [],  # joins what they cropped
         index=rules.index.output.index,
     output:
         store="results/{dataset}/crop/store.json",

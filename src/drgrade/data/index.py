@@ -1,6 +1,7 @@
 """Build ``index.parquet``: a dataset's photographs with labels, status and split."""
 
 import logging
+import shutil
 from collections.abc import Sequence, Set
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,11 @@ from drgrade.data.listing import UNREADABLE, raw_root, read_manifest, state
 from drgrade.data.patients import UNKNOWN, unknown
 from drgrade.data.registry import DATASETS
 from drgrade.errors import UserError
-from drgrade.images.survey import Survey, survey_all
+from drgrade.images.survey import Survey, survey_parts
 from drgrade.params import Index
+from drgrade.parts import SINGLE_JOB, parts_folder
 from drgrade.schema import INDEX, write_table
+from drgrade.sources import software
 from drgrade.splits.assign import assign_splits, limit_patients
 from drgrade.splits.files import write_split
 from drgrade.splits.lists import read_lines
@@ -136,10 +139,14 @@ def build_index(
     split_file: Path | None = None,
     exclude: Path | None = None,
     workers: int = 1,
+    shard: tuple[int, int] = SINGLE_JOB,
 ) -> None:
     """Join photographs and labels of ``dataset``, survey each photograph, split by patient.
 
     An unusable photograph gets a row with a status and a reason. SHA-256 are taken from ``manifest``.
+
+    A killed run resumes. Several jobs can share the survey as they share cropping, see
+    :func:`drgrade.images.stage.crop_dataset`.
 
     Args:
         dataset: its registered name.
@@ -151,10 +158,11 @@ def build_index(
         split_file: CSV with the split, for the scheme ``file``.
         exclude: CSV with a column image_id: photographs that are not used.
         workers: number of processes; the result does not depend on it.
+        shard: number of this job (from 0) and number of jobs; (0, 1) is a single job.
 
     Raises:
-        UserError: a label file is invalid, raw files changed since the manifest was written, or the split is
-            impossible.
+        UserError: a label file is invalid, raw files changed since the manifest was written, the split is
+            impossible, or there is no such shard.
     """
     root, listed = raw_root(dataset), read_manifest(manifest)
     table = (
@@ -169,7 +177,13 @@ def build_index(
         table = _limited(table, limit, params.seed)
     table = table.sort_values("image_id", ignore_index=True)
     table["sha256"] = pd.array(digests(root, table["path"], listed), dtype="string")
-    looks = survey_all([root / path if isinstance(path, str) else None for path in table["path"]], workers)
+    photographs = table["path"].fillna("") + "\t" + table["sha256"].fillna("")
+    folder = parts_folder(out, [str(root), software("index"), *photographs])
+    paths = [root / path if isinstance(path, str) else None for path in table["path"]]
+    looks = survey_parts(paths, folder, workers, shard)
+    if looks is None:
+        log.info("part %d of %d is surveyed", shard[0] + 1, shard[1])
+        return
     table = assemble(table, looks, params, excluded=excluded, split_file=split_file)
     counts = table["status"].value_counts()
     log.info("%s: %s", dataset, ", ".join(f"{n} {status}" for status, n in counts.items()))
@@ -177,3 +191,4 @@ def build_index(
         log.warning("%s: %s", dataset, UNKNOWN)
     write_table(table, out, INDEX)
     write_split(table, split, params, out)
+    shutil.rmtree(folder.parent)

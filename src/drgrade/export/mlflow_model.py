@@ -6,13 +6,13 @@ must be installed where it runs.
 
 import logging
 import os
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
 
+from drgrade import __version__
 from drgrade.predict.table import COLUMNS, USE
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def write_mlflow(portable: Path, folder: Path) -> str:
         artifacts={"model": str(portable)},
         signature=signature(),
         input_example=example(),
-        pip_requirements=[f"drgrade=={metadata.version('drgrade')}"],
+        pip_requirements=[f"drgrade=={__version__}"],
         metadata={"use": USE, "install": "drgrade is installed from its repository, not from PyPI"},
     )
     return "a model that takes the bytes of image files"

@@ -12,6 +12,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from drgrade import __version__
 from drgrade.data.registry import DATASETS
 from drgrade.errors import UserError
 from drgrade.evaluate.fits import Fit
@@ -74,7 +75,7 @@ def write_portable(
     about = Exported(experiment.name, members, fit if fit.n else None, params)
     write_json(EXPORTED.dump_python(about, mode="json"), folder / EXPORT)
     write_json(_provenance(experiment.resolve(), labels), folder / PROVENANCE)
-    (folder / LICENCE).write_text(metadata.distribution("drgrade").read_text("licenses/LICENSE") or "")
+    (folder / LICENCE).write_text(_own_licence())
 
 
 def digest(folder: Path) -> str:
@@ -114,12 +115,20 @@ def _provenance(experiment: Path, labels: Sequence[str]) -> dict[str, Any]:
     records = {label: experiment / label / "training.json" for label in labels}
     trainings = {label: json.loads(path.read_text()) for label, path in records.items() if path.is_file()}
     return {
-        "drgrade": metadata.version("drgrade"),
+        "drgrade": __version__,
         "dataset": dataset,
         "licences": {"drgrade": "Apache-2.0", "photographs": _licence(dataset)},
         "trainings": trainings,
         "use": USE,
     }
+
+
+def _own_licence() -> str:
+    """The licence of drgrade: of the installed package, or of the clone if that runs in a container."""
+    try:
+        return metadata.distribution("drgrade").read_text("licenses/LICENSE") or ""
+    except metadata.PackageNotFoundError:
+        return (Path(__file__).parents[3] / "LICENSE").read_text()
 
 
 def _licence(dataset: str) -> str:

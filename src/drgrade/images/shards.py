@@ -3,12 +3,11 @@
 :mod:`drgrade.images.store` reads it.
 """
 
-import errno
+import math
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,21 +15,22 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from drgrade.errors import UserError
-from drgrade.files import sha256, write_json
+from drgrade.files import atomic_write, sha256, write_json
 
 Pixels = npt.NDArray[np.uint8]
 Format = Literal["raw", "png", "jpeg"]
 
 SHARD_BYTES = 256 * 2**20
 """About the size of a shard: 88,702 crops of 512 px are 260 raw shards, or 27 of JPEG."""
+MOST_SHARDS = 512
+"""Larger stores have larger shards: an open shard takes a file handle, and a process often gets 1,024."""
 SHARE = {"raw": 1.0, "png": 0.5, "jpeg": 0.1}
 """Approximate bytes of a stored image relative to its pixels, used to plan the shards."""
 
 
 def shard_rows(count: int, size: int, format: Format, shard_bytes: int = SHARD_BYTES) -> list[int]:
     """Number of images of ``size`` pixels in each shard; the same for all but the last."""
-    most = max(1, int(shard_bytes / (size * size * 3 * SHARE[format])))
+    most = max(1, int(shard_bytes / (size * size * 3 * SHARE[format])), math.ceil(count / MOST_SHARDS))
     return [min(most, count - start) for start in range(0, count, most)]
 
 
@@ -51,112 +51,63 @@ def encode(picture: Pixels, format: Format, quality: int) -> bytes:
     return data.tobytes()
 
 
-class StoreWriter:
-    """A store that is being written, created by :func:`writing`.
+def write_shard(
+    folder: Path, number: int, pictures: Iterable[bytes | memoryview], rows: int, size: int, format: Format
+) -> None:
+    """Write one shard of a store, atomically.
 
-    Raw images may be written in any order and by any process that knows the path of the shard
-    (:func:`write_raw`); encoded ones are added in order.
+    Uses plain writes, which raise an error on a full disk; writes to mapped memory would kill the process.
 
     Args:
         folder: folder of the shards.
+        number: number of the shard, from 0.
+        pictures: its images from :func:`encode`, in order; empty bytes for a missing one, which is black.
+        rows: number of images.
+        size: side of an image in pixels.
+        format: raw, png or jpeg.
+    """
+    path = shard_path(folder, number, format)
+    missing = bytes(3 * size * size) if format == "raw" else b""
+    with atomic_write(path) as partial, partial.open("wb") as file:
+        if format == "raw":
+            header = {"descr": "|u1", "fortran_order": False, "shape": (rows, size, size, 3)}
+            np.lib.format.write_array_header_1_0(file, header)
+        lengths = [file.write(picture or missing) for picture in pictures]
+    if format != "raw":
+        with atomic_write(path.with_suffix(".npy")) as partial:
+            np.save(partial, np.cumsum([0, *lengths], dtype=np.int64))
+
+
+def finish_store(
+    folder: Path, manifest: Path, rows: Sequence[int], size: int, format: Format, quality: int
+) -> None:
+    """Make a folder of shards a store, which replaces an earlier one.
+
+    Args:
+        folder: holds all shards; it becomes the folder ``store`` beside the manifest.
+        manifest: ``store.json``, written last.
         rows: images in each shard, from :func:`shard_rows`.
         size: side of an image in pixels.
         format: raw, png or jpeg.
         quality: JPEG quality, stored in the manifest.
     """
-
-    def __init__(self, folder: Path, rows: Sequence[int], size: int, format: Format, quality: int) -> None:
-        self.folder, self.rows, self.size, self.format, self.quality = folder, rows, size, format, quality
-        self._lengths: list[list[int]] = [[] for _ in rows]
-        folder.mkdir(parents=True)
-        for number, count in enumerate(rows):
-            if format == "raw":
-                _blank(self.shard(number), (count, size, size, 3))
-            else:
-                self.shard(number).touch()
-
-    def shard(self, number: int) -> Path:
-        """Path of a shard's images."""
-        return shard_path(self.folder, number, self.format)
-
-    def add(self, number: int, pictures: Sequence[bytes]) -> None:
-        """Append encoded images to a shard; empty bytes mean a missing image."""
-        with self.shard(number).open("ab") as file:
-            file.writelines(pictures)
-        self._lengths[number] += map(len, pictures)
-
-    def finish(self) -> dict[str, Any]:
-        """Finish all files and return the manifest."""
-        files = [[self.shard(number)] for number in range(len(self.rows))]
-        if self.format != "raw":
-            for (pictures, *_), lengths in zip(files, self._lengths, strict=True):
-                np.save(pictures.with_suffix(".npy"), np.cumsum([0, *lengths], dtype=np.int64))
-            files = [[pictures, pictures.with_suffix(".npy")] for (pictures,) in files]
-        with ThreadPoolExecutor(os.cpu_count()) as pool:
-            digests = list(pool.map(lambda paths: [sha256(path) for path in paths], files))
-        return {
-            "format": self.format,
-            "quality": self.quality if self.format == "jpeg" else None,
-            "size": self.size,
-            "count": sum(self.rows),
-            "shards": [
-                {
-                    "rows": rows,
-                    "files": [
-                        {"name": path.name, "bytes": path.stat().st_size, "sha256": digest}
-                        for path, digest in zip(paths, found, strict=True)
-                    ],
-                }
-                for rows, paths, found in zip(self.rows, files, digests, strict=True)
-            ],
-        }
-
-
-@contextmanager
-def writing(
-    manifest: Path, rows: Sequence[int], size: int, format: Format, quality: int
-) -> Iterator[StoreWriter]:
-    """Context manager that writes a store: shards are written to a hidden folder, renamed on success.
-
-    Args:
-        manifest: ``store.json``, written last; the shards go to the folder ``store`` beside it.
-        rows: see :class:`StoreWriter`, also for the other arguments.
-
-    Raises:
-        UserError: the disk is full.
-    """
-    folder = manifest.with_suffix("")
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        writer = StoreWriter(partial, rows, size, format, quality)
-        yield writer
-        about = writer.finish()
-        manifest.unlink(missing_ok=True)  # it must never describe other shards
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
-        write_json(about, manifest)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(f"{folder}: the disk is full; free some and run crop again") from None
-        raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def write_raw(shard: Path, first: int, pictures: Sequence[bytes]) -> None:
-    """Write images to a raw shard, starting at row ``first``; empty bytes leave a row black.
-
-    Uses plain writes, which raise an error on a full disk; writes to mapped memory would kill the process.
-    """
-    with shard.open("r+b") as file:
-        np.lib.format.read_magic(file)
-        (_, *picture), _, _ = np.lib.format.read_array_header_1_0(file)
-        start = file.tell()
-        for row, data in enumerate(pictures, first):
-            if data:
-                file.seek(start + row * int(np.prod(picture)))
-                file.write(data)
+    files = [[shard_path(folder, number, format)] for number in range(len(rows))]
+    if format != "raw":
+        files = [[pictures, pictures.with_suffix(".npy")] for (pictures,) in files]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        shards = list(pool.map(_describe, rows, files))
+    about = {
+        "format": format,
+        "quality": quality if format == "jpeg" else None,
+        "size": size,
+        "count": sum(rows),
+        "shards": shards,
+    }
+    store = manifest.with_suffix("")
+    manifest.unlink(missing_ok=True)  # it must never describe other shards
+    shutil.rmtree(store, ignore_errors=True)
+    folder.rename(store)
+    write_json(about, manifest)
 
 
 def write_store(
@@ -177,20 +128,20 @@ def write_store(
     """
     size = len(pictures[0])
     rows = shard_rows(len(pictures), size, format, shard_bytes)
-    with writing(manifest, rows, size, format, quality) as writer:
+    folder = manifest.with_name(f".{manifest.stem}.partial")
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
         first = 0
-        for shard, count in enumerate(rows):
+        for number, count in enumerate(rows):
             blobs = (encode(picture, format, quality) for picture in pictures[first : first + count])
-            if format == "raw":
-                write_raw(writer.shard(shard), 0, list(blobs))
-            else:
-                writer.add(shard, list(blobs))
+            write_shard(folder, number, blobs, count, size, format)
             first += count
+        finish_store(folder, manifest, rows, size, format, quality)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _blank(path: Path, shape: tuple[int, ...]) -> None:
-    """Create an array file of zeros and allocate its disk space, so that a full disk is noticed now."""
-    with path.open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        file.flush()
-        os.posix_fallocate(file.fileno(), 0, file.tell() + int(np.prod(shape)))
+def _describe(rows: int, files: Sequence[Path]) -> dict[str, Any]:
+    """The entry of a shard in the manifest."""
+    described = [{"name": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)} for path in files]
+    return {"rows": rows, "files": described}

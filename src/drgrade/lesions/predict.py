@@ -5,7 +5,6 @@ output and combined into the final table once all exist. Several jobs can share 
 :func:`detect_lesions`.
 """
 
-import hashlib
 import logging
 import shutil
 from collections import deque
@@ -27,6 +26,7 @@ from drgrade.images.read import ReadError, read_photograph
 from drgrade.lesions.tile_detector import Found, TileDetector
 from drgrade.lesions.tiles import Tile, Tiling
 from drgrade.params import LesionBoxes, Lesions
+from drgrade.parts import SINGLE_JOB, parts_folder, share
 from drgrade.schema import CROPS, INDEX, LESION_BOXES, LESIONS, read_table, takes_part, write_table
 
 log = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ def detect_lesions(
     boxes: LesionBoxes,
     params: Lesions,
     out: Path,
-    shard: tuple[int, int] = (0, 1),
+    shard: tuple[int, int] = SINGLE_JOB,
     select: Callable[[pd.DataFrame], Any] = searchable,
 ) -> None:
     """Detect lesions on all usable photographs, tile by tile; write ``lesions.parquet`` in original pixels.
@@ -84,24 +84,22 @@ def detect_lesions(
     Raises:
         UserError: the shard number is out of range, or none of the photographs can be read.
     """
-    number, of = shard
-    if not 0 <= number < of:
-        raise UserError(f"shard {number} of {of}: shards count from 0; give one from 0 to {max(of - 1, 0)}")
     find = TileDetector(detector, params.min_score)
     tiling = Tiling(boxes.tile, boxes.overlap, boxes.scale)
     root = raw_root(dataset)
     rows = _usable(index, crops, select)
     said = [str(root), repr(tiling), params.model_dump_json(), str(PART), ",".join(rows["image_id"])]
-    folder = _parts_folder(out, said, [index, crops, detector / "config.py", detector / "model.pth"])
+    files = [index, crops, detector / "config.py", detector / "model.pth"]
+    folder = parts_folder(out, [*said, *map(sha256, files)])
     starts = range(0, len(rows), PART)
     parts = [folder / f"{start:07d}.parquet" for start in starts]
-    for start, part in list(zip(starts, parts, strict=True))[number::of]:
+    for start, part in share(list(zip(starts, parts, strict=True)), shard):
         if not part.exists():
             write_table(_search(find, rows[start : start + PART], root, tiling, params), part, PARTS)
             log.info(
                 "photographs %d to %d of %d searched", start + 1, min(start + PART, len(rows)), len(rows)
             )
-    if shard == (0, 1):
+    if shard == SINGLE_JOB:
         _collect(parts, rows, root, out)
         shutil.rmtree(folder.parent)
 
@@ -113,17 +111,6 @@ def _usable(index: Path, crops: Path, select: Callable[[pd.DataFrame], Any]) -> 
     boxes = read_table(crops, CROPS)
     boxes = boxes.loc[boxes["status"] == "ok", ["image_id", "x0", "y0", "x1", "y1"]]
     return table[["image_id", "path"]].merge(boxes, on="image_id").sort_values("image_id", ignore_index=True)
-
-
-def _parts_folder(out: Path, said: list[str], files: list[Path]) -> Path:
-    """Return the folder for the parts of this search; delete parts made with other params or files."""
-    text = "\n".join([*said, *map(sha256, files)])
-    folder = out.with_name(f".{out.name}.parts") / hashlib.sha256(text.encode()).hexdigest()[:16]
-    folder.mkdir(parents=True, exist_ok=True)
-    for other in folder.parent.iterdir():
-        if other != folder:
-            shutil.rmtree(other, ignore_errors=True)
-    return folder
 
 
 def _search(
