@@ -5,6 +5,7 @@ Snakemake's rules call these verbs; every one also runs by itself. A verb gets t
 """
 
 import argparse
+import contextlib
 import logging
 import os
 import shlex
@@ -16,6 +17,8 @@ from typing import NoReturn
 from drgrade import verbs as do
 from drgrade.clpi.arguments import add_arguments as clpi_arguments
 from drgrade.errors import UserError
+from drgrade.faults import as_user_errors
+from drgrade.run_lock import job_lock
 from drgrade.tracking import PARENT
 
 log = logging.getLogger(__name__)
@@ -81,6 +84,12 @@ def _external(parser: argparse.ArgumentParser, meaning: str) -> None:
     )
 
 
+def _shared(parser: argparse.ArgumentParser, work: str) -> None:
+    """Which part of its work a job does; a last one without the option joins all parts."""
+    help = f"{work} part I of N, counted from 0"
+    parser.add_argument("--shard", type=_shard, default=(0, 1), metavar="I/N", help=help)
+
+
 def _images(verb: Verb) -> None:
     """Verbs of the rules in images.smk."""
     sub = verb(do.download)
@@ -91,6 +100,7 @@ def _images(verb: Verb) -> None:
     sub.add_argument("--dataset", required=True)
     sub.add_argument("--limit", type=_limit, default=None, help="use only so many graded photographs")
     sub.add_argument("--workers", type=_number, default=os.cpu_count())
+    _shared(sub, "survey")
     _paths(sub, "manifest", "out", "split")
     _paths(sub, "split_file", "exclude", optional=True)
     sub = verb(do.overlaps)
@@ -102,6 +112,7 @@ def _images(verb: Verb) -> None:
     sub = verb(do.crop)
     sub.add_argument("--dataset", required=True)
     sub.add_argument("--workers", type=_number, default=os.cpu_count())
+    _shared(sub, "crop")
     _paths(sub, "index", "store", "table")
 
 
@@ -119,9 +130,7 @@ def _lesions(verb: Verb) -> None:
     sub = verb(do.lesions)
     sub.add_argument("--dataset", required=True)
     _block(sub, "--boxes-params", "the block lesion_boxes (tiling)")
-    sub.add_argument(
-        "--shard", type=_shard, default=(0, 1), metavar="I/N", help="search part I of N, counted from 0"
-    )
+    _shared(sub, "search")
     _paths(sub, "index", "crops", "detector", "out")
     sub = verb(do.lesion_metrics)
     sub.add_argument("--dataset", required=True)
@@ -336,15 +345,17 @@ def _shard(text: str) -> tuple[int, int]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a verb. Returns 0, or 2 after printing one line about bad arguments or bad input."""
+    """Run a verb. Returns 0, or 2 after one line about bad arguments, bad input or a fault of the machine."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     try:
         args = _parser().parse_args(argv)
         if PARENT in os.environ:  # a job of Snakemake, whose log begins with the command
             log.info("drgrade %s", shlex.join(sys.argv[1:] if argv is None else argv))
-        args.call(args)
+        with as_user_errors(), job_lock(args.call.__name__):
+            args.call(args)
     except UserError as error:
-        print(f"drgrade: error: {error}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # the log, too, may lie on the full disk
+            print(f"drgrade: error: {error}", file=sys.stderr)
         return 2
     return 0
 

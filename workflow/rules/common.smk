@@ -15,8 +15,10 @@ from drgrade.encoders import placed_file
 from drgrade.errors import UserError
 from drgrade.estimate import estimate
 from drgrade.explain.inputs import lesion_files, lesion_options
+from drgrade.faults import as_user_errors
 from drgrade.params import GRADERS, check, read_yaml
 from drgrade.params.trainings import part_trainings, trainings
+from drgrade.run_lock import lock_run, only_looks
 from drgrade.seeding import torch_threads
 from drgrade.segmentation.parts import part_names
 from drgrade.summary import summary
@@ -25,7 +27,8 @@ from drgrade.summary import summary
 def or_exit(call, *arguments):
     """What a call returns; if the user has to mend something, one line that says what, and the end."""
     try:
-        return call(*arguments)
+        with as_user_errors():
+            return call(*arguments)
     except UserError as error:
         sys.exit(f"drgrade: error: {error}")
 
@@ -136,7 +139,7 @@ def needs_of(experiment):
 
 
 def shard(wildcards):
-    """Number of a part of the lesion search, from 0, and how many there are."""
+    """Number of a part of a stage's work, from 0, and how many there are."""
     number, of = wildcards.scatteritem.split("-of-")
     return f"{int(number) - 1}/{of}"
 
@@ -341,7 +344,12 @@ wildcard_constraints:
     explanation="|".join(PARAMS.explanations),
 
 
-# looked at once, here: jobs that Snakemake starts anew elsewhere read this file too
+# jobs that Snakemake starts anew elsewhere read this file too: what follows is once a run
+if workflow.is_main_process and not (
+    workflow.output_settings.dryrun or only_looks(sys.argv)
+):
+    or_exit(lock_run)
+
 if workflow.is_main_process:
     for name in PARAMS.datasets:
         manifest = f"results/{name}/download/manifest.tsv"

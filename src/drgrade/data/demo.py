@@ -10,9 +10,7 @@ import logging
 import os
 import shutil
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -31,6 +29,7 @@ from drgrade.data.idrid import LABEL_COLUMNS, LABEL_FILES, LABELS, PART_B, SETS,
 from drgrade.data.registry import DATASETS, Card
 from drgrade.errors import UserError
 from drgrade.files import write_file
+from drgrade.images.workers import in_order
 from drgrade.params import Demo as DemoParams
 from drgrade.params import Download
 from drgrade.schema import LESIONS
@@ -153,8 +152,7 @@ class Demo:
         missing = [photograph for photograph in plan if not _painted(root, photograph)]
         if missing:
             workers = min(len(os.sched_getaffinity(0)), 16)
-            with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-                list(pool.map(partial(_paint_file, root), missing, chunksize=4))
+            list(in_order(partial(_paint_file, root), missing, workers))
         _write_labels(root, patients, graded)
         log.info("%s: %d photographs, %d of them painted now", root, len(plan), len(missing))
 

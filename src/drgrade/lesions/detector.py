@@ -207,7 +207,9 @@ def _point_at(config: "Config", boxes: Path, work: Path, params: Detector) -> No
         config.optim_wrapper.type, config.optim_wrapper.loss_scale = "ScaledOptimWrapper", "dynamic"
     config.val_evaluator.ann_file = str(boxes / "val.json")
     config.work_dir = str(work)
-    config.resume = (work / "last_checkpoint").is_file()
+    # names the newest checkpoint; empty if the training was killed while MMEngine wrote it
+    last = work / "last_checkpoint"
+    config.resume = last.is_file() and Path(last.read_text()).is_file()
     # MMEngine keeps state under this name within a process and prefers it to a checkpoint's state.
     config.experiment_name = uuid.uuid4().hex
 
