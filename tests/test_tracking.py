@@ -1,6 +1,8 @@
 import json
 import os
+import shutil
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,7 @@ from tests.pipeline.fork_server import PYTHON
 
 from drgrade import tracking
 from drgrade.publish import publish, publish_report
+from drgrade.tracking_store import flatten
 
 JOB = """
 import sys
@@ -21,6 +24,17 @@ with tracking.track("grade", sys.argv[1], {"lr": 1}) as run:
         child.metrics({"val_qwk": 0.1}, 0)
 print("done")
 """
+KILLED_CREATING = """
+import os, signal
+from itertools import count
+from sqlalchemy import event
+from sqlalchemy.engine import Engine
+tables = count(1)
+@event.listens_for(Engine, "after_cursor_execute")
+def kill(connection, cursor, statement, *rest):
+    if statement.lstrip().startswith("CREATE TABLE") and next(tables) == 20:
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 
 @pytest.fixture
@@ -30,6 +44,23 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setenv(tracking.PARENT, json.dumps({"grade": {"lr": 1.0}}))
     Path("table.json").write_text("{}")
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def empty_store(tmp_path_factory):
+    """MLflow's database without a run, which takes a second to create."""
+    from mlflow import MlflowClient
+
+    file = tmp_path_factory.mktemp("store") / "mlflow.db"
+    MlflowClient(f"sqlite:///{file}").search_experiments()
+    return file
+
+
+@pytest.fixture
+def stored(folder, empty_store):
+    """The folder, where MLflow's database is already there."""
+    shutil.copy(empty_store, folder / "mlflow.db")
+    return folder
 
 
 def all_runs():
@@ -58,6 +89,16 @@ def test_jobs_at_once_on_a_fresh_store_lose_nothing(folder):
         assert run.inputs.dataset_inputs[0].dataset.digest == "44136fa355b3"  # sha256 of {}
 
 
+def test_a_job_killed_while_it_creates_the_store_leaves_none(folder):
+    killed = subprocess.run([*PYTHON, "-c", KILLED_CREATING + JOB, "first"], capture_output=True, timeout=240)
+    assert killed.returncode != 0
+    assert killed.stdout == b""
+    job = subprocess.run([*PYTHON, "-c", JOB, "second"], capture_output=True, timeout=240, text=True)
+    assert job.stdout == "done\n"
+    assert "untracked" not in job.stderr
+    assert "second" in {run.info.run_name for run in all_runs()[1]}
+
+
 @pytest.mark.parametrize("uri", ["http://127.0.0.1:9", "sqlite:////dev/null/mlflow.db"])
 def test_a_dead_server_does_not_stop_a_run(folder, uri):
     job = subprocess.run(
@@ -68,14 +109,14 @@ def test_a_dead_server_does_not_stop_a_run(folder, uri):
     assert "goes on untracked" in job.stderr
 
 
-def test_a_failed_job_is_a_failed_run(folder):
+def test_a_failed_job_is_a_failed_run(stored):
     with pytest.raises(ZeroDivisionError), tracking.track("grade", "broken", {}):
         raise ZeroDivisionError
     _, runs = all_runs()
     assert {run.info.run_name: run.info.status for run in runs}["broken"] == "FAILED"
 
 
-def test_final_results_stand_on_the_parent(folder):
+def test_final_results_stand_on_the_parent(stored):
     publish({"good": 0.8, "bad": 0.1}, "good", {})
     _, runs = all_runs()
     parent = next(run for run in runs if "params_key" in run.data.tags)
@@ -92,7 +133,7 @@ def test_tracking_can_be_switched_off(folder, monkeypatch):
 
 
 def test_flatten():
-    assert tracking.flatten({"a": {"b": 1, "c": {"d": [2]}}, "e": None}) == {
+    assert flatten({"a": {"b": 1, "c": {"d": [2]}}, "e": None}) == {
         "a.b": "1",
         "a.c.d": "[2]",
         "e": "None",
@@ -124,7 +165,7 @@ def test_a_moved_project_keeps_its_artifacts_beside_its_database(folder, tmp_pat
         assert [file.path for file in client.list_artifacts(by_name[name].info.run_id)] == ["figure.txt"]
 
 
-def test_a_deleted_experiment_is_restored(folder, caplog):
+def test_a_deleted_experiment_is_restored(stored, caplog):
     with tracking.track("grade", "before", {}):
         pass
     client, _ = all_runs()
@@ -136,7 +177,7 @@ def test_a_deleted_experiment_is_restored(folder, caplog):
     assert "had been deleted, and is restored" in caplog.text
 
 
-def test_a_failed_upload_is_told_and_the_run_is_ended(folder, caplog):
+def test_a_failed_upload_is_told_and_the_run_is_ended(stored, caplog):
     with tracking.track("grade", "job", {}) as run:
         run.artifact(Path("gone.txt"))
         run.metrics({"loss": 1.0})
@@ -148,7 +189,7 @@ def test_a_failed_upload_is_told_and_the_run_is_ended(folder, caplog):
     assert "the run lacks this file" in caplog.text
 
 
-def test_a_run_whose_tracking_failed_is_ended(folder, monkeypatch):
+def test_a_run_whose_tracking_failed_is_ended(stored, monkeypatch):
     with tracking.track("grade", "job", {}) as run, monkeypatch.context() as patch:
         patch.setattr(type(run.client), "log_batch", lambda *_args, **_kwargs: 1 / 0)
         run.metrics({"loss": 1.0})
@@ -170,7 +211,7 @@ with tracking.track("grade", "job", {"seed": 1}) as run:
 """
 
 
-def test_a_resumed_training_goes_on_in_its_run(folder):
+def test_a_resumed_training_goes_on_in_its_run(stored):
     assert subprocess.run([*PYTHON, "-c", KILLED], check=False).returncode == 9
     with tracking.track("grade", "job", {"seed": 1}) as run:
         run.metrics({"loss": 1.0}, step=1)
@@ -191,7 +232,7 @@ def test_a_resumed_training_goes_on_in_its_run(folder):
     assert len([run for run in runs if run.data.params.get("seed") == "1"]) == 2
 
 
-def test_a_place_for_artifacts_that_the_user_chose_stays(folder, tmp_path):
+def test_a_place_for_artifacts_that_the_user_chose_stays(stored, tmp_path):
     from mlflow import MlflowClient
 
     chosen = (tmp_path / "chosen").as_uri()
@@ -201,3 +242,17 @@ def test_a_place_for_artifacts_that_the_user_chose_stays(folder, tmp_path):
     client, runs = all_runs()
     assert client.get_experiment_by_name(tracking.EXPERIMENT).artifact_location == chosen
     assert all(run.info.artifact_uri.startswith(chosen) for run in runs)
+
+
+def test_copies_of_a_project_on_one_store_have_runs_of_their_own(folder, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder}/shared.db")
+    for place in ("one", "other", "one"):  # the third resumes what the first began
+        (folder / place).mkdir(exist_ok=True)
+        monkeypatch.chdir(folder / place)
+        with suppress(ZeroDivisionError), tracking.track("grade", "job", {}) as run:
+            run.metrics({"loss": 1.0})
+            raise ZeroDivisionError  # an unfinished run is one that may be resumed
+    client, runs = all_runs()
+    jobs = [run for run in runs if run.info.run_name == "job"]
+    histories = [client.get_metric_history(run.info.run_id, "loss") for run in jobs]
+    assert sorted(len(history) for history in histories) == [1, 2]

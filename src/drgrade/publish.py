@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from drgrade.tracking import Run, connect, is_off, lock, models_digest
+from drgrade.tracking import Run, connect, is_off, lock, models_digest, reason
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def publish(
         if best is not None and best in trainings and calibration is not None:
             _register(client, experiment_id, trainings[best], calibration)
     except Exception as error:
-        log.warning("MLflow: %s; the results are not published there", str(error).splitlines()[0])
+        log.warning("MLflow: %s; the results are not published there", reason(error))
 
 
 def publish_report(page: Path) -> None:
@@ -59,7 +59,7 @@ def publish_report(page: Path) -> None:
         if parent:
             Run(client, parent, experiment_id).artifact(page, "report")
     except Exception as error:
-        log.warning("MLflow: %s; the report is not published there", str(error).splitlines()[0])
+        log.warning("MLflow: %s; the report is not published there", reason(error))
 
 
 def _register(client: Any, experiment_id: str, trainings: Sequence[Path], calibration: Path) -> None:
