@@ -14,11 +14,14 @@ from drgrade.params import check, load
 
 ROOT = Path(__file__).parents[1]
 FILES = [ROOT / "params.yaml", *sorted((ROOT / "params").glob("*.yaml"))]
+OTHER_FILES = ("# partitions.yaml", "apiVersion:", "set-scatter:")
+"""How snippets for other files than params.yaml begin: of SLURM's plugin, Kubernetes, a profile."""
 SNIPPETS = {
     f"{page.name}:{text[: found.start()].count(chr(10)) + 1}": found[1]
     for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
     for text in [page.read_text()]
     for found in re.finditer(r"```yaml\n(.*?)```", text, re.S)
+    if not found[1].startswith(OTHER_FILES)
 }
 
 

@@ -311,9 +311,9 @@ def save_tensors(state: Mapping[str, Tensor], path: Path) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence Lightning's advice on data loaders and devices, which does not apply here."""
+    """Silence Lightning's advice on data loaders, devices and ``srun``, which does not apply here."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="pytorch_lightning")
+        warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
         warnings.filterwarnings("ignore", category=UserWarning, module="torch.optim")
         yield
