@@ -4,10 +4,19 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
+from drgrade.seeding import torch_threads
+
 
 def device() -> torch.device:
-    """The CUDA device if there is one, otherwise the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The CUDA device if there is one, otherwise the CPU, for which torch's number of threads is fixed.
+
+    Snakemake gives a job as many OpenMP threads as its rule has; with another number, sums end in other
+    digits.
+    """
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    torch.set_num_threads(torch_threads())
+    return torch.device("cpu")
 
 
 def half_precision() -> torch.dtype | None:

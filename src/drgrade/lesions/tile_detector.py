@@ -11,7 +11,6 @@ import numpy as np
 
 from drgrade.lesions.detector import load_detector
 from drgrade.memory import keep_memory
-from drgrade.seeding import torch_threads
 
 if TYPE_CHECKING:
     import torch
@@ -53,7 +52,6 @@ class TileDetector:
         from drgrade.device import device, half_precision, use_fast_kernels
         from drgrade.lesions.amp import half_features
 
-        torch.set_num_threads(torch_threads())
         self.device = device()
         self.model, config = load_detector(folder)
         keep_memory()
