@@ -1,9 +1,13 @@
 """Fixtures that more than one stage needs."""
 
+import gc
+import multiprocessing
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +21,7 @@ os.environ.setdefault("DRGRADE_THREADS", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of tests that call torch or NumPy themselves
 # a busy machine is not a failure: no test is judged by the seconds of a single example
 settings.register_profile(
-    "default", max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    "default", max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.register_profile("thorough", settings.get_profile("default"), max_examples=500)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
@@ -54,9 +58,30 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whole pipelines come first, so that no process is left with one at the end: IDRiD's in one of them,
-    in another the one that all other tests of the pipeline wait for."""
-    order = {"test_idrid.py": 0, "test_snakemake.py": 1, "test_dvc.py": 3}
-    items.sort(key=lambda item: (item.path.parent.name != "pipeline", order.get(item.path.name, 2)))
+    in another the one that all other tests of the pipeline wait for. Then the files outside of folders,
+    some of which take long, too."""
+    folders = {"pipeline": 0, "tests": 1}
+    files = {"test_idrid.py": 0, "test_snakemake.py": 1, "test_dvc.py": 3}
+    items.sort(key=lambda item: (folders.get(item.path.parent.name, 2), files.get(item.path.name, 2)))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Have the garbage collector leave out the libraries: MMEngine and others run it at each training."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+
+
+@pytest.fixture(scope="module")
+def forked_pools() -> Iterator[None]:
+    """Has the fork server start the processes that tests of a file spawn, which then import no library."""
+    multiprocessing.set_executable(str(fork_server.interpreter(os.environ[fork_server.ADDRESS])))
+    yield
+    multiprocessing.set_executable(sys.executable)
 
 
 @pytest.fixture(scope="session")

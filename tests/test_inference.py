@@ -260,6 +260,7 @@ def half(number: int, port: int, results: "multiprocessing.Queue") -> None:
     torch.distributed.barrier()
 
 
+@pytest.mark.usefixtures("forked_pools")
 def test_two_processes_share_the_batches_and_both_have_all_results():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
+from tests.pipeline.fork_server import PYTHON
 
 from drgrade import sources
 from drgrade.errors import UserError
@@ -68,11 +69,9 @@ def package(tmp_path, monkeypatch) -> Path:
 
 def forget() -> None:
     """Read files again, as a new process does."""
-    for function in (
-        sources._tree, sources._read, sources._version, sources._locked, sources._files,
-        sources._known, sources._verb_imports, sources.stage_sources,
-    ):  # fmt: skip
-        function.cache_clear()
+    for function in vars(sources).values():
+        if hasattr(function, "cache_clear"):
+            function.cache_clear()
 
 
 def names(package: Path, *stage: str) -> set[str]:
@@ -177,6 +176,6 @@ import {roots.get(stage, "drgrade.evaluate.leaderboard")}
 {"import " + part if part else ""}
 print(*(m.__file__ for n, m in list(sys.modules.items()) if n.startswith("drgrade.") and m.__file__))
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run([*PYTHON, "-c", script], capture_output=True, text=True, check=True)
     imported = {Path(name) for name in done.stdout.split() if "params" not in Path(name).parts}
     assert imported - listed <= {sources.PACKAGE / name for name in sources.LEFT_OUT}

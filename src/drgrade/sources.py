@@ -23,7 +23,7 @@ from drgrade.rank import rank
 PACKAGE = Path(__file__).parent
 LEFT_OUT = {
     "__init__.py", "__main__.py", "cli.py", "verbs.py", "tracking.py", "doctor.py", "estimate.py",
-    "publish.py", "sources.py", "plugins.py", "devices.py", "check.py",
+    "tracking_store.py", "publish.py", "sources.py", "plugins.py", "devices.py", "check.py", "run_lock.py",
 }  # fmt: skip
 """Files directly below ``src/drgrade`` that affect no result. ``params/`` is left out too: its values are
 params of the rules."""
@@ -64,8 +64,7 @@ def stage_sources(stage: str, *parts: str) -> tuple[Path, ...]:
     """
     todo = list(_files(tuple(_verb_imports(stage))))
     for part in parts:
-        module = PACKAGE.joinpath(*part.split(".")[1:])
-        if not (module.with_suffix(".py").is_file() or (module / "__init__.py").is_file()):
+        if part not in _modules():
             raise UserError(f"{part}: no such module in src/drgrade; is the name spelled right?")
         todo += _files((part,))
     seen: set[Path] = set()
@@ -85,7 +84,7 @@ def code_digest(stage: str, *parts: str) -> str:
 
     Python versions may give different digests, as their syntax trees differ.
     """
-    code = [[str(path.relative_to(PACKAGE)), _read(path).code] for path in stage_sources(stage, *parts)]
+    code = [[_name(path), _read(path).code] for path in stage_sources(stage, *parts)]
     return hashlib.sha256(json.dumps(code).encode()).hexdigest()
 
 
@@ -103,6 +102,7 @@ def stage_libraries(stage: str, *parts: str) -> dict[str, str]:
     return {name: version for name, version in sorted(found.items()) if version is not None}
 
 
+@cache
 def software(stage: str, *parts: str) -> str:
     """One line that changes with a stage's code and with the versions of the libraries it imports."""
     versions = [f"{name} {version}" for name, version in stage_libraries(stage, *parts).items()]
@@ -145,7 +145,7 @@ def _tree(path: Path) -> ast.Module:
 
 @cache
 def _read(path: Path) -> _Source:
-    name = path.relative_to(PACKAGE)
+    name = Path(_name(path))
     key = hashlib.sha256(f"{sys.version} {name}\n".encode() + path.read_bytes()).hexdigest()
     known = _known()
     if key not in known:
@@ -192,19 +192,33 @@ def _imports(node: ast.AST, package: str) -> Iterator[str]:
 @cache
 def _files(names: Collection[str]) -> tuple[Path, ...]:
     """Files that are executed when these names are imported; none for names outside the package."""
-    return tuple(_files_of(names))
+    return tuple(dict.fromkeys(file for name in names for file in _files_of(name)))
 
 
-def _files_of(names: Iterable[str]) -> Iterator[Path]:
-    for name in names:
-        first, *parts = name.split(".")
-        if first != "drgrade" or parts[:1] == ["params"]:
-            continue
-        for depth in range(1, len(parts) + 1):
-            module = PACKAGE.joinpath(*parts[:depth])
-            for path in (module.with_suffix(".py"), module / "__init__.py"):
-                if path.is_file() and str(path.relative_to(PACKAGE)) not in LEFT_OUT:
-                    yield path
+@cache
+def _files_of(name: str) -> tuple[Path, ...]:
+    package, _, _ = name.rpartition(".")
+    if not package:
+        return ()
+    file = _modules().get(name)
+    if file is None or _name(file) in LEFT_OUT or _name(file).startswith("params/"):
+        return _files_of(package)
+    return (*_files_of(package), file)
+
+
+@cache
+def _modules() -> dict[str, Path]:
+    """All files of the package by the name of their module, found at once: a look for each takes longer."""
+    names = {
+        path: ".".join(["drgrade", *Path(_name(path)).with_suffix("").parts])
+        for path in PACKAGE.rglob("*.py")
+    }
+    return {name.removesuffix(".__init__"): path for path, name in names.items()}
+
+
+@cache
+def _name(path: Path) -> str:
+    return str(path.relative_to(PACKAGE))
 
 
 class _WithoutDocstrings(ast.NodeTransformer):

@@ -1,6 +1,7 @@
 import csv
 import hashlib
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
@@ -17,6 +18,7 @@ from drgrade.params import Download
 from drgrade.synthetic.icdr import icdr_grade
 from drgrade.synthetic.painter import paint
 
+pytestmark = pytest.mark.usefixtures("forked_pools", "one_worker")
 AVX2 = 11  # CV_CPU_AVX2, which the Python module does not name
 SMALL = DemoParams(patients=5, segmentation=8, width=256)
 
@@ -26,7 +28,15 @@ def snapshot(root: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def painted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def one_worker() -> Iterator[None]:
+    """Photographs are painted in this process, as others take longer to start than to paint so few."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module.os, "sched_getaffinity", lambda _: {0})
+        yield
+
+
+@pytest.fixture(scope="module")
+def painted(one_worker: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("demo")
     Demo().download(root, Download(demo=SMALL))
     return root

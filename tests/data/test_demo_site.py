@@ -12,13 +12,14 @@ from drgrade.errors import UserError
 from drgrade.params import Demo as DemoParams
 from drgrade.params import Download
 
+pytestmark = pytest.mark.usefixtures("forked_pools")
 SITE = DemoParams(patients=5, segmentation=0, width=256, camera_shift=1.0)
 """With the seed of the demo: even then its people are others."""
 BOTH = Download(demo=DemoParams(patients=6, segmentation=2, width=256), demo_site=SITE)
 
 
 @pytest.fixture(scope="module")
-def roots(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def roots(forked_pools: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Both hospitals, painted through the verb."""
     folder = tmp_path_factory.mktemp("hospitals")
     with pytest.MonkeyPatch.context() as patch:

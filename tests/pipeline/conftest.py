@@ -1,5 +1,6 @@
 """One real run of the whole pipeline on a tiny painted dataset; each test works on a copy of it."""
 
+import compileall
 import os
 import shutil
 import subprocess
@@ -18,6 +19,9 @@ TRACKED = (
     "Snakefile", "dvc.yaml", "workflow", "params", "profiles", "src", ".dvcignore", "uv.lock",
     "data/weights/README.md",
 )  # fmt: skip
+
+NEVER_CHANGED = ("/.git/objects/", "/.dvc/cache/files/", "/mlruns/")
+"""Folders of files that are named by their content, or are uploaded once."""
 
 TINY = {
     "download": {
@@ -140,8 +144,9 @@ def start(folder: Path) -> Project:
             shutil.copy(source, folder / name)
     (folder / "params.yaml").write_text(yaml.safe_dump(tiny(), sort_keys=False))
     (folder / ".gitignore").write_text(
-        "/results/\n/data/raw/\n/logs/\n/.snakemake/\n/.cache/\n/mlruns/\n/mlflow.db*\n"
+        "/results/\n/data/raw/\n/logs/\n/.snakemake/\n/.cache/\n/mlruns/\n/mlflow.db*\n__pycache__/\n"
     )
+    compileall.compile_dir(folder / "src", quiet=1)  # once for all commands in all copies
     project = Project(folder)
     project.run("git", "init", "-q", "-b", "main")
     project.run("git", "config", "user.email", "test@example.org")
@@ -155,7 +160,7 @@ def start(folder: Path) -> Project:
     return project
 
 
-def shared(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Project:
+def shared(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], object]) -> Project:
     """A project that the first process to ask for it makes, and all processes of the test run use."""
     root = factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
@@ -163,26 +168,43 @@ def shared(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], No
     folder = root / name
     with FileLock(f"{folder}.lock"):
         if not (folder / "made").exists():
+            assert not (folder / "run").exists(), f"{name} was not made: the first test that failed tells why"
             make(folder / "run")
             (folder / "made").touch()
     return Project(folder / "run")
 
 
+def copy(project: Project, folder: Path) -> Project:
+    """A copy of a project, yours to change; files that are never changed in their place are links."""
+
+    def link_or_copy(source: str, target: str) -> None:
+        (os.link if any(place in source for place in NEVER_CHANGED) else shutil.copy2)(source, target)
+
+    shutil.copytree(project.folder, folder, symlinks=True, copy_function=link_or_copy)
+    return Project(folder)
+
+
 @pytest.fixture(scope="session")
-def snakemade(tmp_path_factory) -> Project:
+def snakemade(started, tmp_path_factory) -> Project:
     """A finished Snakemake run. Do not change it: ask for ``finished``."""
 
     def make(folder: Path) -> None:
-        project = start(folder)
+        project = copy(started, folder)
         (folder / "run.log").write_text(project.snakemake("--resources", "gpu=1"))
 
     return shared(tmp_path_factory, "snakemade", make)
 
 
+@pytest.fixture(scope="session")
+def started(tmp_path_factory) -> Project:
+    """A checkout in which nothing has run yet. Do not change it: ask for ``fresh``."""
+    return shared(tmp_path_factory, "started", start)
+
+
 @pytest.fixture
-def fresh(tmp_path) -> Project:
-    """A checkout in which nothing has run yet."""
-    return start(tmp_path / "fresh")
+def fresh(started, tmp_path) -> Project:
+    """A checkout in which nothing has run yet, yours to change."""
+    return copy(started, tmp_path / "fresh")
 
 
 @pytest.fixture(scope="session")
@@ -190,8 +212,7 @@ def recorded(snakemade, tmp_path_factory) -> Project:
     """The finished run after ``dvc repro``. Do not change it: ask for ``versioned``."""
 
     def make(folder: Path) -> None:
-        shutil.copytree(snakemade.folder, folder, symlinks=True)
-        project = Project(folder)
+        project = copy(snakemade, folder)
         (folder / "repro.log").write_text(project.run("dvc", "repro"))
         project.run("git", "add", "-A")
         project.run("git", "commit", "-q", "-m", "recorded")
@@ -202,12 +223,10 @@ def recorded(snakemade, tmp_path_factory) -> Project:
 @pytest.fixture
 def finished(snakemade, tmp_path) -> Project:
     """A copy of the finished run, yours to change."""
-    shutil.copytree(snakemade.folder, tmp_path / "run", symlinks=True)
-    return Project(tmp_path / "run")
+    return copy(snakemade, tmp_path / "run")
 
 
 @pytest.fixture
 def versioned(recorded, tmp_path) -> Project:
     """A copy of the run that DVC has recorded, yours to change."""
-    shutil.copytree(recorded.folder, tmp_path / "run", symlinks=True)
-    return Project(tmp_path / "run")
+    return copy(recorded, tmp_path / "run")

@@ -53,13 +53,13 @@ def start(address: str) -> subprocess.Popen:
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(address)
     listener.listen(64)
-    interpreter = _interpreter(address)
+    script = interpreter(address)
     # the tracker of a pool's resources imports nothing, and outlives the pool
-    interpreter.write_text(
+    script.write_text(
         f'#!/bin/sh\ncase "$*" in *resource_tracker*) exec {sys.executable} "$@" ;; esac\n'
         f'exec {shlex.join(PYTHON)} "$@"\n'
     )
-    interpreter.chmod(0o700)
+    script.chmod(0o700)
     command = [sys.executable, __file__, str(listener.fileno())]
     with listener:
         return subprocess.Popen(
@@ -67,8 +67,8 @@ def start(address: str) -> subprocess.Popen:
         )
 
 
-def _interpreter(address: str) -> Path:
-    """:data:`PYTHON` as one file, which multiprocessing needs."""
+def interpreter(address: str) -> Path:
+    """:data:`PYTHON` as one file, for :func:`multiprocessing.set_executable`."""
     return Path(address).with_name("python")
 
 
@@ -146,7 +146,7 @@ def _become(
     sys.path[:0] = path.split(os.pathsep) if path else []
     _remember_files()
     sys.argv = argv
-    multiprocessing.set_executable(str(_interpreter(variables[ADDRESS])))
+    multiprocessing.set_executable(str(interpreter(variables[ADDRESS])))
     try:
         status = _python(*argv[1:]) if argv[0] == "python" else _main(argv[0])
     except SystemExit as exit:

@@ -187,10 +187,10 @@ def test_start_weights_are_inputs(finished):
     small = {"encoder": "test_efficientnet", "start": "data/weights/own.safetensors"}
     save_file(create_encoder("test_efficientnet", "random").state_dict(), own)
     finished.edit({"experiments.own": {"grader": "finetune", **small}})
-    finished.snakemake("--until", "evaluate")
-    assert finished.planned("--until", "evaluate") == set()
+    finished.snakemake("--until", "grade")
+    assert finished.planned("--until", "grade") == set()
     own.touch()
-    assert finished.planned("--until", "evaluate") == set()
+    assert finished.planned("--until", "grade") == set()
     save_file(create_encoder("test_efficientnet", "random").state_dict(), own)
     plan = finished.snakemake("--dry-run", "--quiet", "progress", "-p")
     assert set(re.findall(r"drgrade (pretrain|grade --experiment \w+)", plan)) == {"grade --experiment own"}
@@ -240,9 +240,9 @@ def test_photographs_and_labels_are_inputs(fresh):
         ),
     ],
 )
-def test_wrong_params_stop_before_anything_runs(finished, change, message):
-    finished.edit(change)
-    output = finished.snakemake(ok=False)
+def test_wrong_params_stop_before_anything_runs(fresh, change, message):
+    fresh.edit(change)
+    output = fresh.snakemake(ok=False)
     assert message in output
     assert "Traceback" not in output
 
