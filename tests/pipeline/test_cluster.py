@@ -181,6 +181,7 @@ def test_kubernetes_is_asked_for_a_gpu_by_jobs_with_a_network_in_the_shared_fold
     output = finished.run(
         "uv", "run", "--no-sync", "--project", str(ROOT), "--with", "snakemake-executor-plugin-kubernetes",
         "snakemake", "--workflow-profile", "profiles/kubernetes", "--keep-going",
+        "--seconds-between-status-checks", "1",
         "--", "results/demo/patches/detector/patches.pkl", "results/demo/grade/majority/seed0/training.json",
         ok=False, KUBECONFIG=str(tmp_path / "access"), PYTHONPATH="profiles/kubernetes:src",
         UV_PROJECT_ENVIRONMENT=sys.prefix,
