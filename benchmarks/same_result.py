@@ -63,7 +63,8 @@ def main() -> None:
         spread = by_seed(next(iter(folders.values())))
     differing = sorted(path for path in first.keys() | second if first.get(path) != second.get(path))
     print(f"--cores {' and '.join(map(str, folders))}: {len(first)} files, {len(differing)} differ")
-    print(*differing, sep="\n")
+    for path in differing:
+        print(path)
     print("| experiment | QWK by seed | mean | sd | lowest to highest |\n|---|---|---|---|---|")
     for name, values in spread.items():
         listed = ", ".join(f"{value:.3f}" for value in values)

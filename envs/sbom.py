@@ -81,8 +81,9 @@ def bill() -> dict[str, Any]:
 
 def main() -> None:
     """Write the file."""
-    SBOM.write_text(json.dumps(bill(), indent=1) + "\n")
-    print(f"{SBOM.relative_to(ROOT)}: {len(bill()['components'])} packages")
+    found = bill()
+    SBOM.write_text(json.dumps(found, indent=1) + "\n")
+    print(f"{SBOM.relative_to(ROOT)}: {len(found['components'])} packages")
 
 
 if __name__ == "__main__":
