@@ -112,6 +112,7 @@ LISTING = ["index", "--dataset", "d", "--manifest", "m", "--out", "o", "--split"
         ([*LISTING, "--limit", "7"], "limit", 7),
         ([*LISTING, "--limit", "None"], "limit", None),  # as Snakemake writes it
         ([*LISTING, "--limit", ""], "limit", None),
+        ([*LISTING, "--numbers-per-patient", "8"], "numbers_per_patient", 8),
     ],
 )
 def test_shards_and_limits_reach_their_verbs(arguments, name, value, monkeypatch):

@@ -99,6 +99,8 @@ def _images(verb: Verb) -> None:
     sub = verb(do.index)
     sub.add_argument("--dataset", required=True)
     sub.add_argument("--limit", type=_limit, default=None, help="use only so many graded photographs")
+    meaning = "so many consecutive numbers count as one patient"
+    sub.add_argument("--numbers-per-patient", type=_limit, default=None, help=meaning)
     sub.add_argument("--workers", type=_number, default=os.cpu_count())
     _shared(sub, "survey")
     _paths(sub, "manifest", "out", "split")

@@ -42,6 +42,7 @@ def index(args: Arguments) -> None:
         split=args.split,
         split_file=args.split_file,
         exclude=args.exclude,
+        numbers_per_patient=args.numbers_per_patient,
         workers=args.workers,
         shard=args.shard,
     )

@@ -250,6 +250,27 @@ def test_limit_keeps_whole_patients_of_every_grade(root: Path, tmp_path: Path) -
         index(tmp_path, limit=1)
 
 
+def test_blocks_of_numbers_are_patients_of_the_split(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(
+        UserError, match=r"^datasets\.folder\.numbers_per_patient: the dataset names its patie"
+    ):
+        index(tmp_path, numbers_per_patient=4)
+    names = [f"scan_{n}" for n in range(24)]
+    for old, new in zip(sorted((root / "images").iterdir()), names, strict=True):
+        old.rename(root / f"images/{new}.jpg")
+    lines = ["image,grade", *(f"{name},{n // 5}" for n, name in enumerate(names))]
+    (root / "labels.csv").write_text("\n".join(lines))
+    table = index(tmp_path, Index(scheme="kfold", folds=3), numbers_per_patient=4)
+    assert table.loc[names, "patient_id"].tolist() == [
+        f"scan_{n // 4 * 4}-{n // 4 * 4 + 3}" for n in range(24)
+    ]
+    assert (table.groupby("patient_id")["fold"].nunique() == 1).all()
+    assert table["fold"].value_counts().to_dict() == {0: 8, 1: 8, 2: 8}
+    assert "No two photographs have the same patient id" not in caplog.text
+
+
 def test_files_changed_after_the_manifest_are_noticed(root: Path, tmp_path: Path) -> None:
     manifest = tmp_path / "manifest.tsv"
     download("folder", Download(), manifest)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from drgrade.data.folder import Folder
-from drgrade.data.patients import Source, from_name, patient_ids, tidy, unknown
+from drgrade.data.patients import Source, from_name, patient_ids, patients_by_number, tidy, unknown
 from drgrade.errors import UserError
 
 FILE = Path("labels.csv")
@@ -132,3 +132,58 @@ def test_unknown_patients_are_told_by_ids_that_never_repeat() -> None:
     assert unknown(index)
     assert not unknown(index.assign(grade=0))
     assert not unknown(index.head(1))
+
+
+def unnamed(names: list[str], subset: str = "grading") -> pd.DataFrame:
+    """Photographs of a dataset that names no patients."""
+    return pd.DataFrame({"patient_id": pd.array(names, "string"), "subset": subset})
+
+
+def test_neighbouring_numbers_count_as_one_patient() -> None:
+    names = [
+        "B_train_IDRiD_001",
+        "B_train_IDRiD_007",
+        "B_train_IDRiD_008",
+        "B_test_IDRiD_001",
+        "a9",
+        "a10",
+        "x",
+    ]
+    masked = unnamed(["A_train_IDRiD_01", "A_train_IDRiD_02", "a10"], "segmentation")
+    table = pd.concat([unnamed(names), masked], ignore_index=True)
+    assert patients_by_number(table, 8, "idrid").tolist() == [
+        "B_train_IDRiD_0-7", "B_train_IDRiD_0-7", "B_train_IDRiD_8-15", "B_test_IDRiD_0-7", "a8-15", "a8-15",
+        "x", "A_train_IDRiD_01", "A_train_IDRiD_02", "a8-15",
+    ]  # fmt: skip
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["train_", "test_"]), st.integers(0, 400)), min_size=2, unique=True),
+    st.integers(2, 20),
+    st.integers(1, 4),
+    st.randoms(use_true_random=False),
+)
+def test_blocks_are_of_equal_quotients_and_depend_on_no_other_photograph(
+    photographs, size, digits, random
+) -> None:
+    table = unnamed([f"{part}{number:0{digits}}" for part, number in photographs])
+    ids = patients_by_number(table, size, "d")
+    blocks = [(part, number // size) for part, number in photographs]
+    assert all((ids[a] == ids[b]) == (blocks[a] == blocks[b]) for a in table.index for b in table.index)
+    kept = table.loc[random.sample(list(table.index), random.randint(1, len(table)))]
+    assert patients_by_number(kept, size, "d").equals(ids[kept.index])
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (
+            ["17", "17", "18"],
+            "the dataset names its patients, and 17 has several photographs; set it to null",
+        ),
+        (["left", "right"], "no graded photograph has a name that ends in a number; set it to null"),
+    ],
+)
+def test_numbers_stand_in_for_unknown_patients_alone(names: list[str], says: str) -> None:
+    with pytest.raises(UserError, match=rf"^datasets\.mine\.numbers_per_patient: {says}$"):
+        patients_by_number(unnamed(names), 8, "mine")

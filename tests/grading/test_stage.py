@@ -9,6 +9,7 @@ import torch
 
 from drgrade.encoders import create_encoder
 from drgrade.errors import UserError
+from drgrade.evaluate.leaderboard import evaluate
 from drgrade.files import sha256
 from drgrade.grading import stage
 from drgrade.grading.base import GRADERS, Grader, Output, Start
@@ -20,8 +21,9 @@ from drgrade.grading.stage import Inputs, grade, graded_external, start_of
 from drgrade.images.dataset import CroppedDataset
 from drgrade.lesions import mask_store
 from drgrade.lesions.mask_store import BITS
-from drgrade.params import Crop, Experiment
+from drgrade.params import Crop, Evaluate, Experiment, Index
 from drgrade.schema import CROPS, INDEX, LESION_BOXES, MASKS, PREDICTIONS, read_table, write_table
+from drgrade.splits.assign import assign_splits
 from drgrade.tracking import Run
 
 SMALL = {"encoder": "test_efficientnet", "start": "random", "input_size": 32, "epochs": 1, "batch_size": 4}
@@ -149,6 +151,27 @@ def test_each_training_writes_a_folder_of_its_own(dataset, tmp_path):
     assert (
         run(data, experiment, tmp_path / "again", seed=1, fold=0, external=[site])["files"] == about["files"]
     )
+
+
+@pytest.mark.parametrize(
+    "experiment", [Majority(), Params(**SMALL, select="last")], ids=lambda one: one.grader
+)
+def test_without_a_test_part_a_model_is_trained_on_all_and_evaluate_says_why_it_stops(
+    dataset, tmp_path, experiment
+):
+    data = dataset("own")
+    rows = data.index.assign(official_split=pd.Series("train", data.index.index, "string"))
+    split = assign_splits(rows, Index(scheme="official", val_fraction=0.0))
+    write_table(split, data.index_file, INDEX)
+    data = CroppedDataset("own", data.folder)
+    assert set(run(data, experiment, tmp_path / "seed0")["files"]) >= {"model.json"}
+    assert load_model(tmp_path / "seed0/model").params.grader == experiment.grader
+    predictions = tmp_path / "seed0/predictions.parquet"
+    assert read_table(predictions, PREDICTIONS).empty
+    with pytest.raises(
+        UserError, match=r"^\S+parquet: no predictions of the split test, .* \(index.scheme: kfold\)"
+    ):
+        evaluate([predictions], data.graded(), tmp_path / "calibration.json", Evaluate(), tmp_path)
 
 
 @pytest.fixture

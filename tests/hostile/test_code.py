@@ -84,7 +84,9 @@ UNQUOTED = {
         "folder", "boxes", "detector", "table", "models", "lesions", "segmentation", "robustness",
         "trainings", "described", "evaluated", "index", "split", "store",
     },
-    "a number, or a word that common.smk chooses": {"patch", "size", "limit", "shard", "training", "by_fold"},
+    "a number, or a word that common.smk chooses": {
+        "patch", "size", "limit", "numbers", "shard", "training", "by_fold",
+    },
     "options with paths of the user, each quoted in common.smk": {"lists", "options"},
 }  # fmt: skip
 """Params that the rules pass to the shell without ``:q``, and why that is safe."""

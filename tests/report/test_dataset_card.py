@@ -91,6 +91,14 @@ def test_unknown_patients_are_a_defect(tmp_path, rows):
     )
 
 
+def test_blocks_of_numbers_are_called_so(tmp_path, rows):
+    values = params(datasets={"idrid": {"numbers_per_patient": 8}})
+    assert (
+        "- The dataset names no patients: of its graded photographs, each block of 8 numbers"
+        in dataset_card(dataset(tmp_path, rows), values)
+    )
+
+
 def test_only_the_most_frequent_reasons_are_listed(tmp_path):
     rows = [{"image_id": "ok", "grade": 0}]
     rows += [

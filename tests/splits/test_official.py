@@ -11,11 +11,21 @@ from drgrade.params import Index
 from drgrade.splits.assign import assign_splits, split_groups
 
 
-def test_an_official_test_part_without_grades_is_none() -> None:
-    """As of APTOS 2019, whose test grades were never released."""
-    table = make_table([(0,), (1,), (None,)], ["train", "train", "test"])
-    with pytest.raises(UserError, match="no graded test photographs; use holdout or kfold"):
-        assign_splits(table, Index(scheme="official"))
+@pytest.mark.parametrize("test", ["absent", "without grades", "without photographs"])
+def test_without_a_graded_test_part_all_is_trained_on_with_a_warning(test, caplog) -> None:
+    """As of APTOS 2019, whose test grades were never released, and of IDRiD without its test folder."""
+    table = make_table([(n % 5,) for n in range(10)], ["train"] * 8 + ["test"] * 2)
+    if test == "absent":
+        table = table.head(8)
+    elif test == "without grades":
+        table.loc[8:, ["grade", "status"]] = pd.NA, "unlabelled"
+    else:
+        table.loc[8:, ["status", "sha256"]] = "missing", pd.NA
+    split = assign_splits(table, Index(scheme="official", val_fraction=0.0))["split"]
+    assert split.tolist() == table["official_split"].tolist()
+    assert "none of the 8 graded photographs is a test photograph: models can be trained" in caplog.text
+    val = assign_splits(table, Index(scheme="official", val_fraction=0.25))["split"]
+    assert val.value_counts()[["train", "val"]].to_dict() == {"train": 6, "val": 2}
 
 
 def test_official_split_is_kept_and_its_training_part_divided() -> None:
@@ -43,6 +53,7 @@ def test_official_without_validation_tests_what_the_dataset_keeps_for_it(caplog)
     split = assign_splits(table, Index(scheme="official", val_fraction=0.0))
     assert split["split"].tolist() == ["test"] * 10 + ["train"] * 10
     assert "left out" not in caplog.text
+    assert "nothing will be tested" not in caplog.text
 
 
 def test_official_training_copies_of_the_test_are_left_out_by_name(caplog) -> None:
@@ -113,7 +124,8 @@ def test_official_parts_lose_what_is_tied_to_a_stricter_one_and_nothing_else(dat
         assert {"test": 0, "val": 1}[twin[2]] == rank[int(twin[1].removesuffix("_0"))] < rank[row.Index]
 
 
-def test_official_needs_an_official_test_part() -> None:
-    table = make_table([(n % 5,) for n in range(20)], ["train"] * 20)
-    with pytest.raises(UserError, match="use holdout or kfold"):
+def test_official_needs_a_dataset_with_an_official_split() -> None:
+    """Photographs with lesion masks may have one; the graded ones of the dataset do not."""
+    table = add_masked(make_table([(n % 5,) for n in range(20)]), 4, tested=2)
+    with pytest.raises(UserError, match=r"the dataset has no official split; use holdout or kfold$"):
         assign_splits(table, Index(scheme="official"))

@@ -81,6 +81,11 @@ def index_block(wildcards):
     return json.dumps(RESOLVED["index"] | {"scheme": scheme}, sort_keys=True)
 
 
+def numbers_per_patient(wildcards):
+    """How many consecutive numbers count as one patient of a dataset; None if its patients are known."""
+    return PARAMS.datasets[wildcards.dataset].numbers_per_patient
+
+
 def split_files(wildcards):
     """The user's lists that the index of a dataset is made by."""
     dataset = PARAMS.datasets[wildcards.dataset]

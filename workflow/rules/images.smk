@@ -42,6 +42,7 @@ rule index_shard:
         software=dataset_software("index"),
         block=index_block,
         limit=lambda wildcards: PARAMS.datasets[wildcards.dataset].limit,
+        numbers=numbers_per_patient,
         shard=shard,
         index="results/{dataset}/index/index.parquet",
         split="results/splits/{dataset}.csv",
@@ -49,8 +50,8 @@ rule index_shard:
         "Survey a part of the photographs of {wildcards.dataset}: {wildcards.scatteritem}"
     shell:
         "drgrade index --dataset {wildcards.dataset} --params {params.block:q} --limit {params.limit}"
-        " --workers {threads} --shard {params.shard} --manifest {input.manifest} --out {params.index}"
-        " --split {params.split} > {log} 2>&1"
+        " --numbers-per-patient {params.numbers} --workers {threads} --shard {params.shard}"
+        " --manifest {input.manifest} --out {params.index} --split {params.split} > {log} 2>&1"
 
 
 rule index:
@@ -69,13 +70,14 @@ rule index:
         software=dataset_software("index"),
         block=index_block,
         limit=lambda wildcards: PARAMS.datasets[wildcards.dataset].limit,
+        numbers=numbers_per_patient,
         lists=split_options,
     message:
         "List, survey and split the photographs of {wildcards.dataset}"
     shell:
         "drgrade index --dataset {wildcards.dataset} --params {params.block:q} --limit {params.limit}"
-        " --workers {threads} {params.lists} --manifest {input.manifest} --out {output.index}"
-        " --split {output.split} > {log} 2>&1"
+        " --numbers-per-patient {params.numbers} --workers {threads} {params.lists}"
+        " --manifest {input.manifest} --out {output.index} --split {output.split} > {log} 2>&1"
 
 
 rule overlaps:

@@ -60,7 +60,9 @@ class IDRiD:
             "segmentation test": Count(27),
         },
         defects=(
-            "Patients are not named, so that two eyes of one person may be in different parts.",
+            "Patients are not named, so that two eyes of one person may be in different parts. Photographs "
+            "with neighbouring numbers are often of one person; with `numbers_per_patient: 8`, blocks of 8 "
+            "numbers count as patients.",
             "The official parts share a photograph: training 118 is test 064; the scheme `official` leaves "
             "the former out. Five pairs of training photographs are copies of each other.",
             "Most photographs with masks (part A) are among the graded ones (part B). File names repeat "

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from drgrade.data.listing import UNREADABLE, raw_root, read_manifest, state
-from drgrade.data.patients import UNKNOWN, unknown
+from drgrade.data.patients import UNKNOWN, patients_by_number, unknown
 from drgrade.data.registry import DATASETS
 from drgrade.errors import UserError
 from drgrade.images.survey import Survey, survey_parts
@@ -138,6 +138,7 @@ def build_index(
     split: Path,
     split_file: Path | None = None,
     exclude: Path | None = None,
+    numbers_per_patient: int | None = None,
     workers: int = 1,
     shard: tuple[int, int] = SINGLE_JOB,
 ) -> None:
@@ -157,12 +158,14 @@ def build_index(
         split: output file, the split as CSV; a JSON beside it has the digests of both and the counts.
         split_file: CSV with the split, for the scheme ``file``.
         exclude: CSV with a column image_id: photographs that are not used.
+        numbers_per_patient: so many consecutive numbers count as one patient, see
+            :func:`drgrade.data.patients.patients_by_number`; None keeps the dataset's patients.
         workers: number of processes; the result does not depend on it.
         shard: number of this job (from 0) and number of jobs; (0, 1) is a single job.
 
     Raises:
         UserError: a label file is invalid, raw files changed since the manifest was written, the split is
-            impossible, or there is no such shard.
+            impossible, numbers are to count as patients that the dataset names, or there is no such shard.
     """
     root, listed = raw_root(dataset), read_manifest(manifest)
     table = (
@@ -173,6 +176,8 @@ def build_index(
     if not len(table):
         raise UserError(f"{root}: no photographs and no labels; see the dataset's layout")
     excluded = _excluded(exclude, dataset, set(table["image_id"]))
+    if numbers_per_patient is not None:
+        table["patient_id"] = patients_by_number(table, numbers_per_patient, dataset)
     if limit is not None:
         table = _limited(table, limit, params.seed)
     table = table.sort_values("image_id", ignore_index=True)

@@ -2,6 +2,9 @@
 
 The two eyes of a patient must not be in both training and test, so all ids of a dataset must be of one kind:
 gaps of one source are filled from another only if both certainly identify the same patients.
+
+Where a dataset names no patients, the numbers of its photographs can stand in for them
+(:func:`patients_by_number`).
 """
 
 import logging
@@ -25,12 +28,17 @@ UNKNOWN = (
     "be in both training and test, and the results look better than they are."
 )
 """Warning for a dataset whose patients are not known."""
+BY_NUMBER = (
+    "The dataset names no patients: of its graded photographs, each block of {} numbers counts as one."
+)
+"""Note for a dataset with ``numbers_per_patient``, to be filled in with it."""
 _SIDES = "|".join(EYES)
 _NAMES = (
     re.compile(rf"(?P<patient>.+?)(?:[ _.-]+|(?<=\d))(?P<eye>{_SIDES})(?:[ _.-]+\d+)?", re.IGNORECASE),
     re.compile(r"(?P<eye>left|right|od|os)[ _.-]+(?P<patient>.+)", re.IGNORECASE),
 )
 """Patterns of names such as 17_left, P000-OD, P000_OS_2 (second photograph of that eye), 12R; and left_17."""
+_NUMBERED = re.compile(r"(?P<stem>.*?)(?P<number>[0-9]+)", re.DOTALL)
 
 
 class Source(NamedTuple):
@@ -138,3 +146,50 @@ def unknown(index: pd.DataFrame) -> bool:
     """
     graded = index[index["grade"].notna() & index["path"].notna()]
     return len(graded) > 1 and graded["patient_id"].nunique() == len(graded)
+
+
+def patients_by_number(table: pd.DataFrame, size: int, dataset: str) -> pd.Series:
+    """Return patient ids under which graded photographs with neighbouring numbers are of one patient.
+
+    Photographs are often numbered in the order in which they were taken, so those of one person have
+    neighbouring numbers. Names that are equal up to the number at their end, with an equal
+    ``number // size``, get one id: with 8, ``IDRiD_001`` to ``IDRiD_007`` get ``IDRiD_0-7``, and
+    ``IDRiD_008`` to ``IDRiD_015`` get ``IDRiD_8-15``. The id of a photograph depends on no other photograph.
+    A name without a number at its end stays a patient of its own.
+
+    Photographs with lesion masks keep their ids, unless a graded one has the same: they are a selection with
+    numbers of its own, and blocks of these would tie together the blocks of all their graded copies.
+
+    Args:
+        table: patient_id (the photograph's name, as patients are not known) and subset.
+        size: how many numbers count as one patient, >= 2.
+        dataset: its name, for the messages.
+
+    Returns:
+        Patient ids, with the table's index.
+
+    Raises:
+        UserError: the dataset names patients, or no name ends in a number.
+    """
+    key = f"datasets.{dataset}.numbers_per_patient"
+    several = table.loc[table.duplicated(["subset", "patient_id"]), "patient_id"]
+    if len(several):
+        raise UserError(
+            f"{key}: the dataset names its patients, and {several.iloc[0]} has several photographs; "
+            "set it to null"
+        )
+    named = table.loc[table["subset"] == "grading", "patient_id"].tolist()
+    blocks = {name: _block(found, size) for name in named if (found := _NUMBERED.fullmatch(name))}
+    if not blocks:
+        raise UserError(f"{key}: no graded photograph has a name that ends in a number; set it to null")
+    log.info(
+        "%s: no patients are named; %d graded photographs count as %d patients, by blocks of %d numbers",
+        dataset, len(named), len(set(blocks.values())) + len(named) - len(blocks), size,
+    )  # fmt: skip
+    return table["patient_id"].map(lambda name: blocks.get(name, name))
+
+
+def _block(name: re.Match[str], size: int) -> str:
+    """Return a name with the first and the last number of its block in place of its own."""
+    first = int(name["number"]) // size * size
+    return f"{name['stem']}{first}-{first + size - 1}"

@@ -17,7 +17,7 @@ from drgrade.evaluate.calibration import Calibrator, fit_isotonic_grades, fit_te
 from drgrade.evaluate.conformal import ConformalSets, fit_sets
 from drgrade.evaluate.metrics import REFERABLE
 from drgrade.evaluate.operating import OperatingPoint, call, choose
-from drgrade.evaluate.predictions import PROBABILITIES, check_rows, trainings
+from drgrade.evaluate.predictions import NOTHING_TESTED, PROBABILITIES, check_rows, trainings
 from drgrade.evaluate.probabilities import at_least, checked_probabilities
 from drgrade.evaluate.thresholds import Thresholds, fit_thresholds
 from drgrade.params import Calibrate
@@ -126,35 +126,35 @@ def fit_experiment(name: str, table: pd.DataFrame, params: Calibrate) -> list[Fi
         params: see :func:`fit`.
 
     Returns:
-        A fit for each training that was tested, for the mean over seeds of each fold, and for the mean over
-        seeds and folds. If one of the trainings has no validation photographs, neither has their mean.
+        A fit for each training that was validated or tested, for the mean over seeds of each fold, and for
+        the mean over seeds and folds. If one of the trainings has no validation photographs, neither has
+        their mean.
 
     Raises:
-        UserError: a validation row is invalid, or nothing was tested.
+        UserError: a validation row is invalid, or nothing was validated or tested.
     """
     val = table[(table["split"] == "val") & table["grade"].notna()]
     check_rows(val, name)
     of_training = dict(trainings(val))
-    test = table[table["split"] == "test"]
-    if test.empty:
-        raise UserError(f"{name}: no predictions of the split test; is index.test_fraction 0?")
-    tested = [training for training, _ in trainings(test)]
+    own = table[table["split"].isin(["val", "test"])]
+    if own.empty:
+        raise UserError(f"{name}: {NOTHING_TESTED}")
     fits = []
-    for whose, members in groups(tested):
+    for whose, members in groups([training for training, _ in trainings(own)]):
         parts = [of_training.get(member, val.head(0)) for member in members]
         complete = all(len(part) for part in parts)
         fits.append(fit(mean_of(pd.concat(parts)) if complete else val.head(0), params, whose))
     return fits
 
 
-def groups(tested: list[tuple[int, int | None]]) -> Iterator[tuple[Whose, list[tuple[int, int | None]]]]:
+def groups(trained: list[tuple[int, int | None]]) -> Iterator[tuple[Whose, list[tuple[int, int | None]]]]:
     """Yield each training, each fold's seeds together, and with folds everything together."""
-    for training in tested:
+    for training in trained:
         yield training, [training]
-    folds = sorted({fold for _, fold in tested if fold is not None})
+    folds = sorted({fold for _, fold in trained if fold is not None})
     for fold in folds:
-        yield (None, fold), [one for one in tested if one[1] == fold]
-    yield (None, None), tested
+        yield (None, fold), [one for one in trained if one[1] == fold]
+    yield (None, None), trained
 
 
 def by_whose(fits: Iterable[Fit]) -> dict[Whose, Fit]:

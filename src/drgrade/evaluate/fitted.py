@@ -16,6 +16,7 @@ from drgrade.errors import UserError
 from drgrade.evaluate.calibration import Calibrator
 from drgrade.evaluate.fits import METHODS, NOTHING_VALIDATES, Fit, Whose
 from drgrade.evaluate.predictions import (
+    NOTHING_TESTED,
     PROBABILITIES,
     Measured,
     Training,
@@ -43,7 +44,7 @@ def tested(name: str, table: pd.DataFrame, fits: Mapping[Whose, Fit]) -> Measure
     """
     test = table[table["split"] == "test"].sort_values(["seed", "image_id"], ignore_index=True)
     if test.empty:
-        raise UserError(f"{name}: no predictions of the split test; is index.test_fraction 0?")
+        raise UserError(f"{name}: {NOTHING_TESTED}")
     measured = checked(test, name)
     of_training = _of_trainings(test, fits)
     measured = with_calibration(measured, of_training, partial(_by_training, test))

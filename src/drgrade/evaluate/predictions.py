@@ -17,6 +17,12 @@ from drgrade.schema import GRADES, PREDICTIONS, conform, read_table
 
 Training = tuple[int, int | None]
 """Seed and fold of one training; the fold is None without cross-validation."""
+NOTHING_TESTED = (
+    "no predictions of the split test, as the index has no graded test photographs, so nothing can be "
+    "evaluated; put the test photographs in place or cross-validate (index.scheme: kfold); with holdout, "
+    "raise index.test_fraction"
+)
+"""Reason of the stages that need test photographs, and what to do."""
 PROBABILITIES = [f"p{grade}" for grade in GRADES]
 """Columns of the probabilities of the grades."""
 
@@ -71,12 +77,15 @@ def gather(paths: Sequence[Path]) -> dict[str, pd.DataFrame]:
     averaged.
 
     Raises:
-        UserError: a table is damaged or empty, or two tables have the same experiment, seed and fold.
+        UserError: a table is damaged or empty (nothing was validated or tested), or two tables have the same
+            experiment, seed and fold.
     """
     found: dict[str, list[pd.DataFrame]] = {}
     seen: dict[tuple[str, Training], Path] = {}
     for path in paths:
         table = read_table(path, PREDICTIONS)
+        if table.empty:
+            raise UserError(f"{path}: {NOTHING_TESTED}")
         trainings = table[["experiment", "seed", "fold"]].drop_duplicates()
         if len(trainings) != 1:
             raise UserError(f"{path}: holds {len(trainings)} trainings; one a table is expected")

@@ -20,6 +20,9 @@ class Dataset(Block):
     """A CSV (image_id, split) with this dataset's split, for the scheme ``file``."""
     exclude: str | None = None
     """A CSV with a column image_id, such as the list of overlaps: these photographs are not used."""
+    numbers_per_patient: Annotated[int, Field(ge=2)] | None = None
+    """Graded photographs with this many consecutive numbers count as one patient (8: 0 to 7, 8 to 15, and so
+    on), for datasets that name no patients, such as ``idrid``."""
 
 
 class Roles(Block):
@@ -71,7 +74,8 @@ class Index(Block):
     """List the photographs, join their labels and split them by patient."""
 
     scheme: Scheme = "holdout"
-    """official: the dataset's own split, its training part divided into train and val, without duplicates;
+    """official: the dataset's own split, its training part divided into train and val, without duplicates
+    (if its test part is not there, models are trained and nothing is tested);
     holdout: random train, val and test; kfold: cross-validation, every photograph is tested once;
     file: the split in ``datasets.<name>.split_file``."""
     val_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.15

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from drgrade.data.patients import UNKNOWN
+from drgrade.data.patients import BY_NUMBER, UNKNOWN
 from drgrade.data.registry import DATASETS, Card
 from drgrade.images.dataset import CroppedDataset
 from drgrade.params import Params
@@ -155,6 +155,8 @@ def uses(name: str, index: pd.DataFrame, card: Card, params: Mapping[str, Any]) 
     defects = list(card.defects)
     if not index["patient_id"].duplicated().any():
         defects.append(UNKNOWN)
+    if size := params["datasets"][name]["numbers_per_patient"]:
+        defects.append(BY_NUMBER.format(size))
     lines = ["Known defects:" if defects else "No defects are known to drgrade.", ""]
     lines += [f"- {defect}" for defect in defects]
     if name in params["roles"]["external"]:

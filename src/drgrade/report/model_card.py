@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from drgrade.data.patients import UNKNOWN
+from drgrade.data.patients import BY_NUMBER, UNKNOWN
 from drgrade.data.registry import DATASETS
 from drgrade.params import Params, parse_start
 from drgrade.report.card_tables import analyses
@@ -161,6 +161,8 @@ def evaluation_data(
         f"- {roles['grade']}: {metrics['n']} test photographs of {metrics['patients']} patients. Split: "
         f"{SCHEMES[scheme_of(params)]} (seed {params['index']['seed']}).",
     ]
+    if size := params["datasets"][roles["grade"]]["numbers_per_patient"]:
+        lines.append(f"- {BY_NUMBER.format(size)}")
     for dataset in roles["external"]:
         rows = external[external["dataset"] == dataset]
         count = f", {rows['n'].iloc[0]} photographs" if len(rows) else ""

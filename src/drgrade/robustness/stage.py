@@ -14,6 +14,7 @@ from drgrade.errors import UserError
 from drgrade.evaluate.detection import rank
 from drgrade.evaluate.intervals import confusions, qwk_of, resampled
 from drgrade.evaluate.metrics import REFERABLE, to_grades
+from drgrade.evaluate.predictions import NOTHING_TESTED
 from drgrade.files import atomic_write
 from drgrade.grading.assembly import Assembly, assemble
 from drgrade.grading.base import Photographs
@@ -166,7 +167,7 @@ def _tested(predictions: Path, graded: pd.DataFrame) -> pd.DataFrame:
     table = read_table(predictions, PREDICTIONS)
     tested = sorted(table.loc[table["split"] == "test", "image_id"])
     if not tested:
-        raise UserError(f"{predictions}: no predictions of the split test; raise index.test_fraction")
+        raise UserError(f"{predictions}: {NOTHING_TESTED}")
     if gone := sorted(set(tested) - set(graded.index)):
         raise UserError(f"{predictions}: {gone[0]} has no grade or crop any more; run the stage grade again")
     return graded.loc[tested].reset_index()

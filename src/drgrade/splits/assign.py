@@ -20,7 +20,8 @@ from drgrade.errors import UserError
 from drgrade.params import Index
 from drgrade.rng import derive
 from drgrade.splits.duplicates import near_duplicates
-from drgrade.splits.lists import read_lines, split_as_listed
+from drgrade.splits.folds import assign_folds
+from drgrade.splits.lists import split_as_listed
 from drgrade.splits.official import STRICTEST, leave_out, strictness, twins
 from drgrade.splits.overlaps import straddling
 
@@ -100,21 +101,30 @@ def _official(
     """Use the dataset's official parts; a validation part is split off its training part if there is none.
 
     With a ``val_fraction`` of 0 there is no validation part, as in publications with training and test only:
-    an official validation part then becomes part of the test.
+    an official validation part then becomes part of the test. Without usable graded test photographs, a
+    warning says that nothing will be tested.
 
     Returns:
         The part of each group of graded photographs: test, else val, else train, whichever first contains
         one of its rows. And, by row (label in ``table``), the reason for leaving out a row of the group that
         the dataset has in another part.
+
+    Raises:
+        UserError: the dataset has no official split.
     """
     official = table["official_split"].fillna("train")
     grading = table["subset"] == "grading"
+    if table.loc[grading, "official_split"].isna().all():
+        raise UserError("index.scheme: official, but the dataset has no official split; use holdout or kfold")
     if params.val_fraction == 0:
         official = official.mask(grading & (official == "val"), "test")
     official = official.mask(~grading & (official == "val"), "train")  # see _divide_masked
-    if not (grading & (official == "test") & table["grade"].notna()).any():
-        raise UserError(
-            "index.scheme: official, but the dataset has no graded test photographs; use holdout or kfold"
+    graded = grading & table["grade"].notna() & (table["status"] == "ok")
+    if not (graded & (official == "test")).any():
+        log.warning(
+            "index.scheme: official, but none of the %d graded photographs is a test photograph: models can "
+            "be trained, but nothing will be tested, and the stage evaluate will stop",
+            graded.sum(),
         )
     strictest = strictness(official).groupby(table["group"]).transform("min")
     groups = strictest[grading].groupby(table["group"]).first()
@@ -123,40 +133,6 @@ def _official(
         training = [group for group in ordered if parts[group] == "train"]
         parts.update(dict.fromkeys(_pick(training, params.val_fraction), "val"))
     return parts, twins(table.assign(part=official), params.duplicate_bits)
-
-
-def _read_folds(path: Path, folds: int) -> dict[str, int]:
-    """Read the fold of each image_id from a CSV (image_id, fold); lines without a fold are skipped."""
-    found: dict[str, int] = {}
-    for number, line in read_lines(path, "index.folds_file"):
-        image_id, fold = line.get("image_id"), line.get("fold")
-        if image_id and fold == "":
-            continue
-        if not image_id or not fold or not fold.isdigit() or int(fold) >= folds:
-            raise UserError(
-                f"{path}: line {number}: needs image_id and a fold of 0 to {folds - 1}; correct it"
-            )
-        if found.setdefault(image_id, int(fold)) != int(fold):
-            raise UserError(
-                f"{path}: line {number}: {image_id} is in fold {found[image_id]} already; keep one line"
-            )
-    return found
-
-
-def _folds(table: pd.DataFrame, ordered: Sequence[str], params: Index) -> pd.Series:
-    """Return the fold of each row of the grading subset, from ``folds_file`` or by position."""
-    if params.folds_file is None:
-        fold = {group: n % params.folds for n, group in enumerate(ordered)}
-        return table["group"].map(fold)
-    path = Path(params.folds_file)
-    fold = _read_folds(path, params.folds)
-    graded = table["grade"].notna() & (table["status"] == "ok")
-    lacking = table.loc[graded & ~table["image_id"].isin(fold.keys()), "image_id"]
-    if len(lacking):
-        raise UserError(
-            f"{path}: no fold for {len(lacking)} graded photographs, such as {lacking.iloc[0]}; add them"
-        )
-    return table["image_id"].map(fold)
 
 
 def assign_splits(table: pd.DataFrame, params: Index, split_file: Path | None = None) -> pd.DataFrame:
@@ -198,7 +174,7 @@ def assign_splits(table: pd.DataFrame, params: Index, split_file: Path | None = 
         listed = split_as_listed(grading, split_file)
         parts = dict(zip(grading.loc[listed.notna(), "group"], listed.dropna(), strict=True))
     elif params.scheme == "kfold":
-        table.loc[grading.index, "fold"] = _folds(grading, ordered, params).astype("Int8")
+        table.loc[grading.index, "fold"] = assign_folds(grading, ordered, params).astype("Int8")
         parts = dict.fromkeys(ordered, "train")
     elif params.scheme == "holdout":
         parts = _holdout(ordered, params)
