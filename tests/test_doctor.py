@@ -34,6 +34,7 @@ def test_everything_is_reported_and_nothing_needs_to_be_there():
     assert re.search(r"idrid +missing: .*data/raw/idrid", text)
     assert re.search(r"demo +missing: drgrade download --dataset demo", text)
     assert re.search(r"tf_efficientnet_lite0 +here", text)
+    assert re.search(r"tf_efficientnet_lite2 +made when a run needs it", text)
     assert re.search(r"live backend +(compiled|torchvision) ", text)
     assert not list(Path().iterdir()), "the doctor only looks"
 

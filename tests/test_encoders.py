@@ -14,6 +14,7 @@ from sklearn.datasets import load_sample_images
 from drgrade.encoders import (
     create_encoder,
     imagenet_file,
+    in_timm_order,
     load_start,
     normalisation,
     placed_file,
@@ -184,6 +185,16 @@ def test_files_that_hold_no_weights_are_refused(tmp_path):
         read_tensors(tmp_path / "empty.pth")
     with pytest.raises(UserError, match=r"put timm's ImageNet weights of resnet18 there"):
         create_encoder("resnet18", "imagenet")
+
+
+def test_tensors_in_order_must_be_all_of_timm_and_in_its_order():
+    own = timm.create_model(TINY).state_dict()
+    theirs = {f"layer{place}": value for place, value in enumerate(own.values())}
+    assert in_timm_order(theirs, TINY, Path("w.pth")).keys() == own.keys()
+    first, *rest = theirs
+    for names in (rest, [*rest, first]):
+        with pytest.raises(UserError, match=rf"^w\.pth: not the {len(own)} tensors of {TINY} in timm"):
+            in_timm_order({name: theirs[name] for name in names}, TINY, Path("w.pth"))
 
 
 def test_a_vision_transformer_takes_pictures_of_other_sizes():

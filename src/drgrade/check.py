@@ -206,12 +206,17 @@ def _meta_encoder(name: str, trunk: bool = False, **options: Any) -> "torch.nn.M
 def _check_weights(name: str, start: str, trunk: bool = False) -> None:
     """Check that start weights (``imagenet``, ``random`` or a file) exist and fit an encoder.
 
+    ImageNet weights that the run makes from a package need not be there yet.
+
     Raises:
         UserError: timm knows no such encoder, or the weights are missing or do not fit.
     """
-    from drgrade.encoders import start_tensors
+    from drgrade.encoders import placed_file, start_tensors
+    from drgrade.weights.sources import SOURCES, convert
 
-    if start != "random":
+    if start == "imagenet" and name in SOURCES and placed_file(name) is None:
+        convert(name)
+    elif start != "random":
         start_tensors(_meta_encoder(name, trunk), name, start, trunk=trunk)
 
 

@@ -250,7 +250,7 @@ def _results(verb: Verb) -> None:
 
 
 def _by_hand(verb: Verb) -> None:
-    """Verbs that no rule calls."""
+    """Verbs for people, of which rules call only ``weights``."""
     sub = verb(do.predict, params=False)
     sub.add_argument("photographs", type=Path, nargs="+", help="files, and folders of them")
     sub.add_argument(
@@ -313,6 +313,9 @@ def _by_hand(verb: Verb) -> None:
     verb(do.check, params=False).add_argument("file", type=Path, nargs="?", default=Path("params.yaml"))
     verb(do.params, params=False).add_argument("file", type=Path, nargs="?", default=Path("params.yaml"))
     verb(do.schema, params=False)
+    verb(do.weights, params=False).add_argument(
+        "name", nargs="?", metavar="NAME", help="timm name of the backbone, such as tf_efficientnet_lite2"
+    )
     verb(do.verify, params=False).add_argument("store", type=Path, nargs="+", metavar="STORE.json")
     sub = verb(do.grid, params=False)
     sub.add_argument("file", type=Path, help="such as params/grids/finetune.yaml")

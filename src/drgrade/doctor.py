@@ -123,16 +123,15 @@ def data() -> Lines:
 
 def weights() -> Lines:
     """ImageNet weights that runs can start from."""
-    from drgrade.encoders import PACKAGED, WEIGHTS, imagenet_file
+    from drgrade.encoders import PACKAGED, imagenet_file
+    from drgrade.weights.make import listing
 
     try:
         imagenet_file(PACKAGED)
         packaged = "here, in its package"
     except (UserError, ImportError) as error:
         packaged = f"missing: uv sync --frozen ({error})"
-    files = sorted(path.name for path in WEIGHTS.glob("*") if path.suffix in (".safetensors", ".pth"))
-    hint = f"missing: none needed; put <timm name>.safetensors into {WEIGHTS} for other encoders"
-    return [(PACKAGED, packaged), (str(WEIGHTS), ", ".join(files) or hint)]
+    return [(PACKAGED, packaged), *listing()]
 
 
 def tracking() -> Lines:

