@@ -1,0 +1,215 @@
+"""Ridge regression of the grade on pooled features of several layers of a frozen encoder.
+
+Nothing is trained by gradient descent: features are computed once (:mod:`drgrade.grading.pooled`), and the
+regression has a closed form. So all photographs with a grade can be used for training, and large inputs cost
+one pass over the photographs.
+
+The penalty is chosen by leaving out one patient at a time, which has a closed form too. The scores of
+left-out patients also say how much a regression shrinks its scores towards the mean grade. ``stretch`` undoes
+that: a line maps the left-out scores to the mean and the standard deviation of the grades. Of all lines this
+one has the largest concordance correlation with the grades (Lin, Biometrics 45, 1989), which is the quadratic
+weighted kappa of scores that are not rounded.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+
+import numpy as np
+from pydantic import Field
+
+from drgrade.grading.base import GRADERS, Explainable, Grader, Job, Moments, Output, Photographs, interpolated
+from drgrade.params import Encoded
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from drgrade.grading.features import Frozen
+    from drgrade.grading.pooled import FrozenRegression
+    from drgrade.images.augment import Plan
+
+log = logging.getLogger(__name__)
+
+Pooling = Literal["mean", "std", "max", "gem", "top", "bottom", "token"]
+"""Names of :data:`drgrade.grading.pooled.POOLINGS`, and the class token of a vision transformer."""
+
+
+class Params(Encoded):
+    """A ridge regression of the grade on features of a frozen encoder."""
+
+    grader: Literal["ridge"] = "ridge"
+    """The module of ``drgrade.grading``."""
+    layers: Annotated[list[int], Field(min_length=1)] = [-1]
+    """Stages of a convolutional encoder, or blocks of a vision transformer: from 0, or -1 for the last."""
+    pooling: Annotated[list[Pooling], Field(min_length=1)] = ["mean", "std", "gem", "max"]
+    """How a layer's responses are pooled over the image: mean, std, max, gem (generalised mean), top and
+    bottom (mean of the highest and of the lowest 2 %), token (class token of a vision transformer)."""
+    alphas: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] = [
+        10.0, 30.0, 100.0, 300.0, 1e3, 3e3, 1e4, 3e4, 1e5, 3e5, 1e6,
+    ]  # fmt: skip
+    """Penalties, of which the one with the smallest error on left-out patients is taken."""
+    stretch: bool = True
+    """Scale the scores so that those of left-out patients have the mean and the spread of the grades."""
+
+
+class Regression(NamedTuple):
+    """A fitted ridge regression: scores are ``features @ weights + constant``.
+
+    Attributes:
+        weights: float64 (D,).
+        constant: a number.
+        left_out: score (n,) of each training photograph by the regression without its patient.
+        alpha: the chosen penalty.
+    """
+
+    weights: np.ndarray
+    constant: float
+    left_out: np.ndarray
+    alpha: float
+
+    def stretched(self, grades: np.ndarray) -> "Regression":
+        """The regression whose left-out scores have the mean and standard deviation of the grades (n,)."""
+        spread = float(self.left_out.std())
+        slope = float(grades.std()) / spread if spread > 0 else 1.0
+        shift = float(grades.mean()) - slope * float(self.left_out.mean())
+        left_out = slope * self.left_out + shift
+        return Regression(slope * self.weights, slope * self.constant + shift, left_out, self.alpha)
+
+
+def fit_ridge(
+    features: np.ndarray, grades: np.ndarray, patients: Sequence[Any] | np.ndarray, alphas: Sequence[float]
+) -> Regression:
+    """Regress grades on standardised features, with the penalty that is best for left-out patients.
+
+    With the hat matrix H of all photographs and the residuals r of the fit, the residuals of the photographs
+    P of a left-out patient are (I - H_PP)^-1 r_P. Means and deviations of the features are those of all
+    training photographs, also for the left-out scores.
+
+    Args:
+        features: (n, D).
+        grades: (n,).
+        patients: patient of each photograph (n,); photographs without one count as patients of their own.
+        alphas: penalties of the squared weights of the standardised features.
+    """
+    x, y = np.asarray(features, np.float64), np.asarray(grades, np.float64)
+    centre, scale = x.mean(axis=0), x.std(axis=0)
+    scale[scale == 0] = 1.0
+    z, mean = (x - centre) / scale, float(y.mean())
+    values, vectors = np.linalg.eigh(z @ z.T)
+    groups = _groups(patients)
+    found: dict[float, tuple[float, np.ndarray]] = {}
+    for alpha in alphas:
+        shrunk = vectors * (values / (values + alpha))
+        hat = shrunk @ vectors.T + 1 / len(y)
+        left_out = _left_out(hat, y, y - hat @ (y - mean) - mean, groups)
+        found[alpha] = float(np.mean((left_out - y) ** 2)), left_out
+    alpha = min(found, key=lambda one: found[one][0])
+    weights = z.T @ (vectors @ ((vectors.T @ (y - mean)) / (values + alpha))) / scale
+    return Regression(weights, mean - float(centre @ weights), found[alpha][1], alpha)
+
+
+def _groups(patients: Sequence[Any] | np.ndarray) -> list[np.ndarray]:
+    """Positions of the photographs of each patient."""
+    import pandas as pd
+
+    named = pd.Series(list(patients), dtype="object")
+    codes, names = pd.factorize(named)
+    alone = codes < 0
+    codes[alone] = len(names) + np.arange(int(alone.sum()))
+    return [np.flatnonzero(codes == code) for code in np.unique(codes)]
+
+
+def _left_out(hat: np.ndarray, y: np.ndarray, residuals: np.ndarray, groups: list[np.ndarray]) -> np.ndarray:
+    """Score (n,) of each photograph by the regression without its patient."""
+    scores = np.empty(len(y))
+    for own in groups:
+        block = np.eye(len(own)) - hat[np.ix_(own, own)]
+        scores[own] = y[own] - np.linalg.lstsq(block, residuals[own], rcond=None)[0]
+    return scores
+
+
+@GRADERS.register("ridge")
+class Ridge(Grader):
+    """A frozen encoder and one linear unit, which are one network after training."""
+
+    Params = Params
+    network: "FrozenRegression"
+    fitted: Mapping[str, float]
+
+    def fit(self, job: Job) -> None:
+        """Compute features and regress; ``job.val`` is only measured."""
+        import torch
+
+        from drgrade.evaluate.metrics import qwk, to_grades
+        from drgrade.grading.features import features
+        from drgrade.seeding import seed_everything
+
+        seed_everything(job.seed, "head")
+        frozen = self._frozen(job.start.weights)
+        found = features(frozen, job.train.images, job.train.rows)
+        grades = job.train.grades.astype(np.float64)
+        fitted = fit_ridge(found, grades, job.train.table["patient_id"].tolist(), self.params.alphas)
+        if self.params.stretch:
+            fitted = fitted.stretched(grades)
+        self.network = self._network(frozen)
+        with torch.no_grad():
+            self.network.head.weight.copy_(torch.from_numpy(fitted.weights)[None])
+            self.network.head.bias.fill_(fitted.constant)
+        agreement = qwk(job.train.grades, to_grades(fitted.left_out))
+        measured = {"alpha": fitted.alpha, "left_out_qwk": agreement}
+        log.info("%s  %d features  alpha %g  QWK of left-out patients %.4g", job.name, found.shape[1],
+                 fitted.alpha, agreement)  # fmt: skip
+        if len(job.val):
+            measured["val_qwk"] = qwk(job.val.grades, to_grades(self.predict(job.val).score))
+        self.fitted = measured
+        job.run.metrics(measured)
+
+    def predict(self, photographs: Photographs) -> Output:
+        """Probabilities (n, 5), interpolated from the score, and the encoder's features (n, D)."""
+        from drgrade.grading.features import features
+
+        found = features(self.network.encoder, photographs.images, photographs.rows)
+        head = self.network.head
+        weights, constant = head.weight.detach().cpu().double().numpy()[0], float(head.bias.item())
+        return Output(interpolated(found.astype(np.float64) @ weights + constant), features=found)
+
+    def explainable(self) -> Explainable:
+        """The whole network."""
+        return Explainable(self.network, self.preprocess)
+
+    def moments(self, photographs: Photographs, changes: "Plan | None") -> Moments:
+        """Moments of the frozen encoder's features."""
+        from drgrade.grading.features import moments
+
+        return moments(self.network.encoder, photographs.images, photographs.rows, changes)
+
+    def tensors(self) -> "nn.Module":
+        """The network."""
+        return self.network
+
+    def facts(self) -> dict[str, Any]:
+        """The chosen penalty and the QWK of left-out patients."""
+        return dict(self.fitted)
+
+    def rebuild(self, facts: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Create the network with random weights, which loading overwrites."""
+        self.fitted, self.network = dict(facts), self._network(self._frozen("random"))
+
+    def _frozen(self, start: str) -> "Frozen":
+        """The encoder with pooled layers, its normalisation and test-time transforms."""
+        from drgrade.encoders import create_encoder
+        from drgrade.grading.features import Frozen
+        from drgrade.grading.pooled import PooledLayers
+
+        params = self.params
+        pooled = PooledLayers(create_encoder(params.encoder, start), params.layers, params.pooling)
+        frozen = Frozen(params.encoder, pooled, params.input_size)
+        frozen.mean, frozen.std = list(self.preprocess.mean), list(self.preprocess.std)
+        frozen.changes = self.preprocess.changes()
+        return frozen
+
+    def _network(self, frozen: "Frozen") -> "FrozenRegression":
+        """The encoder with an untrained linear unit."""
+        from drgrade.grading.pooled import FrozenRegression
+
+        return FrozenRegression(frozen)
