@@ -42,12 +42,13 @@ POOLINGS: Mapping[str, Callable[[Tensor], Tensor]] = {
 class PooledLayers(nn.Module):
     """An encoder whose output is the pooled responses of several of its layers.
 
-    Input: normalised images (B, 3, S, S). Output: (B, width): of each layer in turn all poolings in turn.
+    Input: normalised images (B, 3, S, S). Output: (B, width): all poolings of the first layer, then those of
+    the next.
 
     Args:
         encoder: a timm backbone.
         layers: numbers of its stages (convolutional networks) or blocks (vision transformers), counted from
-            0, or from the end: -1 is the last one.
+            0, or from the end: -1 is the last one. Their order does not matter.
         pooling: names of :data:`POOLINGS`, or ``token``: the class token of a vision transformer.
 
     Raises:

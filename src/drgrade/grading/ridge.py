@@ -145,7 +145,7 @@ class Ridge(Grader):
         from drgrade.seeding import seed_everything
 
         seed_everything(job.seed, "head")
-        frozen = self._frozen(job.start.weights)
+        frozen = self.encoder(job.start.weights)
         found = features(frozen, job.train.images, job.train.rows)
         grades = job.train.grades.astype(np.float64)
         fitted = fit_ridge(found, grades, job.train.table["patient_id"].tolist(), self.params.alphas)
@@ -193,9 +193,9 @@ class Ridge(Grader):
 
     def rebuild(self, facts: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
         """Create the network with random weights, which loading overwrites."""
-        self.fitted, self.network = dict(facts), self._network(self._frozen("random"))
+        self.fitted, self.network = dict(facts), self._network(self.encoder("random"))
 
-    def _frozen(self, start: str) -> "Frozen":
+    def encoder(self, start: str) -> "Frozen":
         """The encoder with pooled layers, its normalisation and test-time transforms."""
         from drgrade.encoders import create_encoder
         from drgrade.grading.features import Frozen
