@@ -271,6 +271,32 @@ def test_blocks_of_numbers_are_patients_of_the_split(
     assert "No two photographs have the same patient id" not in caplog.text
 
 
+def test_a_block_of_numbers_loses_only_the_copy_of_an_official_test_photograph(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    part = tmp_path / "raw/B. Disease Grading"
+    for letter, kind, numbers in (("a", "Training", range(1, 8)), ("b", "Testing", range(1, 4))):
+        images = part / f"1. Original Images/{letter}. {kind} Set"
+        images.mkdir(parents=True)
+        for n in numbers:
+            content = n if kind == "Training" or n == 2 else 100 + n  # test 2 is training 2
+            (images / f"IDRiD_{n:03}.jpg").write_bytes(unique_jpeg(content))
+        lines = ["Image name,Retinopathy grade", *(f"IDRiD_{n:03},{n % 5}" for n in numbers)]
+        labels = part / f"2. Groundtruths/{letter}. IDRiD_Disease Grading_{kind} Labels.csv"
+        labels.parent.mkdir(exist_ok=True)
+        labels.write_text("\n".join(lines))
+    (tmp_path / "raw/A. Segmentation").mkdir()
+    monkeypatch.setenv("DRGRADE_IDRID_ROOT", str(tmp_path / "raw"))
+    manifest, out = tmp_path / "manifest.tsv", tmp_path / "index.parquet"
+    download("idrid", Download(), manifest)
+    params = Index(scheme="official", val_fraction=0.0)
+    build_index("idrid", params, None, manifest, out, split=tmp_path / "split.csv", numbers_per_patient=8)
+    table = read_table(out, INDEX).set_index("image_id")
+    assert table["patient_id"].nunique() == 2
+    assert table["split"].value_counts().to_dict() == {"train": 6, "test": 3}
+    assert table["reason"]["B_train_IDRiD_002"] == "a copy of B_test_IDRiD_002 in the official test part"
+
+
 def test_files_changed_after_the_manifest_are_noticed(root: Path, tmp_path: Path) -> None:
     manifest = tmp_path / "manifest.tsv"
     download("folder", Download(), manifest)

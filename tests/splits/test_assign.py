@@ -16,7 +16,6 @@ from drgrade.splits.assign import (
     label_fractions,
     label_subset,
     limit_patients,
-    split_groups,
 )
 
 grade = st.one_of(st.none(), st.integers(0, 4))
@@ -178,26 +177,6 @@ def test_label_fractions_are_the_smallest_subset_of_each_row(count, seed) -> Non
     assert fraction.max() <= 1
 
 
-ties = st.lists(st.tuples(st.integers(0, 11), st.integers(0, 11), st.booleans()), max_size=10)
-
-
-@given(st.lists(st.integers(0, 6), min_size=12, max_size=12), ties, st.booleans())
-def test_groups_are_what_patients_and_copies_tie_together(people, ties, look) -> None:
-    table = hashed(pd.DataFrame({"image_id": map(str, range(12)), "patient_id": [f"p{n}" for n in people]}))
-    table["sha256"] = pd.array([f"{n:064x}" for n in range(12)], dtype="string")
-    for a, b, perceptual in ties:
-        table.loc[b, "phash" if perceptual else "sha256"] = table["phash" if perceptual else "sha256"][a]
-    alike = {(a, b) for a in range(12) for b in range(12) if table["patient_id"][a] == table["patient_id"][b]}
-    alike |= {(a, b) for a in range(12) for b in range(12) if table["sha256"][a] == table["sha256"][b]}
-    if look:
-        alike |= {(a, b) for a in range(12) for b in range(12) if table["phash"][a] == table["phash"][b]}
-    reach = {a: {a} for a in range(12)}
-    for _ in range(12):
-        reach = {a: {c for b in found for c in range(12) if (b, c) in alike} for a, found in reach.items()}
-    groups = split_groups(table, 10 if look else None)
-    assert groups.tolist() == [min(table["patient_id"][b] for b in reach[a]) for a in range(12)]
-
-
 @pytest.mark.parametrize(("bits", "apart"), [(10, 10), (10, 11), (0, 0), (0, 1), (None, 0)])
 def test_near_identical_photographs_share_a_part(bits, apart, caplog) -> None:
     table = hashed(make_table([(n % 5,) for n in range(40)]))
@@ -207,11 +186,6 @@ def test_near_identical_photographs_share_a_part(bits, apart, caplog) -> None:
     together = bits is not None and apart <= bits
     assert (split[:20].tolist() == split[20:].tolist()) == together
     assert (f"0_0 (patient 0) and 20_0 (patient 20): {apart} bits apart" in caplog.text) == together
-
-
-def test_missing_hashes_tie_nothing() -> None:
-    table = make_table([(0,)] * 20)
-    assert split_groups(table.assign(sha256=pd.NA), 10).nunique() == 20
 
 
 def test_broken_downloads_are_no_copies() -> None:

@@ -8,7 +8,8 @@ from tests.splits.tables import add_masked, flipped, hashed, make_table
 
 from drgrade.errors import UserError
 from drgrade.params import Index
-from drgrade.splits.assign import assign_splits, split_groups
+from drgrade.splits.assign import assign_splits, check_disjoint
+from drgrade.splits.groups import split_groups
 
 
 @pytest.mark.parametrize("test", ["absent", "without grades", "without photographs"])
@@ -87,17 +88,70 @@ def test_a_reason_of_its_own_comes_before_that_of_a_twin() -> None:
     assert pd.isna(split["split"][19])
 
 
-def test_official_test_masks_stay_and_what_copies_them_is_left_out() -> None:
+def masked_table() -> pd.DataFrame:
+    """Photographs 0-4 are tested, 5-19 trained on; with masks, A_0 to A_3 are tested, A_4 to A_7 not."""
     table = make_table([(n % 5,) for n in range(20)], ["test" if n < 5 else "train" for n in range(20)])
-    table = add_masked(table, 8, tested=4)
-    table.loc[20, "sha256"] = table.loc[19, "sha256"]  # A_0, tested, is a training photograph
-    table.loc[27, "sha256"] = table.loc[1, "sha256"]  # A_7 trains, and is a test photograph
-    table.loc[26, "sha256"] = table.loc[18, "sha256"]  # A_6 trains on both sides
-    split = assign_splits(table, Index(scheme="official")).set_index("image_id")
-    assert (split["split"] == "test").sum() == 5 + 4
-    assert split.loc["19_0", "reason"] == "a copy of A_0 in the official test part"
-    assert split.loc["A_7", "reason"] == "a copy of 1_0 in the official test part"
-    assert split.loc["A_6", "split"] == split.loc["18_0", "split"] != "test"
+    return add_masked(table, 8, tested=4).set_index("image_id", drop=False).rename_axis(None)
+
+
+def test_a_test_photograph_with_masks_costs_no_training_photograph() -> None:
+    """It has no grade; of what trains lesion networks, copies of either kind of test are left out."""
+    table = masked_table()
+    table.loc["A_0", "sha256"] = table.loc["19_0", "sha256"]
+    table.loc["A_1", "sha256"] = table.loc["0_0", "sha256"]
+    table.loc["A_7", "sha256"] = table.loc["1_0", "sha256"]
+    table.loc["A_6", "sha256"] = table.loc["A_2", "sha256"]
+    table.loc["A_5", "sha256"] = table.loc["18_0", "sha256"]  # both train
+    split = assign_splits(table, Index(scheme="official"))
+    assert split["official_split"][split["split"] == "test"].tolist() == ["test"] * (5 + 4)
+    assert split.loc["19_0", ["split", "status"]].tolist() == ["train", "ok"]
+    assert split["reason"][split["status"] == "filtered"].to_dict() == {
+        "A_7": "a copy of 1_0 in the official test part",
+        "A_6": "a copy of A_2 in the official test part",
+    }
+    assert split.loc["A_5", "split"] == split.loc["18_0", "split"]
+
+
+def test_copies_of_both_kinds_of_test_photographs_are_left_out_for_the_graded_one() -> None:
+    table = masked_table()
+    table.loc[["A_0", "19_0"], "sha256"] = table.loc["3_0", "sha256"]
+    table.loc["17_0", "patient_id"] = table.loc["A_1", "patient_id"]  # a named patient, without a grade there
+    split = assign_splits(table, Index(scheme="official"))
+    left_out = split["reason"][split["status"] == "filtered"].to_dict()
+    assert left_out == {"19_0": "a copy of 3_0 in the official test part"}
+    assert split["split"][["A_0", "A_1", "3_0"]].tolist() == ["test"] * 3
+
+
+@pytest.mark.parametrize("val_fraction", [0.0, 0.2])
+def test_a_block_of_numbers_loses_only_the_copies_themselves(val_fraction) -> None:
+    """Blocks 16-19 and 0-3 share a photograph; block 4-7 is cut by the parts into 4 and 5-7."""
+    table = masked_table()
+    blocks = [f"{n // 4 * 4}-{n // 4 * 4 + 3}" for n in range(20)]
+    table = table.assign(named_patient=table["patient_id"], patient_id=[*blocks, *table["patient_id"][20:]])
+    table.loc["18_0", "sha256"] = table.loc["0_0", "sha256"]
+    table.loc["A_0", "sha256"] = table.loc["9_0", "sha256"]
+    split = assign_splits(table, Index(scheme="official", val_fraction=val_fraction))
+    assert split["reason"][split["status"] == "filtered"].to_dict() == {
+        "18_0": "a copy of 0_0 in the official test part"
+    }
+    graded = split.head(20).drop("18_0")
+    assert graded["split"].head(5).tolist() == ["test"] * 5
+    assert (graded["split"].iloc[5:] == "val").any() == (val_fraction > 0)
+    assert (graded.groupby("patient_id")["split"].nunique() == 1).all()
+    assert graded["patient_id"].unique().tolist() == [
+        "0-3", "4-7 test", "4-7 train", "8-11", "12-15", "16-19"
+    ]  # fmt: skip
+
+
+def test_only_a_grade_and_test_masks_may_be_of_one_photograph() -> None:
+    table = masked_table().assign(split=lambda t: t["official_split"], fold=pd.NA)
+    table.loc["A_0", "sha256"] = table.loc["19_0", "sha256"]
+    check_disjoint(table, 10)
+    for trained, tested in (("A_7", "1_0"), ("A_6", "A_2")):
+        leaking = table.copy()
+        leaking.loc[trained, "sha256"] = table.loc[tested, "sha256"]
+        with pytest.raises(UserError, match=f"{trained}.*same content"):
+            check_disjoint(leaking, 10)
 
 
 @given(st.data())

@@ -168,7 +168,10 @@ MASKED = {"subset": "segmentation"}
     [
         ({"split": "train"}, {"split": "train"}, "same part"),
         ({"split": "train"}, {"split": "test"}, "leak"),  # the detector saw it
-        ({"split": "val"}, {"split": "train"}, "leak"),  # heat maps are scored on it
+        ({"split": "test"}, {"split": "train"}, "other label"),  # a grade tells no mask
+        ({"split": "val"}, {"split": "train"}, "other label"),
+        ({"split": "val"}, {"split": "val"}, "other label"),
+        ({"split": "test"}, {"fold": 3}, "other label"),
         ({"split": "test"}, {"split": "test"}, "same part"),
         ({"split": "val"}, {"split": "test"}, "same part"),  # neither is trained on
         ({"split": "train"}, {"fold": 3}, "leak"),  # the detector is not trained by fold
@@ -178,6 +181,11 @@ def test_masks_and_grades(masked, graded, verdict) -> None:
     rows = {**MASKED, **SHA, **masked}, {**SHA, **graded}
     assert verdicts(ALL, main=make_index(*rows)) == [verdict]
     assert verdicts(APART, masks=make_index(rows[0]), main=make_index(rows[1])) == [verdict]
+
+
+def test_masks_that_train_and_masks_that_test_may_not_be_of_one_photograph() -> None:
+    table = make_index({**MASKED, **SHA, "split": "train"}, {**MASKED, **SHA, "split": "test"})
+    assert verdicts(ALL, main=table) == ["leak"]
 
 
 @pytest.mark.parametrize(

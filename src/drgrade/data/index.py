@@ -177,6 +177,7 @@ def build_index(
         raise UserError(f"{root}: no photographs and no labels; see the dataset's layout")
     excluded = _excluded(exclude, dataset, set(table["image_id"]))
     if numbers_per_patient is not None:
+        table["named_patient"] = table["patient_id"]  # official parts are checked by these
         table["patient_id"] = patients_by_number(table, numbers_per_patient, dataset)
     if limit is not None:
         table = _limited(table, limit, params.seed)

@@ -23,7 +23,7 @@ def parts(index: pd.DataFrame, params: Segmentation) -> dict[str, pd.Series]:
     """Divide the photographs with masks, once for each part.
 
     Without ``folds`` the split is that of the index. Otherwise groups (patients, joined where they share a
-    photograph: :func:`drgrade.splits.assign.split_groups`) are numbered in the order of a seeded hash. In
+    photograph: :func:`drgrade.splits.groups.split_groups`) are numbered in the order of a seeded hash. In
     fold k, groups whose number modulo ``folds`` is k are tested, those of the next fold are validated on,
     and the others are trained on. Test photographs of the index are in no fold.
 
@@ -57,7 +57,7 @@ def parts(index: pd.DataFrame, params: Segmentation) -> dict[str, pd.Series]:
 
 def _groups(index: pd.DataFrame) -> pd.Series:
     """Group of each row, over all subsets; duplicates are those of the default ``index.duplicate_bits``."""
-    from drgrade.splits.assign import split_groups
+    from drgrade.splits.groups import split_groups
 
     # unreadable files (such as empty downloads) may have equal bytes but are not duplicates
     seen = index.assign(sha256=index["sha256"].mask(index["status"] == "unreadable", pd.NA))

@@ -11,18 +11,15 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from drgrade.errors import UserError
 from drgrade.params import Index
 from drgrade.rng import derive
-from drgrade.splits.duplicates import near_duplicates
 from drgrade.splits.folds import assign_folds
+from drgrade.splits.groups import split_groups
 from drgrade.splits.lists import split_as_listed
-from drgrade.splits.official import STRICTEST, leave_out, strictness, twins
+from drgrade.splits.official import Official, leave_out, official_parts
 from drgrade.splits.overlaps import straddling
 
 log = logging.getLogger(__name__)
@@ -30,43 +27,6 @@ log = logging.getLogger(__name__)
 FRACTIONS = (0.01, 0.05, 0.1, 0.25, 1.0)
 """Label fractions commonly used in publications; each subset is contained in the next."""
 SHOWN = 10
-
-
-def split_groups(table: pd.DataFrame, bits: int | None) -> pd.Series:
-    """Return the group of each row: its patient, or the first of several patients linked by duplicates.
-
-    Args:
-        table: image_id, patient_id, sha256 and phash (both missing where there is no photograph).
-        bits: photographs whose perceptual hashes differ in at most this many bits (0-15) are duplicates; None
-            compares bytes only.
-
-    Returns:
-        Group names, with the table's index. Duplicates under different patients are logged.
-    """
-    patients = pd.factorize(table["patient_id"])[0]
-    copies = [(a, b, 0) for a, b in _repeats(table["sha256"])]
-    if bits is not None:
-        copies += near_duplicates(table["phash"].tolist(), bits)
-    ends = np.array([(a, b) for a, b, _ in copies], np.int64).reshape(-1, 2)
-    graph = coo_array((np.ones(len(ends), bool), patients[ends].T), shape=(patients.max(initial=-1) + 1,) * 2)
-    tied = connected_components(graph, directed=False)[1][patients]
-    image, patient = table["image_id"].tolist(), table["patient_id"].tolist()
-    found = dict.fromkeys(
-        f"{image[a]} (patient {patient[a]}) and {image[b]} (patient {patient[b]}): {bits} bits apart"
-        for a, b, bits in copies
-        if patients[a] != patients[b]
-    )
-    if found:
-        log.warning("%d copies under different patients, kept in one part: %s", len(found), "; ".join(found))
-    return table["patient_id"].groupby(tied).transform("min")
-
-
-def _repeats(keys: pd.Series) -> list[tuple[int, int]]:
-    """Return pairs (first row, later row) of rows with equal keys."""
-    codes = pd.factorize(keys)[0]
-    again = np.flatnonzero(pd.Series(codes).duplicated() & (codes >= 0))
-    first = dict(zip(codes[::-1].tolist(), range(len(codes) - 1, -1, -1), strict=True))
-    return [(first[codes[row]], int(row)) for row in again]
 
 
 def _order(groups: pd.Series, grades: pd.Series, seed: int, purpose: str) -> pd.Series:
@@ -95,57 +55,31 @@ def _holdout(ordered: Sequence[str], params: Index) -> dict[str, str]:
     return {group: "test" if group in test else "val" if group in val else "train" for group in ordered}
 
 
-def _official(
-    table: pd.DataFrame, ordered: Sequence[str], params: Index
-) -> tuple[dict[str, str], dict[int, str]]:
-    """Use the dataset's official parts; a validation part is split off its training part if there is none.
+def _official(part: pd.Series, group: pd.Series, ordered: Sequence[str], params: Index) -> dict[str, str]:
+    """Return the official part of each group of graded photographs, each group being in a single one.
 
-    With a ``val_fraction`` of 0 there is no validation part, as in publications with training and test only:
-    an official validation part then becomes part of the test. Without usable graded test photographs, a
-    warning says that nothing will be tested.
-
-    Returns:
-        The part of each group of graded photographs: test, else val, else train, whichever first contains
-        one of its rows. And, by row (label in ``table``), the reason for leaving out a row of the group that
-        the dataset has in another part.
-
-    Raises:
-        UserError: the dataset has no official split.
+    If there is no validation part, ``val_fraction`` of the training part's groups is drawn for it.
     """
-    official = table["official_split"].fillna("train")
-    grading = table["subset"] == "grading"
-    if table.loc[grading, "official_split"].isna().all():
-        raise UserError("index.scheme: official, but the dataset has no official split; use holdout or kfold")
-    if params.val_fraction == 0:
-        official = official.mask(grading & (official == "val"), "test")
-    official = official.mask(~grading & (official == "val"), "train")  # see _divide_masked
-    graded = grading & table["grade"].notna() & (table["status"] == "ok")
-    if not (graded & (official == "test")).any():
-        log.warning(
-            "index.scheme: official, but none of the %d graded photographs is a test photograph: models can "
-            "be trained, but nothing will be tested, and the stage evaluate will stop",
-            graded.sum(),
-        )
-    strictest = strictness(official).groupby(table["group"]).transform("min")
-    groups = strictest[grading].groupby(table["group"]).first()
-    parts = {str(group): STRICTEST[n] for group, n in groups.items()}
+    parts = {str(name): str(of) for name, of in part.groupby(group).first().items()}
     if "val" not in parts.values():
-        training = [group for group in ordered if parts[group] == "train"]
+        training = [name for name in ordered if parts[name] == "train"]
         parts.update(dict.fromkeys(_pick(training, params.val_fraction), "val"))
-    return parts, twins(table.assign(part=official), params.duplicate_bits)
+    return parts
 
 
 def assign_splits(table: pd.DataFrame, params: Index, split_file: Path | None = None) -> pd.DataFrame:
     """Add the columns split (train, val, test) and fold (0..k-1 with ``kfold``, else missing) to an index.
 
-    Needs image_id, patient_id, sha256, phash, grade, subset, official_split, status and reason. With
-    ``kfold`` every grading row has the split ``train`` and a fold. Rows of the segmentation subset have no
-    fold: official test rows are ``test``, and of the others the share ``val_fraction`` (at least one group,
-    if there are two) is ``val``; duplicates of graded photographs are in the same part as these.
+    Needs image_id, patient_id, sha256, phash, grade, subset, official_split, status and reason, and for
+    patients by number (see :func:`drgrade.splits.official.official_parts`) named_patient. With ``kfold``
+    every grading row has the split ``train`` and a fold. Rows of the segmentation subset have no fold:
+    official test rows are ``test``, and of the others the share ``val_fraction`` (at least one group, if
+    there are two) is ``val``; duplicates of graded photographs are in the same part as these.
 
-    With ``official`` the dataset's test part is not changed: a training (or validation) photograph with a
-    duplicate or the patient in the test (or validation) part gets no split, the status ``filtered`` and a
-    reason that names the other photograph.
+    With ``official`` the dataset's test part is not changed: a graded training (or validation) photograph
+    with a duplicate or the patient in the graded test (or validation) part gets no split, the status
+    ``filtered`` and a reason that names the other photograph. So does one with masks, and also if the other
+    one has masks too.
 
     Args:
         table: the rows to divide.
@@ -160,12 +94,15 @@ def assign_splits(table: pd.DataFrame, params: Index, split_file: Path | None = 
     table = table.assign(fold=pd.Series(pd.NA, table.index, "Int8"))
     # unreadable files (such as empty downloads) may have equal bytes but are not duplicates
     seen = table.assign(sha256=table["sha256"].mask(table["status"] == "unreadable", pd.NA))
-    table["group"] = split_groups(seen, params.duplicate_bits)
+    official: Official | None = None
+    if params.scheme == "official" and (table["subset"] == "grading").any():
+        official = official_parts(seen, params)
+        table["patient_id"] = seen["patient_id"] = official.patient_id
+    table["group"] = split_groups(seen if official is None else seen[official.divided], params.duplicate_bits)
     grading, masked = table[table["subset"] == "grading"], table[table["subset"] != "grading"]
     ordered = list(_order(grading["group"], grading["grade"], params.seed, "split").index)
     listed = pd.Series(pd.NA, grading.index, "string")
     parts: dict[str, str] = {}
-    left_out: dict[int, str] = {}
     if params.scheme == "file":
         if split_file is None:
             raise UserError(
@@ -178,13 +115,15 @@ def assign_splits(table: pd.DataFrame, params: Index, split_file: Path | None = 
         parts = dict.fromkeys(ordered, "train")
     elif params.scheme == "holdout":
         parts = _holdout(ordered, params)
-    elif len(grading):
-        parts, left_out = _official(table.assign(sha256=seen["sha256"]), ordered, params)
+    elif official is not None:
+        parts = _official(official.part[grading.index], grading["group"], ordered, params)
     parts |= _divide_masked(masked, params, parts)
     table["split"] = table["group"].map(parts).astype("string")
     if params.scheme == "file":
         table.loc[grading.index, "split"] = listed
-    table = leave_out(table, left_out)
+    if official is not None:
+        table.loc[official.masked_test, "split"] = "test"
+        table = leave_out(table, official.left_out)
     check_disjoint(table.assign(sha256=seen["sha256"]), params.duplicate_bits)
     return table.drop(columns="group")
 
@@ -202,10 +141,14 @@ def _divide_masked(masked: pd.DataFrame, params: Index, parts: dict[str, str]) -
 def check_disjoint(table: pd.DataFrame, bits: int | None) -> None:
     """Check that no patient and no photograph (by content or perceptual hash) is in two splits or folds.
 
+    A graded photograph may be a test photograph with masks too: its grade tells nothing of these.
+
     Raises:
         UserError: some are; the message lists pairs of image_ids.
     """
-    pairs = straddling(table, bits)
+    masked = table["subset"] != "grading"
+    no_masked_test = ~masked | (table["split"] != "test").fillna(True)
+    pairs = list(dict.fromkeys(straddling(table[no_masked_test], bits) + straddling(table[masked], bits)))
     if pairs:
         more = f"; and {len(pairs) - SHOWN} more" if len(pairs) > SHOWN else ""
         raise UserError(f"splits overlap: {'; '.join(pairs[:SHOWN])}{more}; put each patient into one part")

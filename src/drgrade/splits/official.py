@@ -1,9 +1,13 @@
 """Keep a dataset's official test part unchanged: duplicates in other parts are left out, with a reason."""
 
 import logging
+from typing import NamedTuple
 
 import pandas as pd
 
+from drgrade.errors import UserError
+from drgrade.params import Index
+from drgrade.splits.groups import linked_patients
 from drgrade.splits.overlaps import pair_up
 
 log = logging.getLogger(__name__)
@@ -14,6 +18,78 @@ kept, so that no test photograph is trained on."""
 STRONGEST = ("content", "perceptual", "patient")
 """Levels of overlap between two photographs; the first that applies is given as the reason."""
 SHOWN = 10
+
+
+class Official(NamedTuple):
+    """A dataset's official parts and what is left out of them; all series have the index of its rows."""
+
+    part: pd.Series
+    """The official part of each row: train, val or test."""
+    patient_id: pd.Series
+    """Patient ids, none of a block of numbers in two parts."""
+    left_out: dict[int, str]
+    """Reasons by row label."""
+    masked_test: pd.Series
+    """Whether a row is a test photograph with masks, which stays one whatever it is a copy of."""
+
+    @property
+    def divided(self) -> pd.Series:
+        """Whether a row is neither left out nor a test photograph with masks."""
+        return ~self.masked_test & ~self.part.index.isin(list(self.left_out))
+
+
+def official_parts(table: pd.DataFrame, params: Index) -> Official:
+    """Return the official parts of a dataset and what has to be left out of them.
+
+    A graded photograph is left out if it has a duplicate or its patient in a stricter part (see STRICTEST)
+    of the graded photographs; one with masks, also if it has them in a stricter part of its own kind.
+
+    Numbers that stand in for patients (:func:`drgrade.data.patients.patients_by_number`) leave nothing out:
+    official parts may cut through a block, which then counts as one patient in each part.
+
+    Args:
+        table: image_id, patient_id, sha256, phash, grade, subset, official_split and status; and, if
+            patient_id is by number, named_patient: the dataset's own ids.
+        params: the validation fraction and the bits of duplicates.
+
+    Raises:
+        UserError: the dataset has no official split.
+    """
+    part, grading = _parts(table, params.val_fraction), table["subset"] == "grading"
+    patient = table["patient_id"]
+    rows = table.assign(part=part)
+    if "named_patient" in table:
+        rows["patient_id"] = table["named_patient"]
+        patient = patient.mask(part.groupby(patient).transform("nunique") > 1, patient + " " + part)
+    rows["group"] = linked_patients(rows, params.duplicate_bits)
+    graded_out = twins(rows[grading], params.duplicate_bits)
+    masked_out = {row: why for row, why in twins(rows, params.duplicate_bits).items() if not grading[row]}
+    return Official(part, patient, graded_out | masked_out, ~grading & (part == "test"))
+
+
+def _parts(table: pd.DataFrame, val_fraction: float) -> pd.Series:
+    """Return the official part of each row; those without one train.
+
+    With a ``val_fraction`` of 0 there is no validation part, as in publications with training and test only:
+    an official validation part then becomes part of the test. Without usable graded test photographs, a
+    warning says that nothing will be tested.
+    """
+    official = table["official_split"].fillna("train")
+    grading = table["subset"] == "grading"
+    if table.loc[grading, "official_split"].isna().all():
+        raise UserError("index.scheme: official, but the dataset has no official split; use holdout or kfold")
+    if val_fraction == 0:
+        official = official.mask(grading & (official == "val"), "test")
+    # of photographs with masks, drgrade.splits.assign draws the validation part
+    official = official.mask(~grading & (official == "val"), "train")
+    graded = grading & table["grade"].notna() & (table["status"] == "ok")
+    if not (graded & (official == "test")).any():
+        log.warning(
+            "index.scheme: official, but none of the %d graded photographs is a test photograph: models can "
+            "be trained, but nothing will be tested, and the stage evaluate will stop",
+            graded.sum(),
+        )
+    return official
 
 
 def strictness(parts: pd.Series) -> pd.Series:

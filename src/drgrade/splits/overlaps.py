@@ -142,7 +142,7 @@ def uses(rows: pd.DataFrame, roles: Roles) -> Ints:
     part = split.map({"train": TRAIN, "val": VAL, "test": TEST}).fillna(0).to_numpy(np.int64, copy=True)
     folded = rows["fold"].notna().to_numpy()
     part[folded] = 1 << (20 - rows["fold"][folded].to_numpy(np.int64))
-    # The detector's validation photographs select no model, but heat maps are scored on them: a test use.
+    # The detector's validation photographs select no model, but it is scored on them: a test use.
     lesions = np.where(split == "train", TRAIN, np.where(split == "", 0, TEST))
     blind = roles.pretrain == roles.grade  # one encoder per fold, pretrained without it
     pretrain = np.where(split == "train", part if blind else TRAIN, 0)
@@ -167,9 +167,10 @@ def find_leaks(indexes: Mapping[str, pd.DataFrame], roles: Roles, bits: int | No
         One row per pair and level (image, patient, content, perceptual), with LEAK_COLUMNS. Each photograph
         is paired with the first photograph of every part it overlaps, not with all; pairs of a patient
         within one part are left out; a photograph with several uses is paired with itself. use_a and use_b
-        are train, val, test, fold k or several of these, over all roles; the verdict is leak, same part, or
-        unused. dataset and image_id name the photograph of a leak to leave out: the one with the less strict
-        use (train before val before test).
+        are train, val, test, fold k or several of these, over all roles. The verdict is leak, same part,
+        other label (a graded photograph and one that is only scored on its masks), or unused. dataset and
+        image_id name the photograph of a leak to leave out: the one with the less strict use (train before
+        val before test).
     """
     rows = _rows(indexes)
     use = uses(rows, roles)
@@ -177,13 +178,19 @@ def find_leaks(indexes: Mapping[str, pd.DataFrame], roles: Roles, bits: int | No
     own = pd.DataFrame({"a": alone, "b": alone, "level": "image", "distance": 0})
     pairs = pd.concat([own, _pairs(rows, bits)], ignore_index=True)
     a, b = use[pairs["a"]], use[pairs["b"]]
-    leak = (np.bitwise_count(a | b) > 1) & (a > 0) & (b > 0)
+    apart = (np.bitwise_count(a | b) > 1) & (a > 0) & (b > 0)
+    masked = (rows["subset"] == "segmentation").to_numpy()
+    scored = masked & (use == TEST)  # on their masks, which no grade tells
+    other_label = (scored[pairs["a"]] & ~masked[pairs["b"]]) | (scored[pairs["b"]] & ~masked[pairs["a"]])
+    leak = apart & ~other_label
     drop = rows.loc[np.where((a & -a) <= (b & -b), pairs["a"], pairs["b"])].reset_index(drop=True)
     names = {bits_: _use_name(int(bits_)) for bits_ in np.unique(use)}
     found = _named(rows, pairs).assign(
         use_a=[names[one] for one in a],
         use_b=[names[one] for one in b],
-        verdict=np.where(leak, "leak", np.where((a == 0) | (b == 0), "unused", "same part")),
+        verdict=np.select(
+            [leak, apart, (a == 0) | (b == 0)], ["leak", "other label", "unused"], default="same part"
+        ),
         dataset=drop["dataset"].where(leak, ""),
         image_id=drop["image_id"].where(leak, ""),
     )
