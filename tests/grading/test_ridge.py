@@ -11,7 +11,7 @@ from drgrade.errors import UserError
 from drgrade.evaluate.metrics import qwk, to_grades
 from drgrade.grading import features as feature_module
 from drgrade.grading.base import Photographs
-from drgrade.grading.ridge import Params, Regression, fit_ridge
+from drgrade.grading.ridge import Params, Regression, around, fit_ridge
 from drgrade.grading.ridge import Ridge as Grader
 from drgrade.params import Crop
 
@@ -95,6 +95,20 @@ def test_new_scores_are_stretched_like_the_left_out_ones():
     np.testing.assert_allclose(features @ same.weights + same.constant, 2.0)  # no spread to stretch
 
 
+def test_probabilities_are_those_of_a_normal_distribution_around_the_score():
+    drawn = np.random.default_rng(0).normal(1.2, 0.8, 200_000)
+    counted = np.bincount(np.clip(np.floor(drawn + 0.5), 0, 4).astype(int), minlength=5) / len(drawn)
+    np.testing.assert_allclose(around(np.array([1.2]), 0.8)[0], counted, atol=0.004)
+    np.testing.assert_array_equal(around(np.array([3.2, -9]), 0.0), [[0, 0, 0, 1, 0], [1, 0, 0, 0, 0]])
+
+
+@given(st.lists(st.floats(-10, 10), min_size=1, max_size=5), st.floats(0, 5))
+def test_probabilities_sum_to_one(scores, spread):
+    found = around(np.array(scores), spread)
+    assert found.min() >= 0
+    np.testing.assert_allclose(found.sum(axis=1), 1)
+
+
 @pytest.fixture
 def grader(monkeypatch, fitted):
     """Fits the grader on given features; returns it, what it measured, and its scores."""
@@ -114,11 +128,12 @@ def grader(monkeypatch, fitted):
 
 def test_it_measures_left_out_patients_and_validation(grader):
     made, measured, scores, grades = grader(stretch=True)
-    assert set(measured) == {"alpha", "left_out_qwk", "val_qwk"}
+    assert set(measured) == {"alpha", "left_out_qwk", "spread", "val_qwk"}
     assert measured["val_qwk"] == pytest.approx(qwk(grades[30:].astype(int), to_grades(scores[30:])))
     assert made.facts() == measured
     points = toy(rows=40, columns=64)[0][:30].astype(np.float32)
     alone = fit_ridge(points, grades[:30], np.arange(30), made.params.alphas).stretched(grades[:30])
+    assert measured["spread"] == pytest.approx(np.sqrt(np.mean((alone.left_out - grades[:30]) ** 2)))
     assert measured["left_out_qwk"] == qwk(grades[:30].astype(int), to_grades(alone.left_out))
     assert "val_qwk" not in grader(stretch=True, val=0)[1]
 

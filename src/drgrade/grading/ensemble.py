@@ -68,8 +68,15 @@ class Ensemble(Grader):
         job.run.metrics({**measured, "constant": self.constant, "val_qwk": agreement})
 
     def predict(self, photographs: Photographs) -> Output:
-        """Probabilities (n, 5), interpolated so that their expectation is the combined score."""
-        return Output(interpolated(self._scores(photographs) @ self.weights + self.constant))
+        """The combined score, and the mixture of the members' probabilities (n, 5) by their weights.
+
+        For ``stacked``, whose weights may be negative, probabilities are interpolated from the score.
+        """
+        scores = self._scores(photographs) @ self.weights + self.constant
+        if self.params.how == "stacked":
+            return Output(interpolated(scores))
+        chances = [photographs.outputs[name].probabilities for name in self.params.members]
+        return Output(np.tensordot(self.weights, np.stack(chances), 1), scores)
 
     def facts(self) -> dict[str, Any]:
         """Weights, in the order of ``members``, and constant."""

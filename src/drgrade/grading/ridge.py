@@ -8,7 +8,8 @@ The penalty is chosen by leaving out one patient at a time, which has a closed f
 left-out patients also say how much a regression shrinks its scores towards the mean grade. ``stretch`` undoes
 that: a line maps the left-out scores to the mean and the standard deviation of the grades. Of all lines this
 one has the largest concordance correlation with the grades (Lin, Biometrics 45, 1989), which is the quadratic
-weighted kappa of scores that are not rounded.
+weighted kappa of scores that are not rounded. They also say how far scores are from the true grades: each
+grade's probability is that of a normal distribution around the score with this error.
 """
 
 import logging
@@ -18,8 +19,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from drgrade.grading.base import GRADERS, Explainable, Grader, Job, Moments, Output, Photographs, interpolated
+from drgrade.grading.base import GRADERS, Explainable, Grader, Job, Moments, Output, Photographs
 from drgrade.params import Encoded
+from drgrade.schema import GRADES
 
 if TYPE_CHECKING:
     from torch import nn
@@ -67,6 +69,10 @@ class Regression(NamedTuple):
     left_out: np.ndarray
     alpha: float
 
+    def spread(self, grades: np.ndarray) -> float:
+        """Root mean squared error of the left-out scores, for grades (n,)."""
+        return float(np.sqrt(np.mean((self.left_out - grades) ** 2)))
+
     def stretched(self, grades: np.ndarray) -> "Regression":
         """The regression whose left-out scores have the mean and standard deviation of the grades (n,)."""
         spread = float(self.left_out.std())
@@ -108,6 +114,24 @@ def fit_ridge(
     return Regression(weights, mean - float(centre @ weights), found[alpha][1], alpha)
 
 
+def around(scores: np.ndarray, spread: float) -> np.ndarray:
+    """Probability of each grade where the truth is normally distributed around the score.
+
+    A grade gets what lies nearer to it than to another; what lies below 0 or above 4 belongs to these.
+
+    Args:
+        scores: (n,).
+        spread: standard deviation in grades; at 0 all lies at the score.
+
+    Returns:
+        float64 (n, 5), rows sum to 1.
+    """
+    from scipy.special import ndtr
+
+    edges = np.array([-np.inf, *(np.array(GRADES[:-1]) + 0.5), np.inf])
+    return np.diff(ndtr((edges - np.asarray(scores, np.float64)[:, None]) / max(spread, 1e-9)), axis=1)
+
+
 def _groups(patients: Sequence[Any] | np.ndarray) -> list[np.ndarray]:
     """Positions of the photographs of each patient."""
     import pandas as pd
@@ -134,7 +158,7 @@ class Ridge(Grader):
 
     Params = Params
     network: "FrozenRegression"
-    fitted: Mapping[str, float]
+    fitted: dict[str, float]
 
     def fit(self, job: Job) -> None:
         """Compute features and regress; ``job.val`` is only measured."""
@@ -156,22 +180,25 @@ class Ridge(Grader):
             self.network.head.weight.copy_(torch.from_numpy(fitted.weights)[None])
             self.network.head.bias.fill_(fitted.constant)
         agreement = qwk(job.train.grades, to_grades(fitted.left_out))
-        measured = {"alpha": fitted.alpha, "left_out_qwk": agreement}
+        measured = {
+            "alpha": fitted.alpha, "left_out_qwk": agreement, "spread": fitted.spread(grades),
+        }  # fmt: skip
         log.info("%s  %d features  alpha %g  QWK of left-out patients %.4g", job.name, found.shape[1],
                  fitted.alpha, agreement)  # fmt: skip
+        self.fitted = measured
         if len(job.val):
             measured["val_qwk"] = qwk(job.val.grades, to_grades(self.predict(job.val).score))
-        self.fitted = measured
         job.run.metrics(measured)
 
     def predict(self, photographs: Photographs) -> Output:
-        """Probabilities (n, 5), interpolated from the score, and the encoder's features (n, D)."""
+        """Probabilities (n, 5) around the score, and the encoder's features (n, D)."""
         from drgrade.grading.features import features
 
         found = features(self.network.encoder, photographs.images, photographs.rows)
         head = self.network.head
         weights, constant = head.weight.detach().cpu().double().numpy()[0], float(head.bias.item())
-        return Output(interpolated(found.astype(np.float64) @ weights + constant), features=found)
+        scores = found.astype(np.float64) @ weights + constant
+        return Output(around(scores, self.fitted["spread"]), scores.clip(GRADES[0], GRADES[-1]), found)
 
     def explainable(self) -> Explainable:
         """The whole network."""
@@ -188,7 +215,7 @@ class Ridge(Grader):
         return self.network
 
     def facts(self) -> dict[str, Any]:
-        """The chosen penalty and the QWK of left-out patients."""
+        """The chosen penalty, and QWK and error of left-out patients."""
         return dict(self.fitted)
 
     def rebuild(self, facts: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
