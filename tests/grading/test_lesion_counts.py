@@ -38,7 +38,7 @@ def job(run: Recorded, tmp_path, monkeypatch) -> Job:
 
 
 def grader(**keys) -> LesionCounts:
-    sizes = {"encoder": "test_efficientnet", "input_size": SIDE, "tile": 64, "epochs": 20}
+    sizes = {"encoder": "test_efficientnet", "input_size": SIDE, "tile": 64, "epochs": 10}
     return LesionCounts(Params.model_validate({**sizes, "tiles_per_photograph": 2, **keys}), Crop(size=SIDE))
 
 

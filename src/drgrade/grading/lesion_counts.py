@@ -6,7 +6,6 @@ lesions from the masks (:mod:`drgrade.segmentation`). The marks in each graded p
 grade from the logarithms of these numbers. The network sees no grade, and the regression no pixel.
 """
 
-import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -15,7 +14,7 @@ from pydantic import Field
 
 from drgrade.errors import UserError
 from drgrade.grading.base import GRADERS, Grader, Job, Need, Output, Photographs
-from drgrade.grading.ridge import around, fit_ridge
+from drgrade.grading.ridge import around, regressed
 from drgrade.params import Encoded, Segmentation
 from drgrade.schema import GRADES
 
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
 
     from drgrade.grading.lesion_statistics import LesionRegression
     from drgrade.segmentation.regions import Region
-
-log = logging.getLogger(__name__)
 
 
 class Params(Encoded):
@@ -80,16 +77,8 @@ class LesionCounts(Grader):
 
         self.network = self._segmented(job)
         found = self._found(job.train)
-        grades = job.train.grades.astype(np.float64)
-        fitted = fit_ridge(found, grades, job.train.table["patient_id"].tolist(), self.params.alphas)
-        if self.params.stretch:
-            fitted = fitted.stretched(grades)
-        self.network.set_head(fitted.weights, fitted.constant)
-        agreement = qwk(job.train.grades, to_grades(fitted.left_out))
-        self.fitted = {
-            "alpha": fitted.alpha, "left_out_qwk": agreement, "spread": fitted.spread(grades),
-        }  # fmt: skip
-        log.info("%s  alpha %g  QWK of left-out patients %.4g", job.name, fitted.alpha, agreement)
+        regression, self.fitted = regressed(job, found, self.params.alphas, self.params.stretch)
+        self.network.set_head(regression.weights, regression.constant)
         if len(job.val):
             self.fitted["val_qwk"] = qwk(job.val.grades, to_grades(self.predict(job.val).score))
         job.run.metrics(self.fitted)

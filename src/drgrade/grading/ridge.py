@@ -114,6 +114,28 @@ def fit_ridge(
     return Regression(weights, mean - float(centre @ weights), found[alpha][1], alpha)
 
 
+def regressed(
+    job: Job, features: np.ndarray, alphas: Sequence[float], stretch: bool
+) -> tuple[Regression, dict[str, float]]:
+    """Regress the grades of the training photographs on their features (n, D).
+
+    Returns:
+        The regression, and what left-out patients say of it: penalty, QWK and root mean squared error.
+    """
+    from drgrade.evaluate.metrics import qwk, to_grades
+
+    grades = job.train.grades.astype(np.float64)
+    fitted = fit_ridge(features, grades, job.train.table["patient_id"].tolist(), alphas)
+    if stretch:
+        fitted = fitted.stretched(grades)
+    agreement = qwk(job.train.grades, to_grades(fitted.left_out))
+    log.info(
+        "%s  %d features  alpha %g  QWK of left-out patients %.4g",
+        job.name, features.shape[1], fitted.alpha, agreement,
+    )  # fmt: skip
+    return fitted, {"alpha": fitted.alpha, "left_out_qwk": agreement, "spread": fitted.spread(grades)}
+
+
 def around(scores: np.ndarray, spread: float) -> np.ndarray:
     """Probability of each grade where the truth is normally distributed around the score.
 
@@ -171,24 +193,14 @@ class Ridge(Grader):
         seed_everything(job.seed, "head")
         frozen = self.encoder(job.start.weights)
         found = features(frozen, job.train.images, job.train.rows)
-        grades = job.train.grades.astype(np.float64)
-        fitted = fit_ridge(found, grades, job.train.table["patient_id"].tolist(), self.params.alphas)
-        if self.params.stretch:
-            fitted = fitted.stretched(grades)
+        regression, self.fitted = regressed(job, found, self.params.alphas, self.params.stretch)
         self.network = self._network(frozen)
         with torch.no_grad():
-            self.network.head.weight.copy_(torch.from_numpy(fitted.weights)[None])
-            self.network.head.bias.fill_(fitted.constant)
-        agreement = qwk(job.train.grades, to_grades(fitted.left_out))
-        measured = {
-            "alpha": fitted.alpha, "left_out_qwk": agreement, "spread": fitted.spread(grades),
-        }  # fmt: skip
-        log.info("%s  %d features  alpha %g  QWK of left-out patients %.4g", job.name, found.shape[1],
-                 fitted.alpha, agreement)  # fmt: skip
-        self.fitted = measured
+            self.network.head.weight.copy_(torch.from_numpy(regression.weights)[None])
+            self.network.head.bias.fill_(regression.constant)
         if len(job.val):
-            measured["val_qwk"] = qwk(job.val.grades, to_grades(self.predict(job.val).score))
-        job.run.metrics(measured)
+            self.fitted["val_qwk"] = qwk(job.val.grades, to_grades(self.predict(job.val).score))
+        job.run.metrics(self.fitted)
 
     def predict(self, photographs: Photographs) -> Output:
         """Probabilities (n, 5) around the score, and the encoder's features (n, D)."""
