@@ -21,12 +21,13 @@ RANKS = (1e-6, 1e-4, 5e-4, 2e-3)
 SMALLEST = 4 / 1024**2
 """Smaller connected marks, as a share of the crop's area, are not counted."""
 PER_KIND = 1 + 3 * len(THRESHOLDS) + 8 + len(RANKS)
+"""Numbers for each kind of lesion."""
 FLOOR = 1e-5
 """Added before the logarithm."""
 CPU_CROPS = 1
 """Crops per forward pass on a CPU: a decoder at full resolution needs much memory."""
 DECODER = 4
-"""How much more than an encoder."""
+"""It needs about this many times the memory of an encoder, for which batch sizes are made."""
 
 
 class LesionRegression(nn.Module):

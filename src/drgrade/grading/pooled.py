@@ -1,7 +1,7 @@
 """Features of several layers of a frozen encoder, pooled over the image in several ways.
 
-A network's last layer describes what ImageNet or other photographs show. Lesions are small and of few kinds:
-layers before it, and the strongest responses besides the mean, say more about them.
+A network's last layer describes the images that it was trained on. Lesions are small and of few kinds, and
+layers before the last one tell of them too.
 """
 
 from collections.abc import Callable, Mapping, Sequence

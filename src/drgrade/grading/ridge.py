@@ -88,8 +88,9 @@ def fit_ridge(
     """Regress grades on standardised features, with the penalty that is best for left-out patients.
 
     With the hat matrix H of all photographs and the residuals r of the fit, the residuals of the photographs
-    P of a left-out patient are (I - H_PP)^-1 r_P. Means and deviations of the features are those of all
-    training photographs, also for the left-out scores.
+    P of a left-out patient are (I - H_PP)^-1 r_P. From a singular value decomposition only these blocks of H
+    are computed. Means and deviations of the features are those of all training photographs, also for the
+    left-out scores.
 
     Args:
         features: (n, D).
@@ -100,17 +101,17 @@ def fit_ridge(
     x, y = np.asarray(features, np.float64), np.asarray(grades, np.float64)
     centre, scale = x.mean(axis=0), x.std(axis=0)
     scale[scale == 0] = 1.0
-    z, mean = (x - centre) / scale, float(y.mean())
-    values, vectors = np.linalg.eigh(z @ z.T)
+    left, values, right = np.linalg.svd((x - centre) / scale, full_matrices=False)
+    mean, along = float(y.mean()), left.T @ (y - y.mean())
     groups = _groups(patients)
     found: dict[float, tuple[float, np.ndarray]] = {}
     for alpha in alphas:
-        shrunk = vectors * (values / (values + alpha))
-        hat = shrunk @ vectors.T + 1 / len(y)
-        left_out = _left_out(hat, y, y - hat @ (y - mean) - mean, groups)
+        kept = values**2 / (values**2 + alpha)
+        residuals = y - mean - left @ (kept * along)
+        left_out = y - _left_out_residuals(left, kept, residuals, groups)
         found[alpha] = float(np.mean((left_out - y) ** 2)), left_out
     alpha = min(found, key=lambda one: found[one][0])
-    weights = z.T @ (vectors @ ((vectors.T @ (y - mean)) / (values + alpha))) / scale
+    weights = right.T @ (values / (values**2 + alpha) * along) / scale
     return Regression(weights, mean - float(centre @ weights), found[alpha][1], alpha)
 
 
@@ -158,20 +159,29 @@ def _groups(patients: Sequence[Any] | np.ndarray) -> list[np.ndarray]:
     """Positions of the photographs of each patient."""
     import pandas as pd
 
-    named = pd.Series(list(patients), dtype="object")
-    codes, names = pd.factorize(named)
+    codes, names = pd.factorize(pd.Series(list(patients), dtype="object"))
     alone = codes < 0
     codes[alone] = len(names) + np.arange(int(alone.sum()))
-    return [np.flatnonzero(codes == code) for code in np.unique(codes)]
+    ordered = np.argsort(codes, kind="stable")
+    return np.split(ordered, np.flatnonzero(np.diff(codes[ordered])) + 1)
 
 
-def _left_out(hat: np.ndarray, y: np.ndarray, residuals: np.ndarray, groups: list[np.ndarray]) -> np.ndarray:
-    """Score (n,) of each photograph by the regression without its patient."""
-    scores = np.empty(len(y))
+def _left_out_residuals(
+    left: np.ndarray, kept: np.ndarray, residuals: np.ndarray, groups: list[np.ndarray]
+) -> np.ndarray:
+    """Residual (n,) of each photograph by the regression without its patient.
+
+    Args:
+        left: left singular vectors (n, r); the hat matrix is ``left * kept @ left.T + 1 / n``.
+        kept: share (r,) of each direction that the penalty leaves.
+        residuals: of the regression on all (n,).
+        groups: positions of each patient's photographs.
+    """
+    found = np.empty(len(residuals))
     for own in groups:
-        block = np.eye(len(own)) - hat[np.ix_(own, own)]
-        scores[own] = y[own] - np.linalg.lstsq(block, residuals[own], rcond=None)[0]
-    return scores
+        block = np.eye(len(own)) - (left[own] * kept) @ left[own].T - 1 / len(residuals)
+        found[own] = np.linalg.lstsq(block, residuals[own], rcond=None)[0]
+    return found
 
 
 @GRADERS.register("ridge")
