@@ -34,7 +34,8 @@ import torch
 from drgrade.data.registry import DATASETS
 from drgrade.images.read import read_photograph
 from drgrade.lesions import detector, predict
-from drgrade.lesions.tile_detector import Found, TileDetector
+from drgrade.lesions.found import Found
+from drgrade.lesions.tile_detector import TileDetector
 from drgrade.lesions.tiles import Tiling
 from drgrade.params import Demo, Detector, Download, LesionBoxes, Lesions
 from drgrade.schema import CROPS, INDEX, write_table

@@ -11,7 +11,8 @@ from splits import make_table  # benchmarks/splits.py, which lies beside this fi
 from drgrade.data.listing import HEADER
 from drgrade.files import write_json
 from drgrade.images.shards import shard_path, shard_rows
-from drgrade.lesions.predict import PART, PARTS
+from drgrade.lesions.found import PARTS
+from drgrade.lesions.predict import PART
 from drgrade.schema import CROPS, LESIONS, conform, write_table
 
 WIDTH, HEIGHT, SIZE = 4752, 3168, 512

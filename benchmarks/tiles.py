@@ -164,6 +164,14 @@ def run(way: str, fold: int, seed: int) -> None:
     write_json(cost, folder / "cost.json")
 
 
+def apart(way: str, fold: int, seed: int) -> None:
+    """Train and search, unless it is done, in a process of its own: MMEngine keeps state."""
+    if not cost_of(way, fold, seed).exists():
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            pool.submit(run, way, fold, seed).result()
+        print(way, fold, seed, cost_of(way, fold, seed).read_text().split(), file=sys.stderr, flush=True)
+
+
 def matches_of(way: str, runs: list[tuple[int, int]]) -> Matches:
     """What a way found on the test photographs of some runs, against what is there."""
     truth, tables, names = pd.read_parquet(WORK / "truth.parquet"), [], []
@@ -261,10 +269,7 @@ def main() -> None:
     missing = [(way, *one) for one in RUNS for way in ARMS if not cost_of(way, *one).exists()]
     if not arguments.report:
         for one in missing:
-            # a process each: MMEngine keeps state, and both ways shall find the machine alike
-            with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-                pool.submit(run, *one).result()
-            print(*one, cost_of(*one).read_text().split(), file=sys.stderr, flush=True)
+            apart(*one)
         missing = []
     done = [one for one in RUNS if not any(one == left[1:] for left in missing)]
     if missing:

@@ -99,7 +99,7 @@ def test_bad_input_is_one_line_and_status_2(arguments, message, tmp_path, monkey
     assert [path.name for path in tmp_path.iterdir() if path.suffix in (".parquet", ".csv", ".tsv")] == []
 
 
-SEARCH = ["lesions", "--dataset", "d", "--index", "i", "--crops", "c", "--detector", "t", "--out", "o"]
+SEARCH = ["lesions", "--dataset", "d", "--index", "i", "--crops", "c", "--model", "t", "--out", "o"]
 LISTING = ["index", "--dataset", "d", "--manifest", "m", "--out", "o", "--split", "s"]
 
 

@@ -72,6 +72,10 @@ def test_every_key_is_described():
             "explanations.a.experiment: 'gone' is not one of experiments",
         ),
         ({"patches": {"size": 512}}, "patches.size: larger than crop.size"),
+        (
+            {"lesions": {"source": "segmentation"}, "segmentation": {"folds": 3}},
+            "segmentation.folds: 3 folds",
+        ),
         ({"pretrain": {"mae": {}}}, "params.yaml: pretrain.mae: input tag 'mae' found using 'method'"),
         ({"pretrain": {"simclr": {"window": "inside"}}}, "pretrain.simclr.window: no such key"),
         (

@@ -22,7 +22,7 @@ from drgrade.cli import main
 from drgrade.errors import UserError
 from drgrade.evaluate import fits
 from drgrade.grading.finetune import Finetune, Params
-from drgrade.lesions.tile_detector import Found
+from drgrade.lesions.found import Found
 from drgrade.lesions.tiles import Tiling
 from drgrade.params import Calibrate, Crop, Lesions
 from drgrade.predict.model import Model

@@ -38,6 +38,11 @@ def _paths(parser: argparse.ArgumentParser, *names: str, optional: bool = False)
         parser.add_argument(f"--{name.replace('_', '-')}", type=Path, required=not optional, metavar="PATH")
 
 
+def _searched_by(parser: argparse.ArgumentParser) -> None:
+    by = "folder of the detector, or of the segmentation network: what lesions.source names"
+    parser.add_argument("--model", type=Path, required=True, metavar="FOLDER", help=by)
+
+
 def _block(parser: argparse.ArgumentParser, name: str, meaning: str) -> None:
     parser.add_argument(name, default="{}", metavar="JSON", help=meaning)
 
@@ -133,12 +138,14 @@ def _lesions(verb: Verb) -> None:
     sub.add_argument("--dataset", required=True)
     _block(sub, "--boxes-params", "the block lesion_boxes (tiling)")
     _shared(sub, "search")
-    _paths(sub, "index", "crops", "detector", "out")
+    _paths(sub, "index", "crops", "out")
+    _searched_by(sub)
     sub = verb(do.lesion_metrics)
     sub.add_argument("--dataset", required=True)
     _block(sub, "--boxes-params", "the block lesion_boxes")
     _block(sub, "--lesions-params", "the block lesions (search)")
-    _paths(sub, "index", "crops", "detector", "out")
+    _paths(sub, "index", "crops", "out")
+    _searched_by(sub)
     sub = verb(do.segmentation)
     sub.add_argument("--dataset", required=True)
     sub.add_argument("--part", default="holdout", help="holdout, or with cross-validation fold0, fold1, ...")

@@ -96,7 +96,8 @@ def stage_costs(params: Params) -> Iterator[StageCost]:
     """Costs of the stages that run networks."""
     searched = {block.boxes for block in params.pretrain.values() if isinstance(block, LesionContrastive)}
     if searched & {"detector", "random"} and params.patches.published is None:
-        yield _detector(params)
+        if params.lesions.source == "detector":
+            yield _detector(params)
         yield _search(params)
     if params.pretrain:
         yield _pretraining(params)

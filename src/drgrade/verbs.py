@@ -104,11 +104,11 @@ def lesions(args: Arguments) -> None:
     take_gpu()
     boxes = _block(args.boxes_params, "lesion_boxes")
     params = _block(args.params, "lesions")
-    detect_lesions(args.dataset, args.index, args.crops, args.detector, boxes, params, args.out, args.shard)
+    detect_lesions(args.dataset, args.index, args.crops, args.model, boxes, params, args.out, args.shard)
 
 
 def lesion_metrics(args: Arguments) -> None:
-    """Measure the detector on photographs it was not trained on."""
+    """Measure what finds lesions on photographs it was not trained on."""
     from drgrade.devices import take_gpu
     from drgrade.lesions.measure import measure_detector
 
@@ -117,7 +117,7 @@ def lesion_metrics(args: Arguments) -> None:
         args.dataset,
         args.index,
         args.crops,
-        args.detector,
+        args.model,
         _block(args.boxes_params, "lesion_boxes"),
         _block(args.lesions_params, "lesions"),
         _block(args.params, "lesion_metrics"),

@@ -135,7 +135,7 @@ def check_values(config: Any, optimiser: Any, loader: Any) -> None:
 
 def test_the_stage_trains_on_balanced_tiles_from_packaged_weights(boxes: Path, tmp_path: Path) -> None:
     """The whole stage, and its files read back; what is frozen is still the packaged weights."""
-    from drgrade.lesions.predict import TileDetector
+    from drgrade.lesions.tile_detector import TileDetector
 
     params = Detector(
         config="faster-rcnn_lite0_fpn_tiles", start="imagenet", epochs=1, batch_size=3, lr=2e-4,

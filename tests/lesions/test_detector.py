@@ -196,7 +196,7 @@ def check_predictions(folder: Path, images: Path) -> None:
     """Batches of tiles in memory against MMDetection's own way, file by file."""
     from mmdet.apis import inference_detector
 
-    from drgrade.lesions.predict import TileDetector
+    from drgrade.lesions.tile_detector import TileDetector
 
     find = TileDetector(folder)
     paths = sorted(images.iterdir())
@@ -213,7 +213,7 @@ def check_predictions(folder: Path, images: Path) -> None:
 
 def check_half(folder: Path, images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the features in bfloat16, as on a GPU, lesions are found where they were."""
-    from drgrade.lesions.predict import TileDetector
+    from drgrade.lesions.tile_detector import TileDetector
 
     tiles = [cv2.imread(str(path))[..., ::-1] for path in sorted(images.iterdir())]
     full = TileDetector(folder)(tiles)

@@ -9,8 +9,8 @@ from PIL import Image
 from drgrade.data.registry import DATASETS
 from drgrade.errors import UserError
 from drgrade.lesions import predict
+from drgrade.lesions.found import Found
 from drgrade.lesions.measure import measure_detector
-from drgrade.lesions.tile_detector import Found
 from drgrade.params import LesionBoxes, LesionMetrics, Lesions
 from drgrade.schema import CROPS, INDEX, LESIONS, write_table
 

@@ -1,6 +1,6 @@
 import threading
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -10,10 +10,12 @@ from scipy import ndimage
 
 from drgrade.errors import UserError
 from drgrade.lesions import predict
-from drgrade.lesions.predict import detect_lesions, merge
-from drgrade.lesions.tile_detector import Found
-from drgrade.params import LesionBoxes, Lesions
+from drgrade.lesions.found import Found, found_table
+from drgrade.lesions.predict import detect_lesions
+from drgrade.lesions.tile_search import merge
+from drgrade.params import LesionBoxes, Lesions, Segmentation
 from drgrade.schema import CROPS, INDEX, LESION_BOXES, LESIONS, write_table
+from drgrade.segmentation.network import SegmentationNetwork
 
 SQUARES = {
     "a": [(40, 40, 60, 56, "EX"), (118, 90, 138, 110, "EX"), (200, 30, 216, 46, "SE")],
@@ -125,6 +127,29 @@ def test_an_unreadable_photograph_is_a_row_with_a_reason(study: Path) -> None:
     assert searched["reason"].isna().to_dict() == {"a": True, "b": True, "c": True, "z": False}
     assert "not an image" in searched.loc["z", "reason"]
     assert searched["lesions"].to_dict() == {"a": 3, "b": 1, "c": 0, "z": 0}
+
+
+def test_the_segmentation_can_find_them(study: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = study / "model"
+    SegmentationNetwork(Segmentation(kinds=["EX", "SE"], tile=64)).save(model)
+    searched: list[list[str]] = []
+
+    def one_each(*arguments: Any) -> pd.DataFrame:
+        searched.append(arguments[3]["image_id"].tolist())
+        one = Found(np.array([[1.0, 2, 3, 4]]), np.array([0.5], np.float32), np.array([2]))
+        return pd.concat([found_table(name, one) for name in searched[-1]])
+
+    monkeypatch.setattr("drgrade.segmentation.marks.search_marks", one_each)
+    monkeypatch.setattr(predict, "PART", 3)
+    paths = (study / "index.parquet", study / "crops.parquet")
+    params = Lesions(source="segmentation")
+    detect_lesions("squares", *paths, model, LesionBoxes(), params, study / "lesions.parquet")
+    assert searched == [["a", "b", "c"], ["z"]]
+    assert pd.read_parquet(study / "lesions.parquet")["lesion"].tolist() == ["EX"] * 4
+    with pytest.raises(UserError, match=r"segmentation\.json: no such file; run the stage segmentation"):
+        detect_lesions(
+            "squares", *paths, study / "detector", LesionBoxes(), params, study / "lesions.parquet"
+        )
 
 
 def test_where_nothing_can_be_read_the_search_stops_and_starts_over(study: Path) -> None:

@@ -11,6 +11,7 @@ def jobs(project, name: str) -> dict[str, int]:
 
 ONCE = dict.fromkeys(("overlaps", "calibrate", "evaluate", "explain", "report", "all"), 1)
 DETECTOR = dict.fromkeys(("lesion_boxes", "detector", "lesions", "lesion_metrics"), 1)
+MARKS = dict.fromkeys(("segmentation", "segmentation_metrics", "lesions", "lesion_metrics"), 1)
 IMAGES = dict.fromkeys(("download", "index", "crop"), 1)
 
 
@@ -28,4 +29,11 @@ def test_the_protocols_of_the_papers(fresh):
     assert planned == {
         **{rule: 2 * count for rule, count in IMAGES.items()}, **DETECTOR, **ONCE, "patches": 1,
         "pretrain": 3, "grade": 1 + 4 * 2 * 5 * 3, "total": 141,
+    }  # fmt: skip
+
+
+def test_lesions_from_the_segmentation(fresh):
+    """No detector is trained where the segmentation finds the lesions."""
+    assert jobs(fresh, "idrid") == {
+        **IMAGES, **MARKS, **ONCE, "patches": 1, "pretrain": 1, "grade": 5 * (1 + 3 * 3), "total": 65,
     }  # fmt: skip

@@ -78,6 +78,16 @@ rule detector:
         "drgrade detector --params {params.block:q} --boxes {params.boxes} --out {params.folder} > {log} 2>&1"
 
 
+# what finds lesions: files that it is made of, and their folder
+FINDER, FINDER_FILES = {
+    "detector": (at(LESIONS, "detector"), list(rules.detector.output[:2])),
+    "segmentation": (
+        at(LESIONS, "segmentation/holdout/model"),
+        [at(LESIONS, "segmentation/holdout/training.json")],
+    ),
+}[PARAMS.lesions.source]
+
+
 scattergather:
     search=1,
 
@@ -90,8 +100,7 @@ rule lesions_shard:
     input:
         index=at(PRETRAIN, "index/index.parquet"),
         crops=at(PRETRAIN, "crop/crops.parquet"),
-        model=rules.detector.output.model,
-        config=rules.detector.output.config,
+        finder=FINDER_FILES,
     output:
         temp(touch(at(PRETRAIN, "lesions/{scatteritem}.searched"))),
     log:
@@ -103,7 +112,7 @@ rule lesions_shard:
         software=software("lesions"),
         block=block("lesions"),
         tiling=block("lesion_boxes"),
-        detector=subpath(input.model, parent=True),
+        model=FINDER,
         dataset=PRETRAIN,
         shard=shard,
         table=at(PRETRAIN, "lesions/lesions.parquet"),
@@ -111,7 +120,7 @@ rule lesions_shard:
         "Find lesions in a part of the photographs: {wildcards.scatteritem}"
     shell:
         "drgrade lesions --dataset {params.dataset} --params {params.block:q} --boxes-params {params.tiling:q}"
-        " --index {input.index} --crops {input.crops} --detector {params.detector}"
+        " --index {input.index} --crops {input.crops} --model {params.model}"
         " --shard {params.shard} --out {params.table} > {log} 2>&1"
 
 
@@ -120,8 +129,7 @@ rule lesions:
         SHARDS if len(SHARDS) > 1 else [],  # joins what they found
         index=at(PRETRAIN, "index/index.parquet"),
         crops=at(PRETRAIN, "crop/crops.parquet"),
-        model=rules.detector.output.model,
-        config=rules.detector.output.config,
+        finder=FINDER_FILES,
     output:
         lesions=at(PRETRAIN, "lesions/lesions.parquet"),
         searched=at(PRETRAIN, "lesions/searched.parquet"),
@@ -135,13 +143,13 @@ rule lesions:
         software=software("lesions"),
         block=block("lesions"),
         tiling=block("lesion_boxes"),
-        detector=subpath(input.model, parent=True),
+        model=FINDER,
         dataset=PRETRAIN,
     message:
         "Find lesions in the photographs"
     shell:
         "drgrade lesions --dataset {params.dataset} --params {params.block:q} --boxes-params {params.tiling:q}"
-        " --index {input.index} --crops {input.crops} --detector {params.detector}"
+        " --index {input.index} --crops {input.crops} --model {params.model}"
         " --out {output.lesions} > {log} 2>&1"
 
 
@@ -150,8 +158,7 @@ rule lesion_metrics:
         raw=at(LESIONS, "download/manifest.tsv"),  # holds digests of masks
         index=at(LESIONS, "index/index.parquet"),
         crops=at(LESIONS, "crop/crops.parquet"),
-        model=rules.detector.output.model,
-        config=rules.detector.output.config,
+        finder=FINDER_FILES,
     output:
         metrics=at(LESIONS, "lesion_metrics/metrics.json"),
         lesions=at(LESIONS, "lesion_metrics/lesions.parquet"),
@@ -167,15 +174,15 @@ rule lesion_metrics:
         block=block("lesion_metrics"),
         tiling=block("lesion_boxes"),
         search=block("lesions"),
-        detector=subpath(input.model, parent=True),
+        model=FINDER,
         folder=subpath(output.metrics, parent=True),
         dataset=LESIONS,
     message:
-        "Measure the lesion detector"
+        "Measure what finds lesions"
     shell:
         "drgrade lesion_metrics --dataset {params.dataset} --params {params.block:q}"
         " --boxes-params {params.tiling:q} --lesions-params {params.search:q} --index {input.index}"
-        " --crops {input.crops} --detector {params.detector} --out {params.folder} > {log} 2>&1"
+        " --crops {input.crops} --model {params.model} --out {params.folder} > {log} 2>&1"
 
 
 # a training for each part: one with the split of the index, or one a fold
@@ -198,6 +205,7 @@ rule segmentation:
         model=directory(at(LESIONS, "segmentation/{part}/model")),
     log:
         f"logs/{LESIONS}/segmentation_{{part}}.log",
+    priority: LONGEST_CHAIN if PARAMS.lesions.source == "segmentation" else 0
     threads: JOB_THREADS
     resources:
         gpu=JOB_GPUS,

@@ -185,9 +185,13 @@ rule all_robustness:
 LESION_FILES = (
     {
         "lesions": rules.lesions.output.lesions,
-        "detector_metrics": rules.detector.output.metrics,
         "lesion_metrics": rules.lesion_metrics.output.metrics,
     }
+    | (
+        {"detector_metrics": rules.detector.output.metrics}
+        if PARAMS.lesions.source == "detector"
+        else {}
+    )
     if SOURCES_OF_BOXES
     else {}
 )

@@ -1,7 +1,7 @@
-"""Evaluate a detector on whole photographs it was not trained on: ``drgrade lesion_metrics``.
+"""Evaluate the search for lesions on whole photographs not trained on: ``drgrade lesion_metrics``.
 
-The detector is trained on tiles but used on whole photographs. Score thresholds are chosen on the
-validation photographs and applied to the test photographs.
+Detector and segmentation are trained on tiles but used on whole photographs. Score thresholds are chosen on
+the validation photographs and applied to the test photographs.
 """
 
 import logging
@@ -30,13 +30,13 @@ def measure_detector(
     dataset: str,
     index: Path,
     crops: Path,
-    detector: Path,
+    model: Path,
     boxes: LesionBoxes,
     search: Lesions,
     params: LesionMetrics,
     out: Path,
 ) -> None:
-    """Run the detector on the validation and test photographs with masks and compute its metrics.
+    """Search the validation and test photographs with masks, and measure what is found.
 
     Writes ``out/lesions.parquet`` and ``out/searched.parquet`` (see :func:`.predict.detect_lesions`),
     ``out/metrics.json``, and ``out/verdicts.png`` with cutouts of hits, misses and false positives on the
@@ -48,9 +48,9 @@ def measure_detector(
         dataset: name of a dataset with masks.
         index: ``index.parquet``.
         crops: ``crops.parquet``.
-        detector: folder of the trained detector.
+        model: folder of the trained detector, or of the segmentation network: what ``search.source`` names.
         boxes: how masks are converted to boxes and photographs are cut into tiles.
-        search: batch size and which detections to keep.
+        search: what finds the lesions, and which are kept.
         params: how detections are matched to lesions.
         out: folder to write to.
 
@@ -59,7 +59,7 @@ def measure_detector(
     """
     out.mkdir(parents=True, exist_ok=True)
     found_table = out / "lesions.parquet"
-    detect_lesions(dataset, index, crops, detector, boxes, search, found_table, select=_held_out)
+    detect_lesions(dataset, index, crops, model, boxes, search, found_table, select=_held_out)
     found = read_table(found_table, LESION_BOXES)
     searched = read_table(out / "searched.parquet", SEARCHED)
     searched = searched[searched["status"] == "ok"]

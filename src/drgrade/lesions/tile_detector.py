@@ -3,31 +3,19 @@
 import copy
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from drgrade.lesions.detector import load_detector
+from drgrade.lesions.found import Found
 from drgrade.memory import keep_memory
 
 if TYPE_CHECKING:
     import torch
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Found:
-    """Detections on one tile or photograph: boxes (n, 4), scores (n,), labels (n,) that index ``LESIONS``."""
-
-    boxes: np.ndarray
-    scores: np.ndarray
-    labels: np.ndarray
-
-    def __getitem__(self, keep: np.ndarray) -> "Found":
-        return Found(self.boxes[keep], self.scores[keep], self.labels[keep])
 
 
 class TileDetector:

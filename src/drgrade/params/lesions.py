@@ -54,14 +54,21 @@ class Detector(Block):
 
 
 class Lesions(Block):
-    """Run the detector on the photographs used for pretraining."""
+    """Find lesions in the photographs used for pretraining."""
 
+    source: Literal["detector", "segmentation"] = "detector"
+    """What finds them: the detector, or the network of the stage segmentation, of whose marks the boxes are
+    taken (its ``folds`` must be null)."""
     batch_size: Annotated[int, Field(ge=1)] = 8
-    """Tiles per forward pass."""
+    """detector: tiles per forward pass."""
     min_score: Fraction = 0.05
-    """Detections with a lower score are dropped."""
+    """Lesions with a lower score are dropped. The score of a mark is its highest probability."""
+    mark_threshold: Fraction = 0.3
+    """segmentation: pixels with a higher probability belong to a mark."""
+    min_mark: Annotated[int, Field(ge=1)] = 3
+    """segmentation: smaller marks are dropped; pixels of the photograph scaled by ``segmentation.scale``."""
     nms_iou: Fraction = 0.5
-    """IoU threshold of non-maximum suppression, per kind of lesion and across tiles."""
+    """detector: IoU threshold of non-maximum suppression, per kind of lesion and across tiles."""
     max_per_image: Annotated[int, Field(ge=1)] = 500
     """Maximum number of detections per photograph, by score; eyes with many exudates have hundreds."""
 

@@ -185,6 +185,11 @@ class Params(Block):
             )
         if scheme == "holdout" and self.index.val_fraction + self.index.test_fraction >= 1:
             yield "index.val_fraction: leaves no training patients; lower it or index.test_fraction"
+        if self.lesions.source == "segmentation" and self.segmentation.folds is not None:
+            yield (
+                f"segmentation.folds: {self.segmentation.folds} folds train as many networks, and "
+                "lesions.source needs one; set it to null, or lesions.source to detector"
+            )
         if self.patches.size > self.crop.size:
             yield "patches.size: larger than crop.size; a patch is cut from a crop"
         if self.patches.published and (self.crop.rule, self.crop.aspect) != ("o_O", "squash"):

@@ -1,4 +1,4 @@
-"""The report's section on the lesion detector: tables and FROC curves."""
+"""The report's section on the lesions that were found: tables and FROC curves."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,13 +20,13 @@ RULES = {
 
 
 def add_detector(
-    page: Page, tiles: Mapping[str, Any], measured: Mapping[str, Any], verdicts: Path, out: Path
+    page: Page, tiles: Mapping[str, Any] | None, measured: Mapping[str, Any], verdicts: Path, out: Path
 ) -> None:
     """Add a section with precision, F1 and sensitivity by lesion and by size; write ``froc.png``.
 
     Args:
         page: report page to extend.
-        tiles: ``metrics.json`` of the stage detector.
+        tiles: ``metrics.json`` of the stage detector; None where the segmentation finds the lesions.
         measured: ``metrics.json`` of the stage lesion_metrics.
         verdicts: image with examples of hits, misses and false positives, of the same stage.
         out: folder for ``froc.png``.
@@ -39,7 +39,7 @@ def add_detector(
     )
     froc_chart(found, out / "froc.png")
     page.section(
-        "Lesion detector",
+        "Lesions from the segmentation" if tiles is None else "Lesion detector",
         f"On {count(found['photographs'], f'{kind} photograph')} with masks. A detection hits a lesion of "
         f"its kind when {RULES[measured['rule']]}; a second box on a lesion is a false alarm. Score: the "
         f"threshold of the highest F1 on {count(measured['val']['photographs'], 'validation photograph')}"
@@ -62,7 +62,8 @@ def add_detector(
         f"What became of boxes on {kind} photographs at that score. Solid: hit; dashed: missed; dotted: "
         "false alarm, best score first.",
     )
-    page.table(tile_table(tiles), "COCO figures on the validation tiles, as the training saw them")
+    if tiles is not None:
+        page.table(tile_table(tiles), "COCO figures on the validation tiles, as the training saw them")
 
 
 def count(number: int, what: str) -> str:

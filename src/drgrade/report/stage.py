@@ -54,7 +54,8 @@ class Inputs:
         robustness: ``robustness.csv`` of the stage robustness, in the folder of its ``figures/``; None if it
             did not run.
         lesions: ``lesions.parquet`` of the dataset ``pretrained``; None if no lesions were detected.
-        detector_metrics: JSON of the stage detector; None as ``lesions``.
+        detector_metrics: JSON of the stage detector; None as ``lesions``, or if the segmentation finds the
+            lesions.
         lesion_metrics: JSON of the stage lesion_metrics, in the folder of its ``verdicts.png``; None as
             ``lesions``.
         segmentation_metrics: JSON of the stage segmentation_metrics, in the folder of its ``overlays.png``;
@@ -184,9 +185,10 @@ def add_lesion_stages(page: Page, inputs: Inputs, params: Mapping[str, Any], out
     """Add the sections on detection, segmentation and patches, as far as these stages ran."""
     if inputs.lesions is not None:
         add_lesions(page, params["patches"]["min_score"], out)
-    if inputs.detector_metrics is not None and inputs.lesion_metrics is not None:
-        found, measured = read_json(inputs.detector_metrics), read_json(inputs.lesion_metrics)
-        add_detector(page, found, measured, inputs.lesion_metrics.with_name("verdicts.png"), out)
+    if inputs.lesion_metrics is not None:
+        tiles = read_json(inputs.detector_metrics) if inputs.detector_metrics else None
+        verdicts = inputs.lesion_metrics.with_name("verdicts.png")
+        add_detector(page, tiles, read_json(inputs.lesion_metrics), verdicts, out)
     if inputs.segmentation_metrics is not None:
         overlays = inputs.segmentation_metrics.with_name("overlays.png")
         add_segmentation(page, read_json(inputs.segmentation_metrics), overlays)

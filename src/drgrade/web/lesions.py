@@ -11,8 +11,9 @@ import numpy as np
 
 from drgrade.explain.overlay import shrunk
 from drgrade.images.rules import RGBImage
-from drgrade.lesions.predict import merge
-from drgrade.lesions.tile_detector import Found, TileDetector
+from drgrade.lesions.found import Found
+from drgrade.lesions.tile_detector import TileDetector
+from drgrade.lesions.tile_search import merge
 from drgrade.lesions.tiles import Tiling
 from drgrade.params import LesionBoxes, Lesions
 from drgrade.report.plots import LESION_COLOURS

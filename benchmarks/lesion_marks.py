@@ -1,0 +1,162 @@
+"""Boxes around lesions that the segmentation marks, against those of the detector on tiles: real eyes.
+
+    DRGRADE_IDRID_ROOT=/path/to/IDRiD uv run python benchmarks/lesion_marks.py [--report]
+
+Each of IDRiD's photographs with masks that are there is searched by a network that has not seen it: the
+segmentation of ``params/idrid-segmentation.yaml`` (six folds), and the detector on tiles of tiles.py (its six
+folds, which are others), whose runs are used. Boxes of both have sides of at least 22 px in the photograph,
+as the lesions' boxes have for matching. Two rules say what a hit is: an IoU of 0.5, and a detection whose
+centre lies in the lesion's box. Intervals are a bootstrap over the photographs. A run that was killed goes on
+where it was; --report trains nothing and leaves out what is missing. The last line is one JSON object:
+sensitivity for microaneurysms at one false positive per photograph, by the centre.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import tiles
+import yaml
+from checkout import ROOT, checkout
+
+from drgrade.bootstrap import interval
+from drgrade.lesions.froc import Statistic, ap50, bootstrap, once, paired_difference, sensitivity
+from drgrade.lesions.matching import Matches, Rule, match
+from drgrade.lesions.tile_detector import Found
+from drgrade.params import Lesions
+from drgrade.schema import LESIONS
+from drgrade.segmentation.marks import marks
+
+WORK = Path(".cache/drgrade/benchmarks/lesion_marks")
+PARAMS = ROOT / "params/idrid-segmentation.yaml"
+METRICS = "results/idrid/segmentation_metrics/metrics.json"
+SEARCH = Lesions(source="segmentation", max_per_image=1000)
+RULES: dict[Rule, str] = {"iou": "IoU of 0.5", "centre": "centre in the lesion's box"}
+WAYS = {"marks": "segmentation", "tiles": "detector on tiles"}
+
+
+def at(rate: float) -> Statistic:
+    """Sensitivity at a number of false positives per photograph."""
+    return lambda matches, weights: sensitivity(matches, weights, (rate,))[:, 0]
+
+
+FIGURES: dict[str, Statistic] = {"AP50": ap50, "sensitivity at 1": at(1.0), "at 8": at(8.0)}
+
+
+def segmented() -> pd.DataFrame:
+    """What the segmentation marked on the photographs of its test folds."""
+    folder = WORK / "idrid" / Path(METRICS).parent / "maps"
+    files = sorted(folder.glob("*.npz"))
+    if not files:
+        raise SystemExit(f"{folder}: no maps; run without --report")
+    return pd.concat([boxes_of(file) for file in files], ignore_index=True)
+
+
+def boxes_of(file: Path) -> pd.DataFrame:
+    """Marks of one photograph, from its map."""
+    with np.load(file) as saved:
+        maps, kinds, box = saved["probability"] / np.float32(255), saved["kinds"].tolist(), saved["box"]
+    shape = int(box[3]), int(box[2])  # the box is clipped to the photograph, so marks lie in it
+    found: Found = marks(maps, kinds, tuple(box.tolist()), shape, SEARCH, tiles.MIN_SIDE)
+    table = pd.DataFrame(found.boxes, columns=["x1", "y1", "x2", "y2"])
+    return table.assign(
+        image_id=file.stem, score=found.scores, lesion=[LESIONS[label] for label in found.labels]
+    )
+
+
+def detected() -> pd.DataFrame | None:
+    """What the detector found on the photographs of its test folds; None if a run is missing."""
+    parts = []
+    for fold in range(tiles.FOLDS):
+        file = tiles.cost_of("tiles", fold, tiles.SEEDS[0]).with_name("lesions.parquet")
+        if not file.is_file():
+            return None
+        found = pd.read_parquet(file)
+        parts.append(found[found["image_id"].isin(tiles.parts(fold)["test"])])
+    return pd.concat(parts, ignore_index=True)
+
+
+def run(*, train: bool) -> dict[str, pd.DataFrame]:
+    """Boxes by way; trains what is missing."""
+    folder = WORK / "idrid"
+    if train:
+        checkout(folder, yaml.safe_load(PARAMS.read_text()))
+        side_by_side = ["--resources", "gpu=2", "--set-threads", "segmentation=1"]
+        subprocess.run(
+            ["snakemake", "--cores", "2", *side_by_side, "--", METRICS],
+            cwd=folder, check=True, stdout=sys.stderr,
+        )  # fmt: skip
+        for fold in range(tiles.FOLDS):
+            tiles.apart("tiles", fold, tiles.SEEDS[0])
+    found = {"marks": segmented(), "tiles": detected()}
+    return {way: table for way, table in found.items() if table is not None}
+
+
+def cell(matches: Matches, figure: Statistic) -> str:
+    """A figure with its 95 % interval."""
+    low, high = interval(bootstrap(matches, figure))
+    return f"{float(figure(matches, once(matches))[0]):.3f} ({low:.3f} to {high:.3f})"
+
+
+def table(matched: dict[str, Matches], rule: Rule) -> None:
+    """Print the figures of each way and kind."""
+    columns = [f"{name}: {WAYS[way]}" for name in FIGURES for way in matched]
+    print(f"\n| {RULES[rule]} | lesions | " + " | ".join(columns) + " |")
+    print("|---" * (len(columns) + 2) + "|")
+    for lesion in ("all", *LESIONS):
+        rows = {way: one if lesion == "all" else one.of(lesion) for way, one in matched.items()}
+        cells = [cell(one, figure) for figure in FIGURES.values() for one in rows.values()]
+        print(f"| {lesion} | {len(next(iter(rows.values())).truth)} | " + " | ".join(cells) + " |")
+
+
+def gain(matched: dict[str, Matches], figure: Statistic) -> dict[str, float] | None:
+    """Segmentation minus detector, with its interval; None without the detector."""
+    if len(matched) < 2:
+        return None
+    found = paired_difference(matched["marks"], matched["tiles"], figure)
+    value, low, high = (found[key] for key in ("difference", "low", "high"))
+    print(f"segmentation minus detector: {value:+.3f} ({low:+.3f} to {high:+.3f})")
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--report", action="store_true", help="train nothing, report what is there")
+    found = run(train=not parser.parse_args().report)
+    tiles.prepare()
+    truth, names = pd.read_parquet(tiles.WORK / "truth.parquet"), sorted(tiles.photographs())
+    matched: dict[Rule, dict[str, Matches]] = {
+        rule: {
+            way: match(truth, boxes, names, rule=rule, min_side=tiles.MIN_SIDE)
+            for way, boxes in found.items()
+        }
+        for rule in RULES
+    }
+    print(f"{len(names)} photographs, each searched by a network that has not seen it")
+    for rule, ways in matched.items():
+        table(ways, rule)
+    print("\nmicroaneurysms at 1 false positive per photograph, by the centre")
+    own = {way: one.of("MA") for way, one in matched["centre"].items()}
+    difference = gain(own, at(1.0))
+    values = {way: float(at(1.0)(one, once(one))[0]) for way, one in own.items()}
+    baseline = values.get("tiles")
+    result: dict[str, Any] = {
+        "name": "lesion_marks",
+        "value": round(values["marks"], 3),
+        "unit": "sensitivity for microaneurysms at 1 false positive per photograph, by the centre, out of "
+        "fold; baseline: the detector on tiles",
+        "baseline": None if baseline is None else round(baseline, 3),
+        "ratio": None if not baseline else round(values["marks"] / baseline, 2),
+        "target": "the difference above 0 with its 95 % interval",
+        "holds": difference is not None and difference["low"] > 0,
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
