@@ -104,6 +104,7 @@ def scores_of(networks: list[Attention], tiles: Tensor) -> np.ndarray:
 
 def by_attention(eyes: Eyes, tiles: np.ndarray) -> Scores:
     """Scores of left-out photographs by attention over their tiles (n, T, D)."""
+    torch.set_num_threads(1)  # the network is too small for more
     found = np.empty((len(SEEDS), len(tiles)))
     grades = torch.from_numpy(eyes.grades.astype(np.float32))
     for number, train, test in each_fold(eyes):

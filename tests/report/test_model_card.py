@@ -7,6 +7,7 @@ import yaml
 
 from drgrade.encoders import PACKAGED_SHA256
 from drgrade.params import check
+from drgrade.report.caveats import ALWAYS, caveats
 from drgrade.report.model_card import model_card, start
 from drgrade.report.tables import Results
 from drgrade.report.weights import Records
@@ -157,3 +158,35 @@ def test_all_roles_of_a_dataset_are_told(results, records):
     assert "- lesion masks: IDRiD (`idrid`); version 2018; licence: CC-BY-4.0" in text
     assert "- trains and tests the grader: Synthetic fundus photographs (`demo`)" in text
     assert pd.Series(text.splitlines()).str.startswith("- external test").sum() == 0
+
+
+def test_card_says_what_the_results_say_against_the_model(results):
+    grades = [{"grade": grade, "n": n, "recall": 0.9} for grade, n in enumerate((134, 9, 136, 74, 49))]
+    grades[1]["recall"] = 0.1  # of too few photographs
+    grades[4]["recall"] = 0.52
+    calibrated = [
+        {"method": "none", "ece": 0.3712}, {"method": "temperature", "ece": 0.09},
+        {"method": "isotonic", "ece": None},
+    ]  # fmt: skip
+    metrics = results.metrics["good"] | {
+        "grades": grades, "accuracy": 0.579, "mae": 0.47, "referable_sensitivity": 0.9, "n": 402,
+        "patients": 50, "calibration": calibrated,
+    }  # fmt: skip
+    assert caveats(metrics) == [
+        "- Of the 49 test photographs of grade 4 (proliferative), 52% are graded so.",
+        "- 58% of the test photographs get their grade; on average a score is 0.47 grades off.",
+        "- 10% of the photographs of grade 2 or more score below 1.5 and would be missed.",
+        "- The probability of the named grade is off by 0.37 on average, 0.09 after the method temperature; "
+        "calibrate it before use.",
+        *(f"- {line}" for line in ALWAYS),
+        "- Fewer than 30 test photographs of grade 1: recall there is rough.",
+    ]
+
+
+def test_a_perfect_model_has_nothing_against_it(results):
+    perfect = {
+        "grades": [{"grade": grade, "n": 40, "recall": 1.0} for grade in range(5)], "accuracy": 1.0,
+        "mae": 0.1, "referable_sensitivity": 1.0, "n": 200, "patients": 100,
+        "calibration": [{"method": "none", "ece": 0.05}],
+    }  # fmt: skip
+    assert caveats(results.metrics["good"] | perfect) == [f"- {line}" for line in ALWAYS]

@@ -9,10 +9,11 @@ from typing import Any
 import pandas as pd
 import yaml
 
-from drgrade.data.patients import BY_NUMBER, UNKNOWN
+from drgrade.data.patients import BY_NUMBER
 from drgrade.data.registry import DATASETS
 from drgrade.params import Params, parse_start
 from drgrade.report.card_tables import analyses
+from drgrade.report.caveats import caveats
 from drgrade.report.markdown import markdown_table
 from drgrade.report.tables import Results
 from drgrade.report.weights import Records, history
@@ -183,22 +184,6 @@ def described(dataset: str) -> str:
     if card.access != "synthetic":
         facts.append(f"citation: {card.citation}")
     return "; ".join([f"{card.title} (`{dataset}`)", *facts])
-
-
-def caveats(metrics: Mapping[str, Any]) -> list[str]:
-    """Return the lines on the limitations of the results."""
-    scarce = [str(row["grade"]) for row in metrics["grades"] if row["n"] < 30]
-    lines = [
-        "- An interval covers other patients of the same kind, not other cameras, clinics or graders.",
-        "- Grades of one reader or one reading centre: their disagreement is part of the error.",
-        "- Before any other use, test it on photographs of the place where it is to be used, and fit "
-        "calibration and threshold there.",
-    ]
-    if scarce:
-        lines.append(f"- Fewer than 30 test photographs of grade {', '.join(scarce)}: recall there is rough.")
-    if metrics["n"] == metrics["patients"]:
-        lines.append(f"- {UNKNOWN}")
-    return lines
 
 
 def how_to_load(name: str, params: Mapping[str, Any]) -> list[str]:
