@@ -60,7 +60,7 @@ CLAIM = ("detected", "chance")
 
 def pretraining(dataset: str, quick: bool) -> dict[str, Any]:
     """The block pretrain. Epochs make each take some minutes of two cores; with folds, one encoder a fold."""
-    lesions = 1 if quick else {"demo": 30, "idrid": 6}[dataset]
+    lesions = 1 if quick else {"demo": 30, "idrid": 4}[dataset]
     pairs = {"method": "lesion_contrastive", "boxes_per_image": 4, "batch_size": 64, "epochs": lesions}
     vit: dict[str, Any] = {
         "encoder": VIT,

@@ -42,9 +42,11 @@ from drgrade.grading.pooled import PooledLayers
 from drgrade.grading.ridge import Regression, around, fit_ridge
 from drgrade.images.contrast import without_local_mean
 from drgrade.images.dataset import CroppedDataset
+from drgrade.images.quasi import quasi_random
 from drgrade.images.scaled import at_size
 from drgrade.images.store import Images
 from drgrade.params import Index, check
+from drgrade.params.block import Augment, TestTime
 from drgrade.report.sheets import error_sheet
 from drgrade.splits.assign import assign_splits, label_subset
 from drgrade.splits.duplicates import near_duplicates
@@ -62,17 +64,28 @@ LITE0, LITE2, VIT = "tf_efficientnet_lite0", "tf_efficientnet_lite2", "vit_small
 LAYERS, POOLINGS = (-3, -2, -1), ("mean", "std", "max", "gem")
 VIT_LAYERS, VIT_POOLINGS = (3, 5, 7, 9, 11), ("token", "mean", "std", "max", "top", "bottom")
 VIT_ROW = "ViT-S at 448 px, blocks 5 and 7, six poolings"
+FLIPS = TestTime(transforms=4, sequence="flips")
 SHARES = (0.05, 0.1, 0.25, 0.5, 1.0)
 
 
 class View(NamedTuple):
-    """Input of a regression: an encoder, the side of its images, layers, poolings, and the contrast."""
+    """Input of a regression.
+
+    Attributes:
+        encoder: timm name, or LESIONS.
+        size: side of its images.
+        layers: stages or blocks.
+        pooling: how they are pooled.
+        contrast: change of the images.
+        flips: mean over the mirror images too.
+    """
 
     encoder: str
     size: int
     layers: tuple[int, ...] = (-2, -1)
     pooling: tuple[str, ...] = ("mean",)
     contrast: str = ""
+    flips: bool = False
 
 
 Scores = np.ndarray
@@ -104,27 +117,29 @@ class Eyes:
 
     def features(self, view: View) -> np.ndarray:
         """Features (n, D) of all photographs, computed once for all layers and poolings that are compared."""
-        known = self.computed(view.encoder, view.size, view.contrast)
+        known = self.computed(view)
         return np.concatenate(
             [known[f"{layer} {way}"] for layer in view.layers for way in view.pooling], axis=1
         )
 
-    def computed(self, encoder: str, size: int, contrast: str) -> dict[str, np.ndarray]:
+    def computed(self, view: View) -> dict[str, np.ndarray]:
         """Features by layer and pooling, from memory, from a file, or by the encoder."""
-        name = f"{encoder}_{size}{'_' * bool(contrast)}{contrast.replace(' ', '_')}"
+        changes = [view.contrast.replace(" ", "_"), "flips" * view.flips]
+        name = "_".join([view.encoder, str(view.size), *filter(None, changes)])
         if name not in self.known:
             file = self.folder / "features" / f"{name}.npz"
             if not file.is_file():
                 print(f"features: {name}", file=sys.stderr, flush=True)
                 file.parent.mkdir(exist_ok=True)
                 with atomic_write(file) as partial, partial.open("wb") as opened:
-                    np.savez(opened, **self.by_encoder(encoder, size, contrast))
+                    np.savez(opened, **self.by_encoder(view))
             with np.load(file) as saved:
                 self.known[name] = dict(saved)
         return self.known[name]
 
-    def by_encoder(self, encoder: str, size: int, contrast: str) -> dict[str, np.ndarray]:
+    def by_encoder(self, view: View) -> dict[str, np.ndarray]:
         """The same by the encoder."""
+        encoder, size = view.encoder, view.size
         if encoder == LESIONS:
             grader: Any = load_model(self.folder / f"results/idrid/grade/{LESIONS}/seed0/model")
             network = grader.network.segmentation
@@ -132,7 +147,8 @@ class Eyes:
         layers, ways = (VIT_LAYERS, VIT_POOLINGS) if encoder == VIT else (LAYERS, POOLINGS)
         backbone = create_encoder(encoder, "imagenet")
         frozen = Frozen(encoder, PooledLayers(backbone, layers, ways), size)
-        found = features(frozen, self.images(contrast), self.rows)
+        frozen.changes = quasi_random(FLIPS, Augment()) if view.flips else None
+        found = features(frozen, self.images(view.contrast), self.rows)
         info: Any = backbone.feature_info
         channels = [one["num_chs"] for one in info]
         widths = [channels[layer] for layer in layers for _ in ways]
@@ -238,7 +254,10 @@ def shipped() -> dict[str, View]:
     for name in params.experiments:
         one: Any = params.experiment(name)
         if one.grader == "ridge":
-            found[name] = View(one.encoder, one.input_size, tuple(one.layers), tuple(one.pooling))
+            flips = one.test_time == FLIPS
+            found[name] = View(
+                one.encoder, one.input_size, tuple(one.layers), tuple(one.pooling), flips=flips
+            )
         if one.grader == "lesion_counts":
             found[name] = View(LESIONS, one.input_size, (-1,))
     return found
@@ -246,8 +265,9 @@ def shipped() -> dict[str, View]:
 
 def singles(own: Mapping[str, View]) -> Iterator[tuple[str, View]]:
     """Single regressions to compare, the first with each of the others."""
-    lite0 = own["lite0"]
+    lite0 = own["lite0"]._replace(flips=False)
     yield "lite0 at 640 px, last two stages, mean", lite0
+    yield "mean over the photograph and three mirror images", own["lite0"]
     for size in (224, 448):
         yield f"at {size} px", lite0._replace(size=size)
     yield "last stage only", lite0._replace(layers=(-1,))
@@ -256,7 +276,7 @@ def singles(own: Mapping[str, View]) -> Iterator[tuple[str, View]]:
         yield f"pooled by {' and '.join(pooling)}", lite0._replace(pooling=pooling)
     yield "green channel", lite0._replace(contrast="green")
     yield "without the local mean (Graham)", lite0._replace(contrast="local mean")
-    yield "lite2 at 640 px", own["lite2"]
+    yield "lite2 at 640 px", own["lite2"]._replace(flips=False)
     yield VIT_ROW, View(VIT, 448, (5, 7), VIT_POOLINGS)
 
 
@@ -392,11 +412,12 @@ def main() -> None:
     eyes = Eyes(Path())
     neighbours(eyes, View(LITE0, 448, (-3,), ("mean", "max", "gem")))
     rows = {name: out_of_fold(eyes, view) for name, view in singles(own)}
-    rows["not stretched"] = out_of_fold(eyes, own["lite0"], stretch=False)
-    rows["logistic regression in place of ridge"] = classified(eyes, own["lite0"])
+    plain = own["lite0"]._replace(flips=False)
+    rows["not stretched"] = out_of_fold(eyes, plain, stretch=False)
+    rows["logistic regression in place of ridge"] = classified(eyes, plain)
     alone = eyes.data.index.assign(patient_id=eyes.data.index["image_id"])
     random = [eyes.divided(alone, seed) for seed in SEEDS]
-    rows["folds of single photographs (not to be trusted)"] = out_of_fold(eyes, own["lite0"], folds=random)
+    rows["folds of single photographs (not to be trusted)"] = out_of_fold(eyes, plain, folds=random)
     tables = {"one regression": compare(eyes, "one regression", rows)}
     members = {name: out_of_fold(eyes, view) for name, view in own.items()}
     mean = np.mean(list(members.values()), axis=0)

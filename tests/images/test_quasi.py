@@ -50,6 +50,19 @@ def test_the_first_of_sobol_is_the_image_as_it_is():
     assert ((found[1:] - image).abs().mean(dim=(1, 2, 3)) > 0.05).all()
 
 
+def test_flips_are_the_image_and_its_mirror_images():
+    image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    for augment in (ALL, Augment(flip=0.0)):  # whatever the training changed
+        changes = quasi_random(TestTime(transforms=4, sequence="flips"), augment)
+        found = apply(image.expand(4, -1, -1, -1), changes, 32)
+        expected = torch.cat([image, image.flip(3), image.flip(2), image.flip(2, 3)])
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    two = quasi_random(TestTime(transforms=2, sequence="flips"), ALL)
+    assert torch.equal(two.moves, changes.moves[:2])
+    with pytest.raises(pydantic.ValidationError, match="flips are 2 or 4 transforms, not 3; take sobol"):
+        TestTime(transforms=3, sequence="flips")
+
+
 @pytest.mark.parametrize("sequence", ["sobol", "halton"])
 def test_transforms_are_the_same_every_time_and_do_not_depend_on_their_number(sequence):
     few, many = (quasi_random(TestTime(transforms=n, sequence=sequence), ALL) for n in (5, 12))

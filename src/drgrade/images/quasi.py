@@ -1,7 +1,8 @@
-"""Quasi-random transforms for test-time augmentation; they cover the ranges of the augmentation evenly.
+"""Transforms for test-time augmentation: mirror images, or quasi-random ones.
 
-With the Halton sequence of o_O many dimensions are ramps: the zooms of both axes are equal in the first 10
-transforms, and the first 11 have no flip. The scrambled Sobol sequence has no such weakness.
+Quasi-random numbers cover the ranges of the augmentation evenly. With the Halton sequence of o_O many
+dimensions are ramps: the zooms of both axes are equal in the first 10 transforms, and the first 11 have no
+flip. The scrambled Sobol sequence has no such weakness.
 """
 
 from collections.abc import Mapping
@@ -27,6 +28,10 @@ PUBLISHED_CHANGES = (
 )  # fmt: skip
 """Draws that o_O's test-time augmentation changes."""
 
+ONLY_FLIPS = Augment(
+    rotation=0.0, scale=[1.0, 1.0], ratio=[1.0, 1.0], translate=0.0, brightness=0.0, contrast=0.0
+)
+
 
 def quasi_random(params: TestTime, augment: Augment, axes: npt.ArrayLike = PUBLISHED.axes) -> Plan:
     """Plan the transforms of test-time augmentation, which are the same for every image.
@@ -40,10 +45,10 @@ def quasi_random(params: TestTime, augment: Augment, axes: npt.ArrayLike = PUBLI
         Tensors on the CPU, with a row for each transform; a single transform leaves the image as it is.
 
     """
-    settings = augment.model_dump()
+    settings = (ONLY_FLIPS if params.sequence == "flips" else augment).model_dump()
     if params.transforms == 1:
         return plan(settings, _unchanged(1), axes)
-    draws = sobol if params.sequence == "sobol" else halton
+    draws = {"sobol": sobol, "halton": halton, "flips": flips}[params.sequence]
     return plan(settings, draws(settings, params.transforms, params.skip), axes)
 
 
@@ -80,6 +85,12 @@ def halton(augment: Mapping[str, Any], count: int, skip: int) -> dict[str, Float
     uniform[0] = 1 - points[8]  # o_O flips above one half, we do below the probability
     drawn = changes(augment, uniform)
     return _unchanged(count) | {name: drawn[name] for name in PUBLISHED_CHANGES}
+
+
+def flips(augment: Mapping[str, Any], count: int, skip: int) -> dict[str, Floats]:
+    """Draws of the image as it is and of its mirror images, see :func:`sobol`; nothing else is changed."""
+    numbers = np.arange(count)
+    return _unchanged(count) | {"flip_x": numbers % 2 == 1, "flip_y": numbers // 2 == 1}
 
 
 def _unchanged(count: int) -> dict[str, Floats]:

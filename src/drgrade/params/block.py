@@ -1,6 +1,6 @@
 """Base class and types of all blocks of ``params.yaml``."""
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -83,10 +83,17 @@ class TestTime(Block):
     transforms: Annotated[int, Field(ge=1)] = 1
     """Transforms of each image (o_O: 50), by which the time of prediction is multiplied; 1: only the image as
     it is."""
-    sequence: Literal["sobol", "halton"] = "sobol"
+    sequence: Literal["sobol", "halton", "flips"] = "sobol"
     """Quasi-random numbers behind the transforms. sobol: a scrambled Sobol sequence over all changes of the
     block ``augment``; the first transform leaves the image as it is. halton: as in o_O, with rotation, shift,
-    zoom, one flip and PCA colour noise only."""
+    zoom, one flip and PCA colour noise only. flips: the image and its mirror images, nothing else; 2
+    transforms: left and right swapped; 4: also up and down, and both."""
     skip: Annotated[int, Field(ge=0)] = 0
     """Points of the sequence to leave out, so that several models can use different ones (o_O: 0, 50 and
-    100)."""
+    100). No effect with flips."""
+
+    @model_validator(mode="after")
+    def _mirrored(self) -> Self:
+        if self.sequence == "flips" and self.transforms not in (1, 2, 4):
+            raise ValueError(f"flips are 2 or 4 transforms, not {self.transforms}; take sobol for more")
+        return self
