@@ -254,10 +254,7 @@ def shipped() -> dict[str, View]:
     for name in params.experiments:
         one: Any = params.experiment(name)
         if one.grader == "ridge":
-            flips = one.test_time == FLIPS
-            found[name] = View(
-                one.encoder, one.input_size, tuple(one.layers), tuple(one.pooling), flips=flips
-            )
+            found[name] = View(one.encoder, one.input_size, tuple(one.layers), tuple(one.pooling))
         if one.grader == "lesion_counts":
             found[name] = View(LESIONS, one.input_size, (-1,))
     return found
@@ -265,9 +262,9 @@ def shipped() -> dict[str, View]:
 
 def singles(own: Mapping[str, View]) -> Iterator[tuple[str, View]]:
     """Single regressions to compare, the first with each of the others."""
-    lite0 = own["lite0"]._replace(flips=False)
+    lite0 = own["lite0"]
     yield "lite0 at 640 px, last two stages, mean", lite0
-    yield "mean over the photograph and three mirror images", own["lite0"]
+    yield "mean over the photograph and three mirror images", lite0._replace(flips=True)
     for size in (224, 448):
         yield f"at {size} px", lite0._replace(size=size)
     yield "last stage only", lite0._replace(layers=(-1,))
@@ -276,7 +273,7 @@ def singles(own: Mapping[str, View]) -> Iterator[tuple[str, View]]:
         yield f"pooled by {' and '.join(pooling)}", lite0._replace(pooling=pooling)
     yield "green channel", lite0._replace(contrast="green")
     yield "without the local mean (Graham)", lite0._replace(contrast="local mean")
-    yield "lite2 at 640 px", own["lite2"]._replace(flips=False)
+    yield "lite2 at 640 px", own["lite2"]
     yield VIT_ROW, View(VIT, 448, (5, 7), VIT_POOLINGS)
 
 
@@ -412,20 +409,21 @@ def main() -> None:
     eyes = Eyes(Path())
     neighbours(eyes, View(LITE0, 448, (-3,), ("mean", "max", "gem")))
     rows = {name: out_of_fold(eyes, view) for name, view in singles(own)}
-    plain = own["lite0"]._replace(flips=False)
-    rows["not stretched"] = out_of_fold(eyes, plain, stretch=False)
-    rows["logistic regression in place of ridge"] = classified(eyes, plain)
+    rows["not stretched"] = out_of_fold(eyes, own["lite0"], stretch=False)
+    rows["logistic regression in place of ridge"] = classified(eyes, own["lite0"])
     alone = eyes.data.index.assign(patient_id=eyes.data.index["image_id"])
     random = [eyes.divided(alone, seed) for seed in SEEDS]
-    rows["folds of single photographs (not to be trusted)"] = out_of_fold(eyes, plain, folds=random)
+    rows["folds of single photographs (not to be trusted)"] = out_of_fold(eyes, own["lite0"], folds=random)
     tables = {"one regression": compare(eyes, "one regression", rows)}
     members = {name: out_of_fold(eyes, view) for name, view in own.items()}
     mean = np.mean(list(members.values()), axis=0)
+    mirrored = [view._replace(flips=view.encoder != LESIONS) for view in own.values()]
     ensembles = {
         "best: lite0, lite2 and lesions": mean,
         "with fitted thresholds": with_thresholds(eyes, own),
         **{f"{name} alone": scores for name, scores in members.items()},
         "lite0 and lite2": (members["lite0"] + members["lite2"]) / 2,
+        "with mirror images": np.mean([out_of_fold(eyes, view) for view in mirrored], axis=0),
         "with ViT-S": (3 * mean + rows[VIT_ROW]) / 4,
         "with lite0 at 448 px": (3 * mean + rows["at 448 px"]) / 4,
     }

@@ -1,4 +1,4 @@
-"""Other ways to grade real eyes from a frozen network: attention over tiles, flips, ordinal regression.
+"""Other ways to grade real eyes from a frozen network: attention over tiles, and ordinal regression.
 
     DRGRADE_IDRID_ROOT=/path/to/IDRiD uv run python benchmarks/tile_attention.py
 
@@ -42,10 +42,8 @@ from drgrade.files import atomic_write
 from drgrade.grading.features import Frozen, features
 from drgrade.grading.pooled import PooledLayers
 from drgrade.grading.ridge import fit_ridge
-from drgrade.images.scaled import at_size
 
 TILE, HIDDEN, EPOCHS, BATCH = 256, 64, 60, 32
-FLIPS = {"left and right": np.s_[:, :, ::-1], "up and down": np.s_[:, ::-1], "both": np.s_[:, ::-1, ::-1]}
 INITIALISATIONS = 3
 
 
@@ -166,13 +164,6 @@ def of_tiles(eyes: Eyes) -> np.ndarray:
     return np.stack(found)
 
 
-def of_flips(eyes: Eyes, size: int) -> np.ndarray:
-    """Mean features (n, D) of the three mirror images of each photograph."""
-    images = at_size(eyes.data.images, size)[eyes.rows]
-    rows, network = np.arange(len(images)), frozen(size)
-    return np.mean([features(network, images[flip], rows) for flip in FLIPS.values()], axis=0)
-
-
 def main() -> None:
     folder = WORK / "idrid"
     checkout(folder, yaml.safe_load(PARAMS.read_text()))
@@ -183,13 +174,11 @@ def main() -> None:
     own, eyes = shipped(), Eyes(Path())
     plain: View = own["lite0"]
     tiles = cached("lite0_tiles", lambda: of_tiles(eyes))
-    flips = cached("lite0_flips", lambda: of_flips(eyes, plain.size))
     pooled = eyes.features(plain)
     members = {name: out_of_fold(eyes, view) for name, view in own.items()}
     attended = by_attention(eyes, tiles)
     rows = {
         "one regression at 640 px": members["lite0"],
-        "features averaged over flips": by_ridge(eyes, (pooled + 3 * flips) / 4),
         "ordinal logistic regression": ordinal(eyes, pooled),
         "mean of 16 tiles at 1024 px": by_ridge(eyes, tiles.mean(axis=1)),
         "mean and maximum of 16 tiles": by_ridge(
