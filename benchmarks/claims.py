@@ -137,7 +137,7 @@ def of_idrid(values: dict[str, Any], quick: bool) -> dict[str, Any]:
         "lesion_boxes": own["lesion_boxes"],
         "segmentation": segmentation,
         "lesions": {"source": "segmentation"},
-        "patches": {"size": 128},
+        "patches": {"size": 128, "min_score": 0.8},
         "grade": values["grade"] | {"input_size": 160, "batch_size": 16, "select": "last"},
     }
 
