@@ -52,6 +52,8 @@ GRADERS = {"linear": "linear probe", "ridge": "ridge regression, frozen", "finet
 GRADERS_OF = {"demo": ("linear", "finetune"), "idrid": ("ridge", "finetune")}
 SHARES_OF = {"demo": (0.01, 0.05, 0.1, 0.25, 1.0), "idrid": (0.1, 1.0)}
 SHARES = SHARES_OF["demo"]
+FOLDS = 3
+"""On IDRiD."""
 Found = dict[str, tuple[Measured, np.ndarray]]
 """Predictions of each experiment, and the bootstrap of its mean QWK."""
 CLAIM = ("detected", "chance")
@@ -127,11 +129,11 @@ def of_idrid(values: dict[str, Any], quick: bool) -> dict[str, Any]:
     stop the run. No test photograph is pretrained on; but the network that marks lesions on the training
     photographs of a fold may have learned from the mask of a tested one.
     """
-    own = yaml.safe_load((ROOT / "params/idrid-segmentation.yaml").read_text())
-    segmentation = own["segmentation"] | {"folds": None, "epochs": 1 if quick else 12}
+    own = yaml.safe_load((ROOT / "params/idrid.yaml").read_text())
+    segmentation = own["segmentation"] | {"epochs": 1 if quick else 12}
     return {
         "datasets": {"idrid": {"numbers_per_patient": 8}},
-        "index": {"scheme": "kfold", "folds": 3},
+        "index": {"scheme": "kfold", "folds": FOLDS},
         "overlaps": {"refuse": ["image", "patient"]},
         "crop": own["crop"],
         "lesion_boxes": own["lesion_boxes"],
@@ -158,10 +160,12 @@ def name(start: str, grader: str, share: float) -> str:
     return f"{start}_{grader}_{round(100 * share):03d}"
 
 
-def run(dataset: str, quick: bool) -> tuple[Path, dict[str, Any]]:
+def run(dataset: str, quick: bool, train: bool) -> tuple[Path, dict[str, Any]]:
     """Everything, in a folder that looks like a checkout; returns it and its params."""
     folder = WORK / f"{dataset}{'_quick' * quick}"
     values = checkout(folder, params(dataset, quick))
+    if not train:
+        return folder, values
     # two trainings side by side: each waits on one thread for much of its time
     side_by_side = ["--resources", "gpu=2", "--set-threads", "pretrain=1", "grade=1"]
     subprocess.run(["snakemake", "--cores", "2", *side_by_side], cwd=folder, check=True, stdout=sys.stderr)
@@ -169,10 +173,13 @@ def run(dataset: str, quick: bool) -> tuple[Path, dict[str, Any]]:
 
 
 def read(folder: Path, dataset: str, experiments: dict[str, Any]) -> Found:
-    """Each experiment's predictions and bootstrap of its mean QWK; all draw the same patients."""
+    """Predictions of each finished experiment and bootstrap of its mean QWK; all draw the same patients."""
     found = {}
-    for experiment in experiments:
+    for experiment, values in experiments.items():
         paths = sorted((folder / f"results/{dataset}/grade/{experiment}").glob("*/predictions.parquet"))
+        if len(paths) < len(values["seeds"]) * (FOLDS if dataset == "idrid" else 1):
+            print(f"{experiment} is not finished", file=sys.stderr)
+            continue
         measured = tested(experiment, gather(paths)[experiment], {})
         found[experiment] = measured, qwk_draws(measured, Evaluate(bootstrap=2000))
     return found
@@ -249,10 +256,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--dataset", choices=("demo", "idrid"), default="demo")
     parser.add_argument("--quick", action="store_true", help="sizes that say nothing, to see it run")
+    parser.add_argument("--report", action="store_true", help="train nothing, report what is finished")
     arguments = parser.parse_args()
-    folder, values = run(arguments.dataset, arguments.quick)
+    folder, values = run(arguments.dataset, arguments.quick, not arguments.report)
     found = read(folder, arguments.dataset, values["experiments"])
-    measured = found["majority"][0]
+    measured = next(iter(found.values()))[0]
     print(f"{len(measured.grades)} test photographs of {len(set(measured.patients))} patients")
     tables(found)
     differences(found)
