@@ -235,6 +235,12 @@ def robustness_options():
     return [f"--training {name} {folder}" for name, folder in folders.items()]
 
 
+def finder_folder(wildcards, input):
+    """Folder of what finds lesions: the trained detector, or the segmentation network."""
+    folder = Path(input.finder[0]).parent
+    return folder / "model" if PARAMS.lesions.source == "segmentation" else folder
+
+
 def explained_lesions(wildcards):
     """Files of the lesion stages that an explanation shows."""
     return lesion_files(PARAMS, wildcards.explanation)

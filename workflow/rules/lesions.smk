@@ -78,13 +78,10 @@ rule detector:
         "drgrade detector --params {params.block:q} --boxes {params.boxes} --out {params.folder} > {log} 2>&1"
 
 
-# what finds lesions: files that it is made of, and their folder
-FINDER, FINDER_FILES = {
-    "detector": (at(LESIONS, "detector"), list(rules.detector.output[:2])),
-    "segmentation": (
-        at(LESIONS, "segmentation/holdout/model"),
-        [at(LESIONS, "segmentation/holdout/training.json")],
-    ),
+# what finds lesions
+FINDER = {
+    "detector": rules.detector.output[:2],
+    "segmentation": [at(LESIONS, "segmentation/holdout/training.json")],
 }[PARAMS.lesions.source]
 
 
@@ -100,7 +97,7 @@ rule lesions_shard:
     input:
         index=at(PRETRAIN, "index/index.parquet"),
         crops=at(PRETRAIN, "crop/crops.parquet"),
-        finder=FINDER_FILES,
+        finder=FINDER,
     output:
         temp(touch(at(PRETRAIN, "lesions/{scatteritem}.searched"))),
     log:
@@ -112,7 +109,7 @@ rule lesions_shard:
         software=software("lesions"),
         block=block("lesions"),
         tiling=block("lesion_boxes"),
-        model=FINDER,
+        finder=finder_folder,
         dataset=PRETRAIN,
         shard=shard,
         table=at(PRETRAIN, "lesions/lesions.parquet"),
@@ -120,7 +117,7 @@ rule lesions_shard:
         "Find lesions in a part of the photographs: {wildcards.scatteritem}"
     shell:
         "drgrade lesions --dataset {params.dataset} --params {params.block:q} --boxes-params {params.tiling:q}"
-        " --index {input.index} --crops {input.crops} --model {params.model}"
+        " --index {input.index} --crops {input.crops} --model {params.finder:q}"
         " --shard {params.shard} --out {params.table} > {log} 2>&1"
 
 
@@ -129,7 +126,7 @@ rule lesions:
         SHARDS if len(SHARDS) > 1 else [],  # joins what they found
         index=at(PRETRAIN, "index/index.parquet"),
         crops=at(PRETRAIN, "crop/crops.parquet"),
-        finder=FINDER_FILES,
+        finder=FINDER,
     output:
         lesions=at(PRETRAIN, "lesions/lesions.parquet"),
         searched=at(PRETRAIN, "lesions/searched.parquet"),
@@ -143,13 +140,13 @@ rule lesions:
         software=software("lesions"),
         block=block("lesions"),
         tiling=block("lesion_boxes"),
-        model=FINDER,
+        finder=finder_folder,
         dataset=PRETRAIN,
     message:
         "Find lesions in the photographs"
     shell:
         "drgrade lesions --dataset {params.dataset} --params {params.block:q} --boxes-params {params.tiling:q}"
-        " --index {input.index} --crops {input.crops} --model {params.model}"
+        " --index {input.index} --crops {input.crops} --model {params.finder:q}"
         " --out {output.lesions} > {log} 2>&1"
 
 
@@ -158,7 +155,7 @@ rule lesion_metrics:
         raw=at(LESIONS, "download/manifest.tsv"),  # holds digests of masks
         index=at(LESIONS, "index/index.parquet"),
         crops=at(LESIONS, "crop/crops.parquet"),
-        finder=FINDER_FILES,
+        finder=FINDER,
     output:
         metrics=at(LESIONS, "lesion_metrics/metrics.json"),
         lesions=at(LESIONS, "lesion_metrics/lesions.parquet"),
@@ -174,7 +171,7 @@ rule lesion_metrics:
         block=block("lesion_metrics"),
         tiling=block("lesion_boxes"),
         search=block("lesions"),
-        model=FINDER,
+        finder=finder_folder,
         folder=subpath(output.metrics, parent=True),
         dataset=LESIONS,
     message:
@@ -182,7 +179,7 @@ rule lesion_metrics:
     shell:
         "drgrade lesion_metrics --dataset {params.dataset} --params {params.block:q}"
         " --boxes-params {params.tiling:q} --lesions-params {params.search:q} --index {input.index}"
-        " --crops {input.crops} --model {params.model} --out {params.folder} > {log} 2>&1"
+        " --crops {input.crops} --model {params.finder:q} --out {params.folder} > {log} 2>&1"
 
 
 # a training for each part: one with the split of the index, or one a fold
