@@ -15,10 +15,10 @@ import argparse
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import tiles
 import yaml
@@ -27,15 +27,17 @@ from checkout import ROOT, checkout
 from drgrade.bootstrap import interval
 from drgrade.lesions.froc import Statistic, ap50, bootstrap, once, paired_difference, sensitivity
 from drgrade.lesions.matching import Matches, Rule, match
-from drgrade.lesions.tile_detector import Found
+from drgrade.lesions.predict import detect_lesions
 from drgrade.params import Lesions
-from drgrade.schema import LESIONS
-from drgrade.segmentation.marks import marks
+from drgrade.schema import INDEX, LESION_BOXES, LESIONS, read_table
+from drgrade.segmentation.measure import load_networks
+from drgrade.segmentation.parts import parts
 
 WORK = Path(".cache/drgrade/benchmarks/lesion_marks")
 PARAMS = ROOT / "params/idrid-segmentation.yaml"
 METRICS = "results/idrid/segmentation_metrics/metrics.json"
 SEARCH = Lesions(source="segmentation", max_per_image=1000)
+BOXES = tiles.ARMS["tiles"].boxes
 RULES: dict[Rule, str] = {"iou": "IoU of 0.5", "centre": "centre in the lesion's box"}
 WAYS = {"marks": "segmentation", "tiles": "detector on tiles"}
 
@@ -49,24 +51,25 @@ FIGURES: dict[str, Statistic] = {"AP50": ap50, "sensitivity at 1": at(1.0), "at 
 
 
 def segmented() -> pd.DataFrame:
-    """What the segmentation marked on the photographs of its test folds."""
-    folder = WORK / "idrid" / Path(METRICS).parent / "maps"
-    files = sorted(folder.glob("*.npz"))
-    if not files:
-        raise SystemExit(f"{folder}: no maps; run without --report")
-    return pd.concat([boxes_of(file) for file in files], ignore_index=True)
+    """What the segmentation marks on the photographs of its test folds."""
+    folder = WORK / "idrid/results/idrid"
+    if not (folder / "segmentation").is_dir():
+        raise SystemExit(f"{folder / 'segmentation'}: no networks; run without --report")
+    files = folder / "index/index.parquet", folder / "crop/crops.parquet"
+    index, found = read_table(files[0], INDEX), []
+    for part, network in load_networks(folder / "segmentation").items():
+        split, out = parts(index, network.params)[part], WORK / f"{part}/lesions.parquet"
+        tested = split.index[split == "test"]
+        if not out.is_file():
+            model = folder / f"segmentation/{part}/model"
+            detect_lesions("idrid", *files, model, BOXES, SEARCH, out, select=partial(chosen, tested))
+        found.append(read_table(out, LESION_BOXES))
+    return pd.concat(found, ignore_index=True)
 
 
-def boxes_of(file: Path) -> pd.DataFrame:
-    """Marks of one photograph, from its map."""
-    with np.load(file) as saved:
-        maps, kinds, box = saved["probability"] / np.float32(255), saved["kinds"].tolist(), saved["box"]
-    shape = int(box[3]), int(box[2])  # the box is clipped to the photograph, so marks lie in it
-    found: Found = marks(maps, kinds, tuple(box.tolist()), shape, SEARCH, tiles.MIN_SIDE)
-    table = pd.DataFrame(found.boxes, columns=["x1", "y1", "x2", "y2"])
-    return table.assign(
-        image_id=file.stem, score=found.scores, lesion=[LESIONS[label] for label in found.labels]
-    )
+def chosen(names: pd.Index, index: pd.DataFrame) -> "pd.Series[bool]":
+    """Mask of the rows of an index with these names."""
+    return index["image_id"].isin(names)
 
 
 def detected() -> pd.DataFrame | None:
