@@ -81,7 +81,7 @@ UNQUOTED = {
         "dataset", "lesions_dataset", "pretrain_dataset", "external", "indexes",
     },
     "a path that consists of such names": {
-        "folder", "boxes", "detector", "table", "models", "lesions", "segmentation", "robustness",
+        "folder", "boxes", "table", "models", "lesions", "segmentation", "robustness",
         "trainings", "described", "evaluated", "index", "split", "store",
     },
     "a number, or a word that common.smk chooses": {

@@ -81,7 +81,10 @@ rule detector:
 # what finds lesions
 FINDER = {
     "detector": rules.detector.output[:2],
-    "segmentation": [at(LESIONS, "segmentation/holdout/training.json")],
+    "segmentation": [
+        at(LESIONS, "segmentation/holdout/training.json"),
+        ancient(at(LESIONS, "segmentation/holdout/model")),
+    ],
 }[PARAMS.lesions.source]
 
 
