@@ -167,10 +167,9 @@ class Eyes:
 
 
 def fits(
-    eyes: Eyes, view: View, *, folds: Sequence[np.ndarray] | None = None, share: float = 1.0
+    eyes: Eyes, x: np.ndarray, *, folds: Sequence[np.ndarray] | None = None, share: float = 1.0
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray, Regression]]:
-    """Yield each division's number, training and test photographs of each fold, and the regression."""
-    x = eyes.features(view)
+    """Yield each division's number, training and test photographs of each fold, and the regression on x."""
     for number, fold in enumerate(folds or eyes.folds):
         for part in range(FOLDS):
             train, test = np.flatnonzero(fold != part), np.flatnonzero(fold == part)
@@ -180,10 +179,15 @@ def fits(
             yield number, train, test, fit_ridge(x[train], eyes.grades[train], eyes.patients[train], ALPHAS)
 
 
-def out_of_fold(eyes: Eyes, view: View, *, stretch: bool = True, **options: Any) -> Scores:
+def out_of_fold(eyes: Eyes, view: View, **options: Any) -> Scores:
     """Score of each photograph by a regression that has not seen its fold, once for each division."""
-    x, found = eyes.features(view), np.empty((len(SEEDS), len(eyes.grades)))
-    for number, train, test, fitted in fits(eyes, view, **options):
+    return by_ridge(eyes, eyes.features(view), **options)
+
+
+def by_ridge(eyes: Eyes, x: np.ndarray, *, stretch: bool = True, **options: Any) -> Scores:
+    """The same for any features (n, D)."""
+    found = np.empty((len(SEEDS), len(eyes.grades)))
+    for number, train, test, fitted in fits(eyes, x, **options):
         used = fitted.stretched(eyes.grades[train].astype(float)) if stretch else fitted
         found[number, test] = x[test] @ used.weights + used.constant
     return np.clip(found, 0, 4)
@@ -192,7 +196,7 @@ def out_of_fold(eyes: Eyes, view: View, *, stretch: bool = True, **options: Any)
 def chances(eyes: Eyes, view: View) -> np.ndarray:
     """Probabilities (divisions, n, 5) in place of scores."""
     x, found = eyes.features(view), np.empty((len(SEEDS), len(eyes.grades), 5))
-    for number, train, test, fitted in fits(eyes, view):
+    for number, train, test, fitted in fits(eyes, x):
         grades = eyes.grades[train].astype(float)
         used = fitted.stretched(grades)
         found[number, test] = around(x[test] @ used.weights + used.constant, used.spread(grades))
@@ -203,7 +207,7 @@ def with_thresholds(eyes: Eyes, own: Mapping[str, View]) -> Scores:
     """Grades by thresholds that are fitted on the mean of the left-out scores of the training photographs."""
     found = np.empty((len(SEEDS), len(eyes.grades)))
     features = [eyes.features(view) for view in own.values()]
-    for together in zip(*(fits(eyes, view) for view in own.values()), strict=True):
+    for together in zip(*(fits(eyes, x) for x in features), strict=True):
         number, train, test, _ = together[0]
         grades = eyes.grades[train]
         used = [one[3].stretched(grades.astype(float)) for one in together]

@@ -22,7 +22,6 @@ import torch
 import yaml
 from checkout import checkout
 from real_eyes import (
-    ALPHAS,
     FOLDS,
     LITE0,
     PARAMS,
@@ -31,6 +30,7 @@ from real_eyes import (
     Eyes,
     Scores,
     View,
+    by_ridge,
     compare,
     out_of_fold,
     shipped,
@@ -42,7 +42,6 @@ from drgrade.encoders import create_encoder
 from drgrade.files import atomic_write
 from drgrade.grading.features import Frozen, features
 from drgrade.grading.pooled import PooledLayers
-from drgrade.grading.ridge import fit_ridge
 
 TILE, HIDDEN, EPOCHS, BATCH = 256, 64, 60, 32
 INITIALISATIONS = 3
@@ -111,16 +110,6 @@ def by_attention(eyes: Eyes, tiles: np.ndarray) -> Scores:
         x = torch.from_numpy((tiles - mean) / std)
         networks = [trained(x[train], grades[train], seed) for seed in range(INITIALISATIONS)]
         found[number, test] = scores_of(networks, x[test])
-    return found.clip(0, 4)
-
-
-def by_ridge(eyes: Eyes, x: np.ndarray) -> Scores:
-    """Scores of left-out photographs by the stretched ridge regression on features (n, D)."""
-    found = np.empty((len(SEEDS), len(x)))
-    for number, train, test in each_fold(eyes):
-        grades = eyes.grades[train]
-        fitted = fit_ridge(x[train], grades, eyes.patients[train], ALPHAS).stretched(grades.astype(float))
-        found[number, test] = x[test] @ fitted.weights + fitted.constant
     return found.clip(0, 4)
 
 
