@@ -21,8 +21,8 @@ def test_a_large_run_says_what_it_needs(tmp_path, monkeypatch):
     # 88,702 crops of 256 px in RGB are 17.4 GB
     assert "eyepacs: 88702 photographs; disk: 17.4 GB" in lines[0]
     stages = [line.split(":")[0] for line in lines[1:]]
-    assert stages[:4] == ["detector", "lesions", "pretrain", "grade"]
-    assert lines[4].startswith("grade: 3 runs")
+    assert stages[:5] == ["detector", "segmentation", "lesions", "pretrain", "grade"]
+    assert lines[5].startswith("grade: 3 runs")
 
 
 def test_limit_and_manifest_count(tmp_path, monkeypatch):
@@ -129,6 +129,29 @@ def test_no_lesions_are_searched_where_nobody_looks_at_them(tmp_path, monkeypatc
     alone = {"lesion_contrastive": {"start": "simclr"}}
     params = Params(download=Download(demo=Demo(patients=5000)), pretrain={"simclr": {}}, experiments=alone)
     assert [cost.stage for cost in stage_costs(params)] == ["pretrain", "grade"]
+
+
+def test_segmentations_are_counted_where_something_needs_them():
+    """Tiles of 192 px, of which a pixel takes 1.9 times as long as in EfficientNet-Lite0."""
+    counted = {"grader": "lesion_counts", "tile": 192, "tiles_per_photograph": 16, "epochs": 28}
+    roles = Roles(lesions="idrid", pretrain="idrid", grade="idrid", external=[])
+
+    def cost(**own: Any) -> list[StageCost]:
+        params = Params(
+            datasets={"idrid": Dataset()}, roles=roles, index=Index(val_fraction=0.25), explanations={}, **own
+        )
+        return [one for one in stage_costs(params) if one.stage in ("detector", "segmentation")]
+
+    (found,) = cost(experiments={"counts": counted | {"seeds": [0, 1]}}, pretrain={})
+    assert (found.trainings, found.passes) == (2, 2 * 28 * 54 * 0.75)
+    hours = found.passes * 16 * 1.9 * (192 / 288) ** 2 / 9 / 3600
+    assert found.hours == pytest.approx(hours)
+    lesions = {"experiments": {"lesion_contrastive": {"start": "lesion_contrastive"}}}
+    assert [one.stage for one in cost(**lesions)] == ["detector", "segmentation"]
+    assert [one.stage for one in cost(**lesions, segmentation={"use": False})] == ["detector"]
+    marks = {"lesions": {"source": "segmentation"}, "segmentation": {"use": False, "epochs": 3}}
+    assert [(one.stage, one.passes) for one in cost(**lesions, **marks)] == [("segmentation", 3 * 54 * 0.75)]
+    assert cost(experiments={"majority": {"grader": "majority"}}, pretrain={}) == []
 
 
 def test_the_official_training_part_is_what_is_trained_on():

@@ -8,8 +8,18 @@ from typing import NamedTuple
 
 from drgrade.errors import UserError
 from drgrade.grading.deepmt import Params as DeepMT
+from drgrade.grading.lesion_counts import Params as LesionCounts
 from drgrade.lesions.configs import config_file
-from drgrade.params import Contrastive, Encoded, Grade, LesionContrastive, Params, Pretraining, SimCLR
+from drgrade.params import (
+    Contrastive,
+    Encoded,
+    Grade,
+    LesionContrastive,
+    Params,
+    Pretraining,
+    Segmentation,
+    SimCLR,
+)
 from drgrade.params.grading import Shared
 from drgrade.params.trainings import folds as folds_of
 from drgrade.params.trainings import part_trainings as part_trainings_of
@@ -29,6 +39,9 @@ SEGMENTATION = 50.0
 """Time that a pixel takes in DeepMT-DR's segmentation of the published width, relative to EfficientNet-Lite0,
 on a CPU. It is proportional to the square of the width."""
 PUBLISHED_WIDTH = 64
+UNET = 1.9
+"""Time that a pixel takes in the lesion segmentation, relative to EfficientNet-Lite0: 10.9 tiles of 192 px a
+second, forward and backward, on 2 cores."""
 SEARCH_RATE = 2.0  # megapixels a second of rtmdet-tiny_tiles on 2 cores, benchmarks/detect.py
 MEGAPIXELS = 12.0  # of a photograph, as in IDRiD; synthetic ones have a configured width
 
@@ -94,10 +107,11 @@ def _parts(dataset: str) -> dict[str, int]:
 
 def stage_costs(params: Params) -> Iterator[StageCost]:
     """Costs of the stages that run networks."""
-    searched = {block.boxes for block in params.pretrain.values() if isinstance(block, LesionContrastive)}
-    if searched & {"detector", "random"} and params.patches.published is None:
-        if params.lesions.source == "detector":
-            yield _detector(params)
+    if _searched(params) and params.lesions.source == "detector":
+        yield _detector(params)
+    if segmentations := list(_segmentations(params)):
+        yield _segmentation(params, segmentations)
+    if _searched(params):
         yield _search(params)
     if params.pretrain:
         yield _pretraining(params)
@@ -128,13 +142,52 @@ def _resized(config: str) -> float:
     return int(found[1]) * int(found[2]) / 1e6 if found else math.inf
 
 
-def _detector(params: Params) -> StageCost:
+def _boxes(params: Params) -> set[str]:
+    """Sources of the boxes that encoders learn from."""
+    return {block.boxes for block in params.pretrain.values() if isinstance(block, LesionContrastive)}
+
+
+def _searched(params: Params) -> bool:
+    """Whether all photographs are searched for lesions."""
+    return bool(_boxes(params) & {"detector", "random"}) and params.patches.published is None
+
+
+def _masked(params: Params) -> int:
+    """Photographs with lesion masks to train on."""
     dataset = params.roles.lesions
     synthetic = getattr(params.download, dataset, None)
-    photographs = synthetic.segmentation if synthetic else _parts(dataset).get("segmentation train", 0)
-    passes = photographs * (1 - params.index.val_fraction) * params.detector.epochs
-    hours = passes * _megapixels(params, dataset) / SEARCH_RATE / FORWARD / 3600
+    return synthetic.segmentation if synthetic else _parts(dataset).get("segmentation train", 0)
+
+
+def _detector(params: Params) -> StageCost:
+    passes = _masked(params) * (1 - params.index.val_fraction) * params.detector.epochs
+    hours = passes * _megapixels(params, params.roles.lesions) / SEARCH_RATE / FORWARD / 3600
     return StageCost("detector", 1, passes, hours)
+
+
+def _segmentations(params: Params) -> Iterator[tuple[Segmentation, int]]:
+    """Params of the segmentations that are trained, and of how many networks each."""
+    own = params.segmentation
+    marks = _searched(params) and params.lesions.source == "segmentation"
+    shown = any(explanation.needs == "segmentation" for explanation in params.explanations.values())
+    if marks or shown or (own.use and _boxes(params)):
+        yield own, own.folds or 1
+    for name, row in params.experiments.items():
+        if isinstance(row, LesionCounts):
+            yield row.segmentation(0), len(trainings_of(params, name))
+
+
+def _segmentation(params: Params, trained: list[tuple[Segmentation, int]]) -> StageCost:
+    """Segmentations of lesions; those that an experiment counts lesions with, too."""
+    networks, passes, hours = 0, 0.0, 0.0
+    for block, times in trained:
+        share = 1 - 2 / block.folds if block.folds else 1 - params.index.val_fraction
+        own = _masked(params) * share * block.epochs * times
+        networks += times
+        passes += own
+        pixels = block.tiles_per_photograph * block.tile**2
+        hours += own * pixels * UNET / 288**2 / CPU_RATE / 3600
+    return StageCost("segmentation", networks, passes, hours)
 
 
 def _search(params: Params) -> StageCost:
@@ -171,6 +224,8 @@ def _pixels(params: Params, block: Pretraining) -> float:
 
 def _pixels_of(block: Shared) -> float:
     """Pixels of a photograph as a network processes it, weighted by time relative to EfficientNet-Lite0."""
+    if isinstance(block, LesionCounts):
+        return UNET * block.input_size**2
     if not isinstance(block, DeepMT):
         return block.input_size**2
     width = 0 if block.segmentation == "none" else block.segmentation_width
