@@ -398,6 +398,17 @@ def report(best: Measured, baseline: Measured) -> None:
     }))  # fmt: skip
 
 
+def report_gain(name: str, one: Measured, other: Measured) -> None:
+    """Print the last line of a benchmark that asks whether the first is better than the second."""
+    low, high = interval(one.draws - other.draws)
+    print(json.dumps({
+        "name": name, "value": round(one.qwk, 3), "unit": "QWK out of fold",
+        "baseline": round(other.qwk, 3), "ratio": round(one.qwk / other.qwk, 3),
+        "target": "the difference above 0 with its 95 % interval", "holds": bool(low > 0),
+        "interval": [round(float(low), 3), round(float(high), 3)],
+    }))  # fmt: skip
+
+
 def main() -> None:
     values = yaml.safe_load(PARAMS.read_text())
     folder = WORK / "idrid"

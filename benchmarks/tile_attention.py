@@ -9,7 +9,6 @@ the crop of 1024 px, trained on the squared error; its sizes were fixed before t
 one JSON object: the QWK with attention, beside that of the regression at 640 px.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -33,11 +32,11 @@ from real_eyes import (
     by_ridge,
     compare,
     out_of_fold,
+    report_gain,
     shipped,
 )
 from torch import Tensor, nn
 
-from drgrade.bootstrap import interval
 from drgrade.encoders import create_encoder
 from drgrade.files import atomic_write
 from drgrade.grading.features import Frozen, features
@@ -183,14 +182,7 @@ def main() -> None:
         "mean of regressions",
         {"best": best, "with attention over 16 tiles": (3 * best + attended) / 4},
     )
-    one, other = found["attention over 16 tiles"], found["one regression at 640 px"]
-    low, high = interval(one.draws - other.draws)
-    print(json.dumps({
-        "name": "tile_attention", "value": round(one.qwk, 3), "unit": "QWK out of fold",
-        "baseline": round(other.qwk, 3), "ratio": round(one.qwk / other.qwk, 3),
-        "target": "the difference above 0 with its 95 % interval", "holds": bool(low > 0),
-        "interval": [round(float(low), 3), round(float(high), 3)],
-    }))  # fmt: skip
+    report_gain("tile_attention", found["attention over 16 tiles"], found["one regression at 640 px"])
 
 
 if __name__ == "__main__":
