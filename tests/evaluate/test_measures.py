@@ -120,6 +120,8 @@ def test_recall_of_each_grade(entry):
     recalls = [sk.recall_score(measured.grades, predicted, average=None) for predicted in measured.predicted]
     assert [row["recall"] for row in entry["grades"]] == pytest.approx(np.mean(recalls, axis=0))
     assert [row["n"] for row in entry["grades"]] == [8] * 5
+    graded = [sk.confusion_matrix(measured.grades, predicted) for predicted in measured.predicted]
+    assert [row["predicted"] for row in entry["grades"]] == np.mean(graded, axis=0).tolist()
     assert all(row["recall_low"] <= row["recall"] <= row["recall_high"] for row in entry["grades"])
 
 

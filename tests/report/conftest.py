@@ -113,7 +113,15 @@ def _metrics(qwk):
         "fitted_gain_high": 0.0333 if qwk else None,
         "n": 7,
         "patients": 4,
-        "grades": [{"grade": g, "n": 2 * g, "recall": 0.25 * g if g else None} for g in range(5)],
+        "grades": [
+            {
+                "grade": g,
+                "n": 2 * g,
+                "recall": 0.25 * g if g else None,
+                "predicted": [0.0] * g + [2.0 * g] + [0.0] * (4 - g),
+            }
+            for g in range(5)
+        ],
         "seeds": [{"seed": 3, "qwk": qwk}],
         "val_qwk": qwk,
         "intervals": [{"metric": "accuracy", "low": 0.4375, "high": 0.9375}],

@@ -1,6 +1,7 @@
 import re
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -50,12 +51,13 @@ def test_card_says_what_a_reader_must_know(card):
         "| Quadratic weighted kappa (QWK) | 0.712 | 0.612 to 0.812 |",
         "| Accuracy | 0.712 | 0.438 to 0.938 |",
         "| QWK, thresholds fitted on validation photographs | 0.735 | – |",
-        "| 3 severe | 6 | 0.750 |",
-        "| 0 none | 0 | – |",
+        "| 3 severe | 6 | 0.750 | 0, 0, 0, 6, 0 |",
+        "| 0 none | 0 | – | 0, 0, 0, 0, 0 |",
         "sensitivity, score of 1.5 or more | – |",
         "number of weights: 3,371,024",
         "training seeds: 3",
         "Fewer than 30 test photographs of grade 0, 1, 2, 3, 4",
+        "- Grades follow from the painted lesions by rule",
         'Model.load("results/demo/grade/good")',
     ):
         assert part in card["good"], part
@@ -161,8 +163,13 @@ def test_all_roles_of_a_dataset_are_told(results, records):
 
 
 def test_card_says_what_the_results_say_against_the_model(results):
-    grades = [{"grade": grade, "n": n, "recall": 0.9} for grade, n in enumerate((134, 9, 136, 74, 49))]
+    counts = (134, 9, 136, 74, 49)
+    grades = [
+        {"grade": grade, "n": n, "recall": 0.9, "predicted": n * np.eye(5)[grade]}
+        for grade, n in enumerate(counts)
+    ]
     grades[1]["recall"] = 0.1  # of too few photographs
+    grades[4]["predicted"] = [0, 1.5, 18.5, 10, 19]
     grades[4]["recall"] = 0.52
     calibrated = [
         {"method": "none", "ece": 0.3712}, {"method": "temperature", "ece": 0.09},
@@ -172,21 +179,25 @@ def test_card_says_what_the_results_say_against_the_model(results):
         "grades": grades, "accuracy": 0.579, "mae": 0.47, "referable_sensitivity": 0.9, "n": 402,
         "patients": 50, "calibration": calibrated,
     }  # fmt: skip
-    assert caveats(metrics) == [
+    assert caveats(metrics, ["Painted."]) == [
         "- Of the 49 test photographs of grade 4 (proliferative), 52% are graded so.",
         "- 58% of the test photographs get their grade; on average a score is 0.47 grades off.",
+        "- 5% of the test photographs are graded two or more grades off; the furthest error is of 3 grades.",
         "- 10% of the photographs of grade 2 or more score below 1.5 and would be missed.",
         "- The probability of the named grade is off by 0.37 on average, 0.09 after the method temperature; "
         "calibrate it before use.",
         *(f"- {line}" for line in ALWAYS),
         "- Fewer than 30 test photographs of grade 1: recall there is rough.",
+        "- Painted.",
     ]
 
 
 def test_a_perfect_model_has_nothing_against_it(results):
     perfect = {
-        "grades": [{"grade": grade, "n": 40, "recall": 1.0} for grade in range(5)], "accuracy": 1.0,
-        "mae": 0.1, "referable_sensitivity": 1.0, "n": 200, "patients": 100,
+        "grades": [
+            {"grade": grade, "n": 40, "recall": 1.0, "predicted": 40 * np.eye(5)[grade]} for grade in range(5)
+        ],
+        "accuracy": 1.0, "mae": 0.1, "referable_sensitivity": 1.0, "n": 200, "patients": 100,
         "calibration": [{"method": "none", "ece": 0.05}],
     }  # fmt: skip
-    assert caveats(results.metrics["good"] | perfect) == [f"- {line}" for line in ALWAYS]
+    assert caveats(results.metrics["good"] | perfect, []) == [f"- {line}" for line in ALWAYS]

@@ -64,9 +64,11 @@ class IDRiD:
             "with neighbouring numbers are often of one person; with `numbers_per_patient: 8`, blocks of 8 "
             "numbers count as patients.",
             "The official parts share a photograph: training 118 is test 064; the scheme `official` leaves "
-            "the former out. Five pairs of training photographs are copies of each other.",
+            "the former out. Five pairs of training photographs are copies of each other, of which two pairs "
+            "have two different grades.",
             "Most photographs with masks (part A) are among the graded ones (part B). File names repeat "
             "between both, and between training and test.",
+            "All photographs are of one eye clinic in India and one camera (Kowa VX-10 alpha, 50 degrees).",
             "FLAIR's weights were pretrained on it, among other datasets.",
         ),
     )

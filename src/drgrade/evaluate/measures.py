@@ -16,7 +16,7 @@ from drgrade.bootstrap import Floats, interval
 from drgrade.evaluate.detection import Ranking, macro_auroc, rank, rank_grades
 from drgrade.evaluate.fits import METHODS
 from drgrade.evaluate.intervals import Confusions, bootstrap, confusions, resampled
-from drgrade.evaluate.metrics import REFERABLE, SIGHT_THREATENING, qwk, recall, summary
+from drgrade.evaluate.metrics import REFERABLE, SIGHT_THREATENING, confusion, qwk, recall, summary
 from drgrade.evaluate.predictions import Measured
 from drgrade.evaluate.reliability import CalibrationSums, calibration_sums
 from drgrade.params import Evaluate
@@ -223,8 +223,12 @@ def calibration(
 def by_grade(
     experiment: Measured, means: Mapping[str, float], draws: Mapping[str, Floats]
 ) -> list[dict[str, Any]]:
-    """Return the number of photographs of each grade and its recall, with interval."""
+    """Return how many photographs of each grade there are, its recall with interval, and how they are graded.
+
+    ``predicted`` are the numbers that are graded 0, 1, 2, 3 and 4, means over the seeds.
+    """
     counts = np.bincount(experiment.grades, minlength=len(GRADES))
+    graded = np.mean([confusion(experiment.grades, predicted) for predicted in experiment.predicted], axis=0)
     rows = []
     for grade in GRADES:
         low, high = ends(draws[f"recall_{grade}"])
@@ -235,6 +239,7 @@ def by_grade(
                 "recall": means[f"recall_{grade}"],
                 "recall_low": low,
                 "recall_high": high,
+                "predicted": graded[grade].tolist(),
             }
         )
     return rows

@@ -56,13 +56,21 @@ def measured(metrics: Mapping[str, Any]) -> list[str]:
         low, high = ends.get(key, (metrics.get(f"{key}_low"), metrics.get(f"{key}_high")))
         values.append((title, metrics[key], between(low, high)))
     grades = [
-        (f"{row['grade']} {GRADE_NAMES[row['grade']]}", row["n"], row["recall"]) for row in metrics["grades"]
+        (
+            f"{row['grade']} {GRADE_NAMES[row['grade']]}",
+            row["n"],
+            row["recall"],
+            ", ".join(f"{count:.3g}" for count in row["predicted"]),
+        )
+        for row in metrics["grades"]
     ]
     seeds = [(str(row["seed"]), row["qwk"]) for row in metrics["seeds"]]
     return [
         *markdown_table(("metric", "value", "95 % interval"), values),
         "",
-        *markdown_table(("grade", "photographs", "recall"), grades),
+        *markdown_table(
+            ("grade", "photographs", "recall", "graded as 0, 1, 2, 3, 4 (mean of the seeds)"), grades
+        ),
         "",
         *markdown_table(("seed", "QWK"), seeds),
         "",

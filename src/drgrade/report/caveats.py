@@ -1,7 +1,9 @@
 """Caveats of a model card: what the results themselves say against the model."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from drgrade.data.patients import UNKNOWN
 from drgrade.schema import GRADE_NAMES
@@ -22,13 +24,14 @@ ALWAYS = [
 ]
 
 
-def caveats(metrics: Mapping[str, Any]) -> list[str]:
+def caveats(metrics: Mapping[str, Any], defects: Sequence[str]) -> list[str]:
     """Return the lines of the section; those on results only where there is something to say.
 
     Args:
         metrics: entry of the experiment in ``metrics.json``.
+        defects: known defects of the dataset that it is tested on.
     """
-    return [f"- {line}" for line in (*weaknesses(metrics), *ALWAYS, *few(metrics))]
+    return [f"- {line}" for line in (*weaknesses(metrics), *ALWAYS, *few(metrics), *defects)]
 
 
 def weaknesses(metrics: Mapping[str, Any]) -> Iterator[str]:
@@ -42,6 +45,8 @@ def weaknesses(metrics: Mapping[str, Any]) -> Iterator[str]:
             f"{metrics['accuracy']:.0%} of the test photographs get their grade; on average a score is "
             f"{metrics['mae']:.2f} grades off."
         )
+    if far := distant(metrics["grades"]):
+        yield far
     missed = 1 - (1.0 if metrics["referable_sensitivity"] is None else metrics["referable_sensitivity"])
     if missed > 0:
         yield f"{missed:.0%} of the photographs of grade 2 or more score below 1.5 and would be missed."
@@ -53,6 +58,24 @@ def weaknesses(metrics: Mapping[str, Any]) -> Iterator[str]:
             + "".join(f", {one}" for one in after)
             + "; calibrate it before use."
         )
+
+
+def distant(grades: Sequence[Mapping[str, Any]]) -> str:
+    """Return a sentence on errors of two grades and more; empty if there are none.
+
+    Args:
+        grades: ``grades`` of the experiment in ``metrics.json``.
+    """
+    counts = np.array([row["predicted"] for row in grades])
+    off = np.abs(np.subtract.outer(np.arange(len(counts)), np.arange(len(counts))))
+    share = counts[off > 1].sum() / counts.sum()
+    if not share:
+        return ""
+    furthest = off[counts > 0].max()
+    return (
+        f"{share:.0%} of the test photographs are graded two or more grades off; the furthest error is of "
+        f"{furthest} grades."
+    )
 
 
 def few(metrics: Mapping[str, Any]) -> Iterator[str]:

@@ -56,7 +56,7 @@ def model_card(name: str, results: Results, records: Records, params: Mapping[st
         "Training data": training_data(params),
         "Quantitative analyses": analyses(name, results, params["calibrate"]["point"]),
         "Ethical considerations": ETHICS,
-        "Caveats and recommendations": caveats(metrics),
+        "Caveats and recommendations": caveats(metrics, DATASETS.get(params["roles"]["grade"]).card.defects),
         "How to load": how_to_load(name, params),
         "Parameters": ["```yaml", parameters(name, params), "```"],
     }
