@@ -1,4 +1,4 @@
-"""Fine-tuning the last stages of a network at 448 px on real eyes: losses, and the average of weights.
+"""Fine-tuning the last stages of a network at 448 px on real eyes: losses, schedule, averages.
 
     DRGRADE_IDRID_ROOT=/path/to/IDRiD uv run python benchmarks/fine_tuning.py
 
@@ -7,10 +7,10 @@ Training a whole EfficientNet-Lite0 at 448 px takes hours of 2 cores a fold and 
 ImageNet's weights, and their maps of each photograph and its three mirror images are computed once; the last
 stage with the head, or the last two stages, are trained on them, with a mirror image drawn at random in each
 step. The grade is the mean score of the four. Ridge regression on frozen features of the same four is what it
-is compared with. Epochs and learning rates were fixed before the first run, and nothing is selected. The
-moving average of the weights has a decay of 0.98 a step. Trainings that are done wait in the folder
-``tuned``. The last line is one JSON object: the QWK of the last stage trained on the squared error, beside
-that of the regression.
+is compared with. The losses, twice the epochs, two more seeds and the last two stages are compared; epochs
+and learning rates were fixed before the first run, and nothing is selected. The moving average of the weights
+has a decay of 0.98 a step. Trainings that are done wait in the folder ``tuned``. The last line is one JSON
+object: the QWK of the last stage trained on the squared error, beside that of the regression.
 """
 
 import os
@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -35,7 +36,7 @@ from drgrade.images.scaled import at_size
 from drgrade.inference import outputs
 from drgrade.params.training import Loss
 
-SIZE, EPOCHS, BATCH, LR, DECAY = 448, 12, 16, 1e-3, 0.98
+SIZE, EPOCHS, BATCH, LR, DECAY, SEEDS = 448, 12, 16, 1e-3, 0.98, (0, 1, 2)
 MIRRORED: tuple[tuple[int, ...], ...] = ((), (2,), (1,), (1, 2))
 """Axes of an image (n, H, W, 3) that are reversed."""
 LOSSES: dict[Loss, str] = {
@@ -44,9 +45,31 @@ LOSSES: dict[Loss, str] = {
     "coral": "ordinal: CORAL",
     "corn": "ordinal: CORN",
 }
-STAGES = {"last stage": 6, "last two stages": 5}
-"""First block of EfficientNet-Lite0 that is trained."""
-RIDGE, TUNED = "ridge regression on frozen features", "last stage, squared error"
+RIDGE = "ridge regression on frozen features"
+
+
+class Recipe(NamedTuple):
+    """A training.
+
+    Attributes:
+        loss: its name.
+        first: first block of EfficientNet-Lite0 that is trained; 6 is the last stage, 5 the one before.
+        epochs: passes over the training photographs.
+        seed: of the head, the order and the mirror images.
+    """
+
+    loss: Loss = "mse"
+    first: int = 6
+    epochs: int = EPOCHS
+    seed: int = 0
+
+
+RECIPES = {
+    **{f"last stage, {what}": Recipe(loss) for loss, what in LOSSES.items()},
+    "last stage, squared error, twice the epochs": Recipe(epochs=2 * EPOCHS),
+    "last two stages, squared error": Recipe(first=5),
+}
+TUNED = next(iter(RECIPES))
 
 
 class LastStages(nn.Module):
@@ -70,14 +93,19 @@ class LastStages(nn.Module):
         return found.reshape(len(found), *self.loss.shape)
 
 
-def maps_of(eyes: Eyes, first: int) -> np.ndarray:
-    """Maps (n, 4, C, H, W) that enter a block, of each photograph and its mirror images; float16."""
-    whole = create_encoder(LITE0, "imagenet")
-    front = nn.Sequential(whole.conv_stem, whole.bn1, *whole.blocks[:first]).eval()
+def maps_of(eyes: Eyes) -> dict[int, np.ndarray]:
+    """Maps (n, 4, C, H, W) of photographs and mirror images that enter the blocks 5 and 6; float16."""
+    whole = create_encoder(LITE0, "imagenet").eval()
+    front = nn.Sequential(whole.conv_stem, whole.bn1, *whole.blocks[:5])
+    before = cached(f"lite0_{SIZE}_before_5", lambda: by_front(eyes, front))
+    return {5: before, 6: cached(f"lite0_{SIZE}_before_6", lambda: by_stage(before, whole.blocks[5]))}
+
+
+def by_front(eyes: Eyes, front: nn.Module) -> np.ndarray:
+    """The same from the photographs, by the first stages."""
     mean, std = normalisation(LITE0)
-    images = np.asarray(at_size(eyes.data.images, SIZE)[np.sort(eyes.rows)])
-    if not np.array_equal(np.sort(eyes.rows), eyes.rows):
-        raise SystemExit("the photographs are not in the order of the crops")
+    images = at_size(eyes.data.images, SIZE)
+    images = np.stack([np.asarray(images[row]) for row in eyes.rows])
     with torch.inference_mode():
         shape = tuple(front(torch.zeros(1, 3, SIZE, SIZE)).shape[1:])
     found = [
@@ -87,22 +115,28 @@ def maps_of(eyes: Eyes, first: int) -> np.ndarray:
     return np.stack(found, axis=1)
 
 
-def trained(maps: Tensor, grades: Tensor, first: int, loss: Loss) -> tuple[nn.Module, nn.Module]:
+@torch.inference_mode()
+def by_stage(before: np.ndarray, stage: nn.Module) -> np.ndarray:
+    """The same from the maps that enter the stage before, by that stage."""
+    found = [stage(part.flatten(0, 1).float()).half() for part in torch.from_numpy(before).split(BATCH)]
+    return torch.cat(found).unflatten(0, (-1, len(MIRRORED))).numpy()
+
+
+def trained(maps: Tensor, grades: Tensor, recipe: Recipe) -> tuple[nn.Module, nn.Module]:
     """The trained network, and the moving average of its weights.
 
     Args:
         maps: of the training photographs (n, 4, C, H, W).
         grades: their grades, int64 (n,).
-        first: first block that is trained.
-        loss: name of the loss.
+        recipe: what is trained, and how.
     """
-    torch.manual_seed(0)
-    network = LastStages(first, loss).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    torch.manual_seed(recipe.seed)
+    network = LastStages(recipe.first, recipe.loss).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(DECAY), use_buffers=True)
     optimizer = torch.optim.AdamW(network.parameters(), lr=LR, weight_decay=0.01)
-    steps = EPOCHS * (len(maps) // BATCH)
+    steps = recipe.epochs * (len(maps) // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=steps)
-    for _ in range(EPOCHS):
+    for _ in range(recipe.epochs):
         order = torch.randperm(len(maps))[: len(maps) // BATCH * BATCH]
         for rows in order.split(BATCH):
             seen = maps[rows, torch.randint(len(MIRRORED), (BATCH,))]
@@ -127,15 +161,15 @@ def scores_of(network: nn.Module, maps: Tensor) -> np.ndarray:
     return scores
 
 
-def tuned(eyes: Eyes, maps: np.ndarray, first: int, loss: Loss) -> np.ndarray:
+def tuned(eyes: Eyes, maps: np.ndarray, recipe: Recipe) -> np.ndarray:
     """Scores (2, n) of left-out photographs: by the network, and by the average of its weights."""
-    file = Path(f"tuned/{loss}_{first}.npy")
+    file = Path("tuned") / f"{'_'.join(map(str, recipe))}.npy"
     if not file.is_file():
         began, found = time.perf_counter(), np.empty((2, len(maps)))
         inputs, grades = torch.from_numpy(maps), torch.from_numpy(eyes.grades)
         for part in range(FOLDS):
-            train, test = (torch.from_numpy(eyes.folds[0] == part) == one for one in (False, True))
-            networks = trained(inputs[train], grades[train], first, loss)
+            train, test = (torch.from_numpy((eyes.folds[0] == part) == one) for one in (False, True))
+            networks = trained(inputs[train], grades[train], recipe)
             found[:, test.numpy()] = [scores_of(one, inputs[test]) for one in networks]
         print(f"{file}: {(time.perf_counter() - began) / 60:.1f} minutes", file=sys.stderr, flush=True)
         file.parent.mkdir(exist_ok=True)
@@ -146,20 +180,18 @@ def tuned(eyes: Eyes, maps: np.ndarray, first: int, loss: Loss) -> np.ndarray:
 
 def rows_of(eyes: Eyes) -> dict[str, Scores]:
     """Scores (1, n) of left-out photographs, by row of the table."""
-    view = View(LITE0, SIZE)
+    view, maps = View(LITE0, SIZE), maps_of(eyes)
     rows = {
         RIDGE: by_ridge(eyes, eyes.features(view._replace(flips=True)))[:1],
         f"{RIDGE}, without mirror images": by_ridge(eyes, eyes.features(view))[:1],
     }
-    for stages, first in STAGES.items():
-        maps = cached(f"lite0_{SIZE}_before_{first}", lambda first=first: maps_of(eyes, first))
-        for loss, what in LOSSES.items():
-            if stages != "last stage" and loss != "mse":
-                continue
-            plain, averaged = tuned(eyes, maps, first, loss)
-            rows[f"{stages}, {what}"] = plain[None]
-            rows[f"{stages}, {what}, average of the weights"] = averaged[None]
-    rows["mean of ridge regression and the last stage"] = (rows[RIDGE] + rows[TUNED]) / 2
+    for name, recipe in RECIPES.items():
+        plain, averaged = tuned(eyes, maps[recipe.first], recipe)
+        rows[name] = plain[None]
+        rows[f"{name}, average of the weights"] = averaged[None]
+    seeds = [tuned(eyes, maps[6], Recipe(seed=seed))[0] for seed in SEEDS]
+    rows[f"{TUNED}, mean of {len(SEEDS)} seeds"] = np.mean(seeds, axis=0)[None]
+    rows[f"mean of ridge regression and {TUNED}"] = (rows[RIDGE] + rows[TUNED]) / 2
     return rows
 
 
