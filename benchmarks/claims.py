@@ -17,7 +17,6 @@ say nothing, to see it run. The last line is one JSON object.
 
 import argparse
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from itertools import product
@@ -26,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from checkout import ROOT, checkout
+from checkout import ROOT, checkout, side_by_side
 from matplotlib.figure import Figure
 
 from drgrade.bootstrap import interval
@@ -166,9 +165,7 @@ def run(dataset: str, quick: bool, train: bool) -> tuple[Path, dict[str, Any]]:
     values = checkout(folder, params(dataset, quick))
     if not train:
         return folder, values
-    # two trainings side by side: each waits on one thread for much of its time
-    side_by_side = ["--resources", "gpu=2", "--set-threads", "pretrain=1", "grade=1"]
-    subprocess.run(["snakemake", "--cores", "2", *side_by_side], cwd=folder, check=True, stdout=sys.stderr)
+    side_by_side(folder, "pretrain", "grade")
     return folder, values
 
 

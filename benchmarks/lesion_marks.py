@@ -13,8 +13,6 @@ sensitivity for microaneurysms at one false positive per photograph, by the cent
 
 import argparse
 import json
-import subprocess
-import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,14 +20,15 @@ from typing import Any
 import pandas as pd
 import tiles
 import yaml
-from checkout import ROOT, checkout
+from checkout import ROOT, checkout, side_by_side
+from matplotlib.figure import Figure
 
 from drgrade.bootstrap import interval
 from drgrade.lesions.froc import Statistic, ap50, bootstrap, once, paired_difference, sensitivity
 from drgrade.lesions.matching import Matches, Rule, match
 from drgrade.lesions.predict import detect_lesions
 from drgrade.params import Lesions
-from drgrade.schema import INDEX, LESION_BOXES, LESIONS, read_table
+from drgrade.schema import INDEX, LESION_BOXES, LESION_NAMES, LESIONS, read_table
 from drgrade.segmentation.measure import load_networks
 from drgrade.segmentation.parts import parts
 
@@ -38,6 +37,8 @@ PARAMS = ROOT / "params/idrid-segmentation.yaml"
 METRICS = "results/idrid/segmentation_metrics/metrics.json"
 SEARCH = Lesions(source="segmentation", max_per_image=1000)
 BOXES = tiles.ARMS["tiles"].boxes
+CHARTED = (0.125, 0.5, 1.0, 2.0, 8.0, 32.0)
+"""False positives per photograph of the chart."""
 RULES: dict[Rule, str] = {"iou": "IoU of 0.5", "centre": "centre in the lesion's box"}
 WAYS = {"marks": "segmentation", "tiles": "detector on tiles"}
 
@@ -89,11 +90,7 @@ def run(*, train: bool) -> dict[str, pd.DataFrame]:
     folder = WORK / "idrid"
     if train:
         checkout(folder, yaml.safe_load(PARAMS.read_text()))
-        side_by_side = ["--resources", "gpu=2", "--set-threads", "segmentation=1"]
-        subprocess.run(
-            ["snakemake", "--cores", "2", *side_by_side, "--", METRICS],
-            cwd=folder, check=True, stdout=sys.stderr,
-        )  # fmt: skip
+        side_by_side(folder, "segmentation", targets=(METRICS,))
         for fold in range(tiles.FOLDS):
             tiles.apart("tiles", fold, tiles.SEEDS[0])
     found = {"marks": segmented(), "tiles": detected()}
@@ -115,6 +112,27 @@ def table(matched: dict[str, Matches], rule: Rule) -> None:
         rows = {way: one if lesion == "all" else one.of(lesion) for way, one in matched.items()}
         cells = [cell(one, figure) for figure in FIGURES.values() for one in rows.values()]
         print(f"| {lesion} | {len(next(iter(rows.values())).truth)} | " + " | ".join(cells) + " |")
+
+
+def chart(matched: dict[str, Matches], path: Path) -> None:
+    """Draw the sensitivity of each way by false positives per photograph, a panel for each kind of lesion."""
+    figure = Figure(figsize=(11, 3.2), layout="constrained")
+    panels = figure.subplots(1, len(LESIONS), sharey=True)
+    curve: Statistic = partial(sensitivity, rates=CHARTED)
+    for panel, lesion in zip(panels, LESIONS, strict=True):
+        for way, matches in matched.items():
+            own = matches.of(lesion)
+            low, high = interval(bootstrap(own, curve))
+            (line,) = panel.plot(CHARTED, curve(own, once(own))[0], marker="o", label=WAYS[way])
+            panel.fill_between(CHARTED, low, high, alpha=0.2, color=line.get_color())
+        panel.set(title=f"{LESION_NAMES[lesion]}s", xscale="log", ylim=(0, 1))
+        panel.set_xlabel("false positives per photograph")
+        panel.set_xticks(CHARTED, [f"{rate:g}" for rate in CHARTED])
+        panel.minorticks_off()
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("sensitivity")
+    panels[0].legend(fontsize=8)
+    figure.savefig(path, dpi=110)
 
 
 def gain(matched: dict[str, Matches], figure: Statistic) -> dict[str, float] | None:
@@ -143,6 +161,7 @@ def main() -> None:
     print(f"{len(names)} photographs, each searched by a network that has not seen it")
     for rule, ways in matched.items():
         table(ways, rule)
+    chart(matched["centre"], WORK / "idrid_lesions.png")
     print("\nmicroaneurysms at 1 false positive per photograph, by the centre")
     own = {way: one.of("MA") for way, one in matched["centre"].items()}
     difference = gain(own, at(1.0))
