@@ -185,11 +185,11 @@ def rows_of(eyes: Eyes) -> dict[str, Scores]:
         RIDGE: by_ridge(eyes, eyes.features(view._replace(flips=True)))[:1],
         f"{RIDGE}, without mirror images": by_ridge(eyes, eyes.features(view))[:1],
     }
+    seeds = [tuned(eyes, maps[6], Recipe(seed=seed))[0] for seed in SEEDS]
     for name, recipe in RECIPES.items():
         plain, averaged = tuned(eyes, maps[recipe.first], recipe)
         rows[name] = plain[None]
         rows[f"{name}, average of the weights"] = averaged[None]
-    seeds = [tuned(eyes, maps[6], Recipe(seed=seed))[0] for seed in SEEDS]
     rows[f"{TUNED}, mean of {len(SEEDS)} seeds"] = np.mean(seeds, axis=0)[None]
     rows[f"mean of ridge regression and {TUNED}"] = (rows[RIDGE] + rows[TUNED]) / 2
     return rows
